@@ -1,0 +1,73 @@
+# Spotter. `make` lists the targets; README.md tells what they do.
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+
+PYTHON ?= python3
+OPERATE := .spotter/envs/operator/bin/python -m scripts
+DEV := .spotter/envs/dev/bin
+
+# Short names for the settings that people change most; the long ones work too, also in .env.
+ifdef IMAGES
+export SPOTTER_IMAGES := $(IMAGES)
+endif
+ifdef OUTPUT
+export SPOTTER_OUTPUT := $(OUTPUT)
+endif
+ifdef JOB
+export SPOTTER_JOB := $(JOB)
+endif
+ifdef DEVICE
+export STACK_DEVICE := $(DEVICE)
+endif
+ifdef PRESET
+export STACK_PRESET := $(PRESET)
+endif
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo 'Settings: IMAGES=folder-or-glob OUTPUT=folder JOB=name-or-file DEVICE=cpu|cuda PRESET=name-or-file; see .env.example'
+
+.PHONY: run
+run: operator ## run the job: IMAGES=, OUTPUT=, JOB=; starts the stack if it is not up
+	@$(OPERATE) run $(OPTIONS)
+
+.PHONY: up
+up: operator ## start the detector and vLLM, wait until they can answer
+	@$(OPERATE) up
+
+.PHONY: down
+down: operator ## stop the stack; requests in flight may finish
+	@$(OPERATE) down
+
+.PHONY: status
+status: operator ## show the services
+	@$(OPERATE) status
+
+.PHONY: logs
+logs: operator ## show the services' logs: SERVICE=vllm or detector, FOLLOW=1
+	@$(OPERATE) logs $(SERVICE) $(if $(FOLLOW),--follow)
+
+.PHONY: test
+test: dev ## run all tests, on the real services: TESTS= for some of them
+	@$(PYTHON) scripts/environments.py detector-cpu vllm-cpu
+	$(DEV)/python -m pytest $(TESTS)
+
+.PHONY: lint
+lint: dev ## check style and types
+	$(DEV)/ruff check .
+	$(DEV)/ruff format --check .
+	$(DEV)/mypy
+
+.PHONY: format
+format: dev ## bring the code into the house's style
+	$(DEV)/ruff check --fix .
+	$(DEV)/ruff format .
+
+.PHONY: lock
+lock: ## resolve the dependencies of pyproject.toml anew; needs a package index
+	@$(PYTHON) scripts/lock.py
+
+.PHONY: operator dev
+operator dev:
+	@$(PYTHON) scripts/environments.py $@

@@ -1,0 +1,1 @@
+"""What the job does to the data: read -> detect -> crop -> ask -> write."""

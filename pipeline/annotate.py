@@ -1,0 +1,62 @@
+"""Draw detections and answers onto images."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from pipeline.images import decode
+
+# Large enough to read a caption on, small enough that 200 of them make a page.
+MAX_SIDE = 960
+
+# Okabe and Ito's palette for colour-blind readers (Color Universal Design, 2008), but for black and its yellow.
+PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+
+def color(caption: str) -> str:
+    """The same colour for the same caption, in every run."""
+    return PALETTE[sum(caption.encode()) % len(PALETTE)]
+
+
+def annotated(data: bytes, detections: list[dict[str, Any]]) -> bytes:
+    """The JPEG of an encoded image, at most MAX_SIDE pixels wide and high, with a captioned box for each detection.
+
+    A detection holds `box` (`xyxy`, pixels of the upright image) and `caption`.
+
+    Raises:
+        BadImage: the image cannot be decoded.
+    """
+    image = decode(data).pixels
+    full_width = image.width
+    image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.BILINEAR)
+    scale = image.width / full_width
+    draw = ImageDraw.Draw(image)
+    font = ImageFont.load_default(size=max(12, max(image.size) // 55))
+    line = max(2, max(image.size) // 320)
+    for found in detections:
+        x1, y1, x2, y2 = (value * scale for value in found["box"])
+        ink = color(found["caption"])
+        draw.rectangle((x1, y1, x2, y2), outline=ink, width=line)
+        left, top, right, bottom = draw.textbbox((0, 0), found["caption"], font=font)
+        width, height = right - left + 8, bottom - top + 6
+        x = min(max(x1, 0), max(image.width - width, 0))
+        y = y1 - height if y1 >= height else y1
+        draw.rectangle((x, y, x + width, y + height), fill=ink)
+        draw.text((x + 4 - left, y + 3 - top), found["caption"], fill="white", font=font)
+    encoded = io.BytesIO()
+    image.save(encoded, "JPEG", quality=85)
+    return encoded.getvalue()
+
+
+def annotate_file(source: Path, target: Path, detections: list[dict[str, Any]]) -> None:
+    """Write the annotated copy of an image file.
+
+    Raises:
+        BadImage: the image cannot be decoded (any more).
+        OSError: the image cannot be read, or the copy not written.
+    """
+    target.write_bytes(annotated(source.read_bytes(), detections))

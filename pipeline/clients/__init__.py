@@ -1,0 +1,1 @@
+"""The services that the job asks: the detector and the model server."""

@@ -1,0 +1,53 @@
+"""The detector service's client: an encoded image in, boxes in that image's pixels out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgpack
+
+from pipeline.clients.http import HttpClient
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A detection: `xyxy` in pixels of the image that was sent, upright."""
+
+    xyxy: tuple[float, float, float, float]
+    label: str
+    score: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Detected:
+    """The detector's answer for one image; boxes by descending score."""
+
+    boxes: list[Box]
+    width: int
+    height: int
+    model: str
+    revision: str | None
+    attempts: int
+
+
+class DetectorClient:
+    """Asks the service of services/detector, whose README has the protocol."""
+
+    def __init__(self, http: HttpClient, label: str, threshold: float | None = None) -> None:
+        self.http = http
+        self.label = label
+        self.threshold = threshold
+
+    async def detect(self, image: bytes) -> Detected:
+        """Find the label's objects in an encoded image.
+
+        Raises:
+            RequestFailed: the service refused the image or the label, or could not be reached.
+        """
+        body = msgpack.packb({"image": image, "label": self.label, "threshold": self.threshold})
+        reply = await self.http.post("/detect", body, "application/msgpack")
+        answer = msgpack.unpackb(reply.body)
+        boxes = [Box(tuple(found["box"]), found["label"], found["score"]) for found in answer["boxes"]]
+        # A detector without scores keeps its order; ties are broken by place, so that two runs agree.
+        boxes.sort(key=lambda box: (-(box.score or 0.0), box.xyxy))
+        return Detected(boxes, answer["width"], answer["height"], answer["model"], answer["revision"], reply.attempts)

@@ -1,0 +1,110 @@
+"""The model server's client: a crop and a question in, an answer that fits the job's schema out.
+
+It speaks the OpenAI chat completions API, as vLLM and others serve it.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import jsonschema
+
+from pipeline.clients.http import HttpClient
+from pipeline.job import Job
+
+
+class BadAnswer(Exception):
+    """The model answered, but not with what the job's schema asks for; `raw` is its text."""
+
+    def __init__(self, reason: str, raw: str | None, attempts: int) -> None:
+        super().__init__(reason)
+        self.raw = raw
+        self.attempts = attempts
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer: the fields of the job's schema, the model's own text, and what it cost."""
+
+    fields: dict[str, Any]
+    """By the names of the schema's properties; the schema allows them."""
+    raw: str
+    attempts: int
+    latency_s: float
+    prompt_tokens: int | None
+    completion_tokens: int | None
+
+
+def data_url(image: bytes, media_type: str = "image/jpeg") -> str:
+    """An encoded image as a data URL: a server refuses bare base64, and would fetch any other URL by itself."""
+    return f"data:{media_type};base64,{base64.b64encode(image).decode()}"
+
+
+class ModelClient:
+    """Asks the job's question about crops, in the job's form."""
+
+    def __init__(self, http: HttpClient, model: str, job: Job) -> None:
+        self.http = http
+        self.job = job
+        self.validator = jsonschema.Draft202012Validator(job.answer_schema)
+        self.request = {
+            "model": model,
+            "max_tokens": job.max_tokens,
+            "temperature": job.temperature,
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": job.name or "answer", "schema": job.answer_schema, "strict": True},
+            },
+        }
+
+    async def ask(self, crop: bytes) -> Answer:
+        """Ask the job's question about one JPEG.
+
+        Raises:
+            RequestFailed: the server refused the request or could not be reached.
+            BadAnswer: it answered with something else than the schema asks for.
+        """
+        # The picture stands before the text: the other order cost the whole gain from pictures in the friction log.
+        content = [
+            {"type": "image_url", "image_url": {"url": data_url(crop)}},
+            {"type": "text", "text": self.job.question},
+        ]
+        body = json.dumps(self.request | {"messages": [{"role": "user", "content": content}]}).encode()
+        reply = await self.http.post("/chat/completions", body, "application/json")
+        return self.parse(reply.body, reply.attempts, reply.latency_s)
+
+    def parse(self, body: bytes, attempts: int, latency_s: float) -> Answer:
+        """Turn a chat completion into an answer.
+
+        Raises:
+            BadAnswer: cut at max_tokens, no JSON, or JSON that the schema does not allow.
+        """
+        try:
+            completion = json.loads(body)
+            choice = completion["choices"][0]
+            raw = choice["message"]["content"]
+            if not isinstance(raw, str):
+                raise TypeError("the message has no text")
+        except (ValueError, LookupError, TypeError) as error:
+            raise BadAnswer(f"not a chat completion: {type(error).__name__}: {error}", None, attempts) from error
+        if choice.get("finish_reason") == "length":
+            raise BadAnswer(
+                f"cut at max_tokens = {self.job.max_tokens}: raise max_tokens in the job file, or bound the schema's "
+                "strings",
+                raw,
+                attempts,
+            )
+        try:
+            fields = json.loads(raw)
+        except ValueError as error:
+            reason = f"not JSON ({error}): does the server support response_format json_schema?"
+            raise BadAnswer(reason, raw, attempts) from error
+        wrong = jsonschema.exceptions.best_match(self.validator.iter_errors(fields))
+        if wrong is not None:
+            where = "/".join(str(part) for part in wrong.absolute_path) or "the answer"
+            raise BadAnswer(f"does not fit the schema: {where}: {wrong.message[:200]}", raw, attempts)
+        usage = completion.get("usage") or {}
+        return Answer(fields, raw, attempts, latency_s, usage.get("prompt_tokens"), usage.get("completion_tokens"))

@@ -1,0 +1,41 @@
+"""Cut detections out of an image and encode them for the model."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+
+from PIL import Image
+
+# Quality 90 keeps a crop about 30 kB; the model's processor rescales it anyway.
+JPEG_QUALITY = 90
+
+
+def padded_box(box: Sequence[float], margin: float, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Grow a box by `margin` of its own width and height on each side, then clip it to the image.
+
+    `box` is `xyxy` in pixels, `size` is `(width, height)` in pixels. The result holds whole pixels and is at least
+    one pixel wide and high, also for a box without area.
+    """
+    x1, y1, x2, y2 = box
+    width, height = size
+    pad_x, pad_y = (x2 - x1) * margin, (y2 - y1) * margin
+    left = min(max(math.floor(x1 - pad_x), 0), width - 1)
+    top = min(max(math.floor(y1 - pad_y), 0), height - 1)
+    right = min(max(math.ceil(x2 + pad_x), left + 1), width)
+    bottom = min(max(math.ceil(y2 + pad_y), top + 1), height)
+    return left, top, right, bottom
+
+
+def cut(image: Image.Image, box: Sequence[float], margin: float, max_side: int) -> bytes:
+    """Return the JPEG of one box of an upright RGB image.
+
+    The box (`xyxy`, pixels) is padded and clipped by `padded_box`; a crop whose longest side exceeds `max_side`
+    pixels is scaled down to it, a smaller one is kept as it is.
+    """
+    crop = image.crop(padded_box(box, margin, image.size))
+    crop.thumbnail((max_side, max_side), Image.Resampling.BICUBIC)
+    encoded = io.BytesIO()
+    crop.save(encoded, "JPEG", quality=JPEG_QUALITY)
+    return encoded.getvalue()

@@ -1,0 +1,99 @@
+"""What a person sees while a run goes on, and at its end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from pipeline.writer import Progress
+
+# Without a terminal (CI, a log file) a line this often shows that the run is alive.
+PLAIN_LINE_S = 10.0
+
+
+class Display:
+    """A live line on a terminal, plain lines elsewhere."""
+
+    def __init__(self, console: Console, progress: Progress) -> None:
+        self.console = console
+        self.progress = progress
+        self.started = time.monotonic()
+        self.next_line = self.started + PLAIN_LINE_S
+        self.bar = Bar(
+            TextColumn("images"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]:.1f} rows/s"),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("elapsed"),
+            TimeElapsedColumn(),
+            TextColumn("[{task.fields[color]}]{task.fields[failures]} failed"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bar.add_task("", total=progress.total, rate=0.0, failures=0, color="green")
+
+    def update(self) -> None:
+        """Show the progress as it is now."""
+        rate, failures = self.rate(), self.progress.failures
+        self.bar.update(
+            self.task, completed=self.progress.done, rate=rate, failures=failures, color="red" if failures else "green"
+        )
+        if not self.console.is_terminal and time.monotonic() >= self.next_line:
+            self.next_line += PLAIN_LINE_S
+            done, total = self.progress.done, self.progress.total
+            left = (time.monotonic() - self.started) / max(done, 1) * (total - done)
+            self.console.print(
+                f"images {done}/{total}, {rate:.1f} rows/s, about {left:.0f} s left, {failures} failed", highlight=False
+            )
+
+    def rate(self) -> float:
+        """Rows per second so far: detections, and images that have none."""
+        progress = self.progress
+        rows = progress.detections.total() + progress.done - progress.images["detected"]
+        return rows / max(time.monotonic() - self.started, 1e-3)
+
+
+@contextmanager
+def live(console: Console, progress: Progress) -> Iterator[Display]:
+    """Show a run's progress until the block ends."""
+    display = Display(console, progress)
+    with display.bar:
+        yield display
+        display.update()
+
+
+def show_summary(console: Console, manifest: dict[str, Any]) -> None:
+    """The table of answers and the counts."""
+    if manifest["summary"]:
+        table = Table("count", manifest["job"]["summary"], box=None, pad_edge=False)
+        table.columns[0].justify = "right"
+        for value, number in manifest["summary"].items():
+            table.add_row(str(number), value)
+        console.print(table)
+    images, found = manifest["counts"]["images"], manifest["counts"]["detections"]
+    label = manifest["job"]["label"]
+    console.print(
+        f"{images['total']} images: {images['detected']} with a {label}, {images['no_object']} without, "
+        f"{images['failed']} failed" + (f", {images['not_reached']} not reached" if images["not_reached"] else "")
+    )
+    console.print(f"{found['total']} {label} detections: {found['answered']} answered, {found['failed']} failed")
+    for failure in manifest["failures"][:5]:
+        line = f"  failed at {failure['stage']}: {failure['reason']} ({failure['rows']} rows)"
+        console.print(line, style="red", markup=False, highlight=False)
+
+
+def show_next(console: Console, folder: Path) -> None:
+    """Where the results are, and what to do with them."""
+    report = folder / "report.html"
+    console.print(f"rows:   {folder / 'detections.parquet'}", soft_wrap=True, highlight=False)
+    console.print(f"report: {report}", soft_wrap=True, highlight=False)

@@ -1,0 +1,89 @@
+"""The report of a run: a page that shows what was found, with the images annotated."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pyarrow as pa
+
+from pipeline import tables
+from pipeline.annotate import annotate_file
+from pipeline.images import BadImage
+from pipeline.job import Job
+from pipeline.writer import write_atomically
+
+# A browser shows 200 pictures at once with ease; all are in the folder.
+SHOWN_IMAGES = 200
+SHOWN_FAILURES = 100
+
+
+def caption(row: dict[str, Any], job: Job) -> str:
+    """What stands on a detection's box: the answer that the job counts, or the label."""
+    if row["outcome"] == tables.FAILED:
+        return f"{row['label']}: failed"
+    answer = row[job.summary] if job.summary else next((row[name] for name in job.properties), None)
+    return str(answer if answer is not None else row["label"])
+
+
+def annotate_all(found: dict[str, list[dict[str, Any]]], sources: dict[str, Path], folder: Path) -> dict[str, str]:
+    """Annotate the images that have detections; the paths of the copies within `folder`, by image path.
+
+    An image that has gone since, or a copy that cannot be written, is left out: the rows are safe already.
+    """
+    (folder / "annotated").mkdir(exist_ok=True)
+
+    def one(number: int, path: str) -> tuple[str, str] | None:
+        target = Path("annotated", f"{number:06}-{Path(path).stem[:80]}.jpg")
+        try:
+            annotate_file(sources[path], folder / target, found[path])
+        except (BadImage, OSError):
+            return None
+        return path, target.as_posix()
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow works outside the interpreter's lock
+        return dict(filter(None, pool.map(one, range(len(found)), found)))
+
+
+def write_report(
+    folder: Path, manifest: dict[str, Any], written: dict[str, pa.Table], job: Job, sources: Iterable[Path]
+) -> Path:
+    """Write report.html and the annotated images into a run's folder.
+
+    `written` holds the run's two tables; `sources` are the image files.
+
+    Raises:
+        OSError: the report cannot be written.
+    """
+    by_path = {tables.shown_path(os.fsencode(source)): source for source in sources}
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in written["detections"].to_pylist():
+        row["caption"] = caption(row, job)
+        row["answer"] = [row[name] for name in job.properties] if row["outcome"] == tables.ANSWERED else []
+        found[row["path"]].append(row)
+    copies = annotate_all(found, by_path, folder)
+    images = written["images"].to_pylist()
+    failures = [row for row in images if row["outcome"] == tables.FAILED]
+    failures += [row for rows in found.values() for row in rows if row["outcome"] == tables.FAILED]
+    ended = [image for image in images if image["outcome"] != tables.FAILED]
+    shown = [
+        image | {"annotated": copies.get(image["path"]), "found": found.get(image["path"])}
+        for image in ended[:SHOWN_IMAGES]
+    ]
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pipeline"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    page = environment.get_template("report.html.j2").render(
+        manifest=manifest,
+        shown=shown,
+        images_left=len(ended) - len(shown),
+        failures=failures[:SHOWN_FAILURES],
+        failures_left=max(len(failures) - SHOWN_FAILURES, 0),
+    )
+    write_atomically(folder / "report.html", page.encode())
+    return folder / "report.html"

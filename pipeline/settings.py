@@ -1,0 +1,103 @@
+"""The job's settings: read once, from the command line, the environment and `.env`, in that order.
+
+Nothing else in the pipeline reads the environment.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+
+from dotenv import dotenv_values
+from pydantic import AnyHttpUrl, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, CliApp, CliSuppress, SettingsConfigDict
+
+from pipeline.errors import UsageError
+
+PREFIX = "SPOTTER_"
+ENV_FILE = Path(".env")
+
+
+class Settings(BaseSettings):
+    """Find things in images, cut them out, ask a model about each, write rows.
+
+    Each option can be given as an environment variable or in a file .env: --images is SPOTTER_IMAGES.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_file=ENV_FILE,
+        extra="ignore",  # .env holds the stack's settings too; `refuse_unknown` looks after misspelt ones
+        cli_prog_name="python -m pipeline",
+        cli_kebab_case=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+    )
+
+    images: str = Field("samples/images", description="a folder, a glob in quotes, or one file")
+    output: Path = Field(Path("runs"), description="folder for the runs; each gets its own folder in it")
+    run_name: str | None = Field(None, description="name of this run's folder; by default the time and the job's name")
+    job: str = Field("dog_breeds", description="a bundled job's name or a job file's path")
+
+    detector_url: AnyHttpUrl = Field(AnyHttpUrl("http://127.0.0.1:8001"), description="the detector service")
+    model_url: AnyHttpUrl = Field(
+        AnyHttpUrl("http://127.0.0.1:8000/v1"), description="an OpenAI-compatible API, with its /v1"
+    )
+    model: str | None = Field(None, description="the model's name at that server; by default the only one it serves")
+    model_revision: str | None = Field(None, description="written down in run.json; no server tells it")
+    api_key: CliSuppress[SecretStr | None] = Field(
+        None, description="sent to the model server; a variable only, since any user can read a command line"
+    )
+
+    detector_concurrency: int = Field(16, ge=1, le=1024, description="images at the detector at once, at most")
+    model_concurrency: int = Field(64, ge=1, le=4096, description="crops at the model server at once, at most")
+    request_timeout_s: float = Field(120.0, gt=0, description="longest that one request may take")
+    attempts: int = Field(5, ge=1, le=100, description="tries per request, for failures that can heal")
+
+    def public(self) -> dict[str, object]:
+        """The settings as they may be written down: without secrets."""
+        return self.model_dump(mode="json", exclude={"api_key"}) | {"api_key": "set" if self.api_key else "not set"}
+
+
+def variables() -> list[str]:
+    """The environment variables that `Settings` reads."""
+    return [PREFIX + name.upper() for name in Settings.model_fields]
+
+
+def refuse_unknown(environment: dict[str, str | None]) -> None:
+    """Refuse a SPOTTER_ variable that nothing reads, so that a misspelt one is not dropped.
+
+    Raises:
+        UsageError: names the variable and the nearest one that exists.
+    """
+    known = variables()
+    for name in environment:
+        if name.upper().startswith(PREFIX) and name.upper() not in known:
+            near = difflib.get_close_matches(name.upper(), known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            raise UsageError(f"unknown variable {name} (environment or {ENV_FILE}): {hint}")
+
+
+def load(arguments: list[str]) -> Settings:
+    """Read the settings; `--help` prints them and exits.
+
+    Raises:
+        UsageError: a value that cannot be, with its name, the value, what is accepted and where it came from.
+    """
+    from_file = dotenv_values(ENV_FILE) if ENV_FILE.is_file() else {}
+    refuse_unknown({**from_file, **os.environ})
+    try:
+        return CliApp.run(Settings, cli_args=arguments)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = str(first["loc"][0])
+        variable, option = PREFIX + field.upper(), "--" + field.replace("_", "-")
+        if any(argument.split("=")[0] == option for argument in arguments):
+            where = option
+        elif variable in os.environ:
+            where = f"{variable} in the environment"
+        else:
+            where = f"{variable} in {ENV_FILE}"
+        value = "(hidden)" if field == "api_key" else repr(first["input"])
+        raise UsageError(f"{where}: {value} will not do: {first['msg']}") from error

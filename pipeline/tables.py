@@ -1,0 +1,126 @@
+"""The tables of a run: their columns, and the rows that become them.
+
+Each image ends as exactly one of IMAGE_OUTCOMES, each detection as exactly one of DETECTION_OUTCOMES.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import pyarrow as pa
+
+DETECTED = "detected"
+NO_OBJECT = "no_object"
+ANSWERED = "answered"
+FAILED = "failed"
+IMAGE_OUTCOMES = (DETECTED, NO_OBJECT, FAILED)
+DETECTION_OUTCOMES = (ANSWERED, FAILED)
+
+IMAGES = pa.schema(
+    [
+        pa.field("path", pa.string()),
+        pa.field("key", pa.string()),  # start of the SHA-256 of the file's bytes; null when it could not be read
+        pa.field("outcome", pa.string()),
+        pa.field("width", pa.int32()),  # pixels, upright (EXIF orientation applied)
+        pa.field("height", pa.int32()),
+        pa.field("format", pa.string()),
+        pa.field("file_bytes", pa.int64()),
+        pa.field("detections", pa.int32()),
+        pa.field("stage", pa.string()),  # where it failed; null unless `outcome` is failed
+        pa.field("reason", pa.string()),
+        pa.field("attempts", pa.int32()),  # requests to the detector
+        pa.field("read_s", pa.float32()),
+        pa.field("detect_s", pa.float32()),  # with waiting for the detector's turn and retries
+        pa.field("crop_s", pa.float32()),
+    ]
+)
+
+DETECTIONS = pa.schema(
+    [
+        pa.field("path", pa.string()),
+        pa.field("key", pa.string()),
+        pa.field("index", pa.int32()),  # within the image, by descending score
+        pa.field("outcome", pa.string()),
+        pa.field("label", pa.string()),
+        pa.field("box", pa.list_(pa.float32(), 4)),  # xyxy, pixels of the upright image
+        pa.field("score", pa.float32()),
+        pa.field("crop", pa.string()),  # path within the run's folder
+        # the answer's fields stand here, see `detections_schema`
+        pa.field("raw_answer", pa.string()),
+        pa.field("stage", pa.string()),
+        pa.field("reason", pa.string()),
+        pa.field("attempts", pa.int32()),  # requests to the model
+        pa.field("latency_s", pa.float32()),  # of the last request, without waiting for its turn
+        pa.field("prompt_tokens", pa.int32()),
+        pa.field("completion_tokens", pa.int32()),
+    ]
+)
+DETECTION_COLUMNS = frozenset(DETECTIONS.names)
+
+ARROW_TYPES = {"string": pa.string(), "integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}
+
+
+def answer_type(schema: dict[str, Any]) -> pa.DataType:
+    """The Arrow type of one property of an answer; arrays, objects and mixed types are kept as JSON text."""
+    kind = schema.get("type")
+    if kind is None and "enum" in schema:
+        kinds = {type(value) for value in schema["enum"]}
+        kind = {bool: "boolean", int: "integer", float: "number"}.get(kinds.pop()) if len(kinds) == 1 else None
+    return ARROW_TYPES.get(kind, pa.string()) if isinstance(kind, str) else pa.string()
+
+
+def detections_schema(properties: dict[str, dict[str, Any]]) -> pa.Schema:
+    """The schema of detections.parquet for a job whose answers have `properties`."""
+    answer = [pa.field(name, answer_type(schema)) for name, schema in properties.items()]
+    where = DETECTIONS.get_field_index("raw_answer")
+    fields = list(DETECTIONS)
+    return pa.schema(fields[:where] + answer + fields[where:])
+
+
+def answer_value(value: Any, kind: pa.DataType) -> Any:
+    """One field of an answer as the column's type has it."""
+    return value if kind != pa.string() or value is None or isinstance(value, str) else json.dumps(value)
+
+
+def shown_path(path: bytes) -> str:
+    """A file's path as text; bytes that are no UTF-8 are shown as escapes."""
+    return os.fsdecode(path).encode("utf-8", "backslashreplace").decode()
+
+
+def image_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of IMAGES from any row of the flow that belongs to the image."""
+    failed = row["image_failure"]
+    outcome = FAILED if failed else DETECTED if row["detections"] else NO_OBJECT
+    return {
+        **{name: row[name] for name in IMAGES.names if name in row},
+        "path": shown_path(row["path"]),
+        "outcome": outcome,
+        "detections": row["detections"] or 0,
+        "stage": failed["stage"] if failed else None,
+        "reason": failed["reason"] if failed else None,
+        "attempts": row["detect_attempts"] or (failed or {}).get("attempts"),
+    }
+
+
+def detection_row(row: dict[str, Any], schema: pa.Schema) -> dict[str, Any]:
+    """A row of detections.parquet from a row of the flow that has a detection."""
+    at, answer, stored = row["at"], row["answer"] or {}, row["stored"] or {}
+    failed = answer.get("failure") or stored.get("failure")
+    fields = json.loads(answer["json"]) if answer.get("json") else {}
+    return {
+        "path": shown_path(row["path"]),
+        "key": row["key"],
+        "outcome": FAILED if failed else ANSWERED,
+        **at,
+        "crop": stored.get("path"),
+        **{name: answer_value(fields[name], schema.field(name).type) for name in schema.names if name in fields},
+        "raw_answer": answer.get("raw"),
+        "stage": failed["stage"] if failed else None,
+        "reason": failed["reason"] if failed else None,
+        "attempts": answer.get("attempts"),
+        "latency_s": answer.get("latency"),
+        "prompt_tokens": answer.get("prompt_tokens"),
+        "completion_tokens": answer.get("completion_tokens"),
+    }

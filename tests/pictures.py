@@ -1,0 +1,68 @@
+"""Pictures, valid and not, made on the spot."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from PIL import Image
+
+
+def gradient(width: int = 320, height: int = 240) -> Image.Image:
+    """Red grows to the right, green downwards, so that a flip or a rotation shows."""
+    red = Image.linear_gradient("L").rotate(90).resize((width, height))
+    green = Image.linear_gradient("L").resize((width, height))
+    return Image.merge("RGB", (red, green, Image.new("L", (width, height), 40)))
+
+
+def encoded(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
+    """An image as a file's bytes."""
+    target = io.BytesIO()
+    image.save(target, kind, **options)
+    return target.getvalue()
+
+
+def rotated_by_exif(image: Image.Image) -> bytes:
+    """A JPEG stored lying on its side, whose EXIF orientation (6) turns it upright again."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return encoded(image.transpose(Image.Transpose.ROTATE_90), exif=exif)
+
+
+def sixteen_bit(width: int = 320, height: int = 240) -> bytes:
+    """A grey PNG of 16 bits whose left half is a third and whose right half two thirds of white."""
+    dark, light = (
+        Image.new("I;16", (width, height), 65535 // 3),
+        Image.new("I;16", (width // 2, height), 65535 * 2 // 3),
+    )
+    dark.paste(light, (width // 2, 0))
+    return encoded(dark, "PNG")
+
+
+def animated() -> bytes:
+    """A GIF of three frames, the first red."""
+    frames = [Image.new("RGB", (120, 90), color) for color in ("red", "green", "blue")]
+    return encoded(frames[0], "GIF", save_all=True, append_images=frames[1:], duration=50)
+
+
+def awkward_folder(folder: Path) -> dict[str, str | None]:
+    """Fill a folder with files that trip pipelines; for each, what its reason must contain, or None if it is fine."""
+    image = gradient()
+    jpeg = encoded(image)
+    files: dict[str, tuple[bytes, str | None]] = {
+        "fine.jpg": (jpeg, None),
+        "truncated.jpg": (jpeg[: len(jpeg) // 2], "truncated"),
+        "text.jpg": (b"this is no picture", "not an image"),
+        "empty.jpg": (b"", "empty"),
+        "sixteen-bit.png": (sixteen_bit(), None),
+        "cmyk.jpg": (encoded(image.convert("CMYK")), None),
+        "animated.gif": (animated(), None),
+        "transparent.png": (encoded(image.convert("RGBA"), "PNG"), None),
+        "palette.png": (encoded(image.convert("P"), "PNG"), None),
+        "rotated.jpg": (rotated_by_exif(image), None),
+        "no permission.jpg": (jpeg, "Permission denied"),
+    }
+    for name, (data, _) in files.items():
+        (folder / name).write_bytes(data)
+    (folder / "no permission.jpg").chmod(0)
+    return {name: reason for name, (_, reason) in files.items()}

@@ -1,0 +1,39 @@
+"""Crops: padded, clipped, never empty."""
+
+import io
+
+import pytest
+from PIL import Image
+
+from pipeline.crop import cut, padded_box
+from tests.pictures import gradient
+
+
+@pytest.mark.parametrize(
+    ("box", "margin", "expected"),
+    [
+        pytest.param((100, 100, 200, 150), 0.0, (100, 100, 200, 150), id="as it is"),
+        pytest.param((100, 100, 200, 150), 0.1, (90, 95, 210, 155), id="margin is a share of each side"),
+        pytest.param((-20, -5, 400, 300), 0.0, (0, 0, 320, 240), id="clipped to the image"),
+        pytest.param((10.6, 10.6, 20.2, 20.2), 0.0, (10, 10, 21, 21), id="whole pixels, outwards"),
+        pytest.param((50, 50, 50, 50), 0.1, (50, 50, 51, 51), id="no area: one pixel"),
+        pytest.param((500, 500, 600, 600), 0.0, (319, 239, 320, 240), id="outside: the nearest pixel"),
+    ],
+)
+def test_padded_box(box: tuple[float, ...], margin: float, expected: tuple[int, ...]) -> None:
+    assert padded_box(box, margin, (320, 240)) == expected
+
+
+def test_cut_holds_the_pixels_of_its_box() -> None:
+    image = Image.new("RGB", (100, 100), "white")
+    image.paste("red", (20, 30, 60, 50))
+    crop = Image.open(io.BytesIO(cut(image, (20, 30, 60, 50), margin=0.0, max_side=512)))
+    assert crop.size == (40, 20)
+    red, green, blue = crop.getpixel((20, 10))  # type: ignore[misc]
+    assert red > 240
+    assert max(green, blue) < 20
+
+
+def test_large_crop_is_scaled_down_and_keeps_its_shape() -> None:
+    crop = Image.open(io.BytesIO(cut(gradient(1600, 800), (0, 0, 1600, 800), margin=0.05, max_side=512)))
+    assert crop.size == (512, 256)

@@ -1,0 +1,160 @@
+"""The HTTP client: bounded, patient with what heals, quick with what does not."""
+
+import asyncio
+import pickle
+from collections.abc import Callable
+
+import pytest
+from aiohttp import web
+
+from pipeline.clients import http
+from pipeline.clients.http import HttpClient, Reply, RequestFailed, retry_after
+
+Handler = Callable[[int], web.StreamResponse]
+
+
+@pytest.fixture(autouse=True)
+def quick_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait only as long as a server asks."""
+    monkeypatch.setattr("tenacity.wait_exponential_jitter", lambda **_: lambda state: 0.0)
+
+
+def ask(handler: Handler, rows: int = 1, **options: float) -> tuple[list[Reply | BaseException], list[float]]:
+    """Send `rows` requests at once to a server that answers by `handler(number)`; replies and arrival times."""
+    arrivals: list[float] = []
+
+    async def serve(request: web.Request) -> web.StreamResponse:
+        await request.read()
+        arrivals.append(asyncio.get_running_loop().time())
+        return handler(len(arrivals))
+
+    async def main() -> list[Reply | BaseException]:
+        app = web.Application()
+        app.router.add_post("/ask", serve)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        settings = {"concurrency": 4, "timeout_s": 5.0, "attempts": 3} | options
+        client = HttpClient(f"http://127.0.0.1:{runner.addresses[0][1]}", **settings)  # type: ignore[arg-type]
+        requests = [client.post("/ask", b"{}", "application/json") for _ in range(rows)]
+        replies = await asyncio.gather(*requests, return_exceptions=True)
+        await client.aclose()
+        await runner.cleanup()
+        return replies
+
+    return asyncio.run(main()), arrivals
+
+
+def test_an_answer() -> None:
+    (reply,), _ = ask(lambda number: web.Response(text="yes"))
+    assert isinstance(reply, Reply)
+    assert (reply.body, reply.attempts) == (b"yes", 1)
+    assert 0 < reply.latency_s < 5
+
+
+@pytest.mark.parametrize("status", sorted(http.TEMPORARY))
+def test_what_can_heal_is_tried_again(status: int) -> None:
+    (reply,), arrivals = ask(lambda number: web.Response(status=status if number < 3 else 200))
+    assert isinstance(reply, Reply)
+    assert reply.attempts == len(arrivals) == 3
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 413, 422, 301])
+def test_what_cannot_heal_is_not(status: int) -> None:
+    (failed,), arrivals = ask(lambda number: web.Response(status=status, text="because\nof this"))
+    assert isinstance(failed, RequestFailed)
+    assert str(failed) == f"HTTP {status}: because of this"
+    assert failed.attempts == len(arrivals) == 1
+
+
+def test_tries_end() -> None:
+    (failed,), arrivals = ask(lambda number: web.Response(status=503, text="later"), attempts=3)
+    assert isinstance(failed, RequestFailed)
+    assert (str(failed), failed.attempts, len(arrivals)) == ("HTTP 503: later", 3, 3)
+
+
+def test_retry_after_is_waited_out() -> None:
+    (reply,), (first, second) = ask(
+        lambda number: web.Response(status=429, headers={"Retry-After": "0.4"}) if number == 1 else web.Response()
+    )
+    assert isinstance(reply, Reply)
+    assert second - first >= 0.4
+
+
+def test_a_very_long_retry_after_fails_the_row() -> None:
+    (failed,), arrivals = ask(lambda number: web.Response(status=429, headers={"Retry-After": "3600"}))
+    assert isinstance(failed, RequestFailed)
+    assert "Retry-After: 3600 s" in str(failed)
+    assert len(arrivals) == 1
+
+
+def test_nobody_listens() -> None:
+    async def main() -> None:
+        client = HttpClient("http://127.0.0.1:9", concurrency=1, timeout_s=2, attempts=2)
+        try:
+            await client.post("/ask", b"", "text/plain")
+        finally:
+            await client.aclose()
+
+    with pytest.raises(RequestFailed, match="cannot connect: ") as raised:
+        asyncio.run(main())
+    assert raised.value.attempts == 2
+
+
+def test_a_silent_server_is_given_up() -> None:
+    async def main() -> None:
+        async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read()
+            writer.close()
+
+        server = await asyncio.start_server(silent, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        client = HttpClient(f"http://127.0.0.1:{port}", concurrency=1, timeout_s=0.2, attempts=2)
+        try:
+            await client.post("/ask", b"", "text/plain")
+        finally:
+            await client.aclose()
+            server.close()
+
+    with pytest.raises(RequestFailed, match=r"no answer within 0\.2 s"):
+        asyncio.run(main())
+
+
+def test_requests_in_flight_are_bounded() -> None:
+    """300 rows at once, as Daft gathers a batch: never more than the bound are at the server."""
+    in_flight = peak = 0
+
+    async def main() -> list[Reply]:
+        async def serve(request: web.Request) -> web.Response:
+            nonlocal in_flight, peak
+            in_flight += 1
+            peak = max(peak, in_flight)
+            await asyncio.sleep(0.01)
+            in_flight -= 1
+            return web.Response()
+
+        app = web.Application()
+        app.router.add_post("/ask", serve)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        client = HttpClient(f"http://127.0.0.1:{runner.addresses[0][1]}", concurrency=7, timeout_s=5, attempts=1)
+        replies = await asyncio.gather(*(client.post("/ask", b"", "text/plain") for _ in range(300)))
+        await client.aclose()
+        await runner.cleanup()
+        return replies
+
+    assert len(asyncio.run(main())) == 300
+    assert peak == 7
+
+
+def test_pickles_without_its_connections() -> None:
+    copy = pickle.loads(pickle.dumps(HttpClient("http://a/v1/", concurrency=3, timeout_s=1, attempts=2)))
+    assert (copy.base_url, copy.concurrency, copy.session) == ("http://a/v1", 3, None)
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"), [(None, 0), ("", 0), ("7", 7), ("-3", 0), ("Wed, 21 Oct 2015 07:28:00 GMT", 0)]
+)
+def test_retry_after_values(value: str | None, seconds: float) -> None:
+    assert retry_after(value) == seconds

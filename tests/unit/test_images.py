@@ -1,0 +1,95 @@
+"""Decoding: every valid kind becomes upright RGB, everything else a reason."""
+
+import io
+
+import pytest
+from PIL import Image
+
+from pipeline import images
+from pipeline.images import BadImage, content_key, decode, for_detector
+from tests.pictures import animated, encoded, gradient, rotated_by_exif, sixteen_bit
+
+
+def close(pixel: object, expected: tuple[int, int, int], tolerance: int = 12) -> bool:
+    assert isinstance(pixel, tuple)
+    return all(abs(a - b) <= tolerance for a, b in zip(pixel, expected, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])
+def test_formats(kind: str) -> None:
+    upright = decode(encoded(gradient(), kind))
+    assert (upright.format, upright.pixels.mode, upright.pixels.size) == (kind, "RGB", (320, 240))
+
+
+def test_exif_orientation_is_applied() -> None:
+    straight, turned = gradient(), decode(rotated_by_exif(gradient()))
+    assert turned.pixels.size == (320, 240)
+    assert not turned.as_stored
+    for place in ((10, 10), (310, 10), (10, 230), (310, 230)):
+        assert close(turned.pixels.getpixel(place), straight.getpixel(place))  # type: ignore[arg-type]
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
+    pixels = decode(sixteen_bit()).pixels
+    assert close(pixels.getpixel((10, 100)), (85, 85, 85), 2)
+    assert close(pixels.getpixel((310, 100)), (170, 170, 170), 2)
+
+
+def test_cmyk_keeps_its_colours() -> None:
+    assert close(decode(encoded(Image.new("CMYK", (50, 50), (0, 255, 255, 0)))).pixels.getpixel((25, 25)), (254, 0, 0))
+
+
+def test_transparency_lies_on_white() -> None:
+    assert decode(encoded(Image.new("RGBA", (20, 20), (0, 0, 0, 0)), "PNG")).pixels.getpixel((5, 5)) == (255, 255, 255)
+
+
+def test_first_frame_of_an_animation() -> None:
+    assert close(decode(animated()).pixels.getpixel((60, 45)), (255, 0, 0))
+
+
+JPEG = encoded(gradient())
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        pytest.param(b"", "empty", id="empty"),
+        pytest.param(b"hello", "not an image", id="text"),
+        pytest.param(JPEG[:200], "not an image|cannot be decoded", id="header only"),
+        pytest.param(JPEG[: len(JPEG) // 2], "truncated", id="truncated JPEG"),
+        pytest.param(encoded(gradient(), "PNG")[:500], "truncated", id="truncated PNG"),
+        pytest.param(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image", id="PostScript is not run"),
+    ],
+)
+def test_bad_images_have_a_reason(data: bytes, reason: str) -> None:
+    with pytest.raises(BadImage, match=reason):
+        decode(data)
+
+
+def test_a_bomb_is_refused_before_its_pixels_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "MAX_PIXELS", 320 * 240 - 1)
+    with pytest.raises(BadImage, match="megapixels"):
+        decode(JPEG)
+
+
+def test_key_names_content() -> None:
+    assert content_key(JPEG) == content_key(bytes(JPEG)) != content_key(JPEG + b"\0")
+    assert len(content_key(JPEG)) == 16
+
+
+def test_detector_gets_the_file_where_that_will_do() -> None:
+    assert for_detector(JPEG, decode(JPEG)) is JPEG
+
+
+@pytest.mark.parametrize(
+    ("data", "size"),
+    [
+        pytest.param(encoded(gradient(2560, 640)), (1280, 320), id="too large"),
+        pytest.param(rotated_by_exif(gradient()), (320, 240), id="rotated"),
+        pytest.param(sixteen_bit(), (320, 240), id="16 bits"),
+        pytest.param(encoded(gradient(), "BMP"), (320, 240), id="format"),
+    ],
+)
+def test_detector_gets_an_upright_jpeg_else(data: bytes, size: tuple[int, int]) -> None:
+    sent = Image.open(io.BytesIO(for_detector(data, decode(data))))
+    assert (sent.format, sent.mode, sent.size) == ("JPEG", "RGB", size)

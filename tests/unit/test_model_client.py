@@ -1,0 +1,66 @@
+"""The model client: what it sends, and what it makes of answers."""
+
+import json
+from typing import Any
+
+import pytest
+
+from pipeline import job
+from pipeline.clients.http import HttpClient
+from pipeline.clients.model import BadAnswer, ModelClient
+
+GOOD = {"breed": "pug", "coat_color": "tan", "facing": "left"}
+
+
+@pytest.fixture
+def client() -> ModelClient:
+    return ModelClient(
+        HttpClient("http://nowhere", concurrency=1, timeout_s=1, attempts=1), "m", job.load("dog_breeds")
+    )
+
+
+def completion(content: Any, finish_reason: str = "stop", **more: Any) -> bytes:
+    choice = {"message": {"role": "assistant", "content": content}, "finish_reason": finish_reason}
+    return json.dumps({"choices": [choice], **more}).encode()
+
+
+def test_an_answer_that_fits(client: ModelClient) -> None:
+    usage = {"prompt_tokens": 9, "completion_tokens": 3}
+    answer = client.parse(completion(json.dumps(GOOD), usage=usage), attempts=2, latency_s=0.5)
+    assert answer.fields == GOOD
+    assert (answer.attempts, answer.latency_s, answer.prompt_tokens, answer.completion_tokens) == (2, 0.5, 9, 3)
+
+
+def test_usage_may_be_missing(client: ModelClient) -> None:
+    assert client.parse(completion(json.dumps(GOOD)), 1, 0.1).prompt_tokens is None
+
+
+@pytest.mark.parametrize(
+    ("body", "reason", "raw"),
+    [
+        pytest.param(b"<html>", "not a chat completion", None, id="no JSON body"),
+        pytest.param(b"{}", "not a chat completion: KeyError", None, id="no choices"),
+        pytest.param(b'{"choices": []}', "not a chat completion: IndexError", None, id="empty choices"),
+        pytest.param(completion(None), "has no text", None, id="no text"),
+        pytest.param(completion('{"breed": "pu', "length"), "cut at max_tokens = 64", '{"breed": "pu', id="cut"),
+        pytest.param(completion("A pug, I think."), "not JSON", "A pug, I think.", id="prose"),
+        pytest.param(completion('["pug"]'), "does not fit the schema", '["pug"]', id="no object"),
+        pytest.param(
+            completion('{"breed": "cat"}'), "does not fit the schema", '{"breed": "cat"}', id="not in the enum"
+        ),
+    ],
+)
+def test_anything_else_is_a_bad_answer_with_its_text(
+    client: ModelClient, body: bytes, reason: str, raw: str | None
+) -> None:
+    with pytest.raises(BadAnswer, match=reason) as raised:
+        client.parse(body, 1, 0.1)
+    assert raised.value.raw == raw
+
+
+def test_the_request_bounds_the_answer(client: ModelClient) -> None:
+    loaded = job.load("dog_breeds")
+    form = client.request["response_format"]
+    assert isinstance(form, dict)
+    assert form["json_schema"] == {"name": "dog_breeds", "schema": loaded.answer_schema, "strict": True}
+    assert (client.request["max_tokens"], client.request["temperature"]) == (64, 0.0)

@@ -1,0 +1,168 @@
+"""The process engine with small services: start, know again, notice a death, stop the whole family."""
+
+import io
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from rich.console import Console
+
+from scripts import stack
+from scripts.process_engine import ProcessEngine, session_members
+from scripts.services import Service
+from scripts.settings import StackError
+
+# Answers 200 on every path, with a child of its own that would outlive it.
+SERVER = """
+import http.server, subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+class Ok(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers()
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Ok).serve_forever()
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def service(code: str = SERVER, *, port: int | None = None, variables: tuple[tuple[str, str], ...] = ()) -> Service:
+    port = port or free_port()
+    return Service(
+        name="toy",
+        environment="operator",
+        command=(sys.executable, "-c", code, str(port)),
+        variables=variables,
+        port=port,
+        port_variable="STACK_TOY_PORT",
+        ready_url=f"http://127.0.0.1:{port}/",
+        stop_grace_s=5,
+        inputs=(),
+    )
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[ProcessEngine]:
+    engine = ProcessEngine(tmp_path)
+    yield engine
+    engine.stop("toy", grace_s=0)
+
+
+Wait = Callable[..., None]
+
+
+@pytest.fixture
+def wait(engine: ProcessEngine) -> Wait:
+    def do(toy: Service, timeout_s: float = 20) -> None:
+        stack.wait(engine, [toy], timeout_s, Console(file=io.StringIO()))
+
+    return do
+
+
+def test_started_known_again_and_stopped_with_its_children(engine: ProcessEngine, wait: Wait, tmp_path: Path) -> None:
+    toy = service()
+    engine.start(toy)
+    wait(toy)
+    known = ProcessEngine(tmp_path).started("toy")  # as the next command sees it
+    assert known is not None
+    assert len(session_members(known)) == 2
+    assert ProcessEngine(tmp_path).stop("toy", grace_s=5)
+    assert session_members(known) == []
+    assert engine.running("toy") is None
+    assert not engine.stop("toy", grace_s=5)
+
+
+def test_children_of_a_killed_service_are_stopped(engine: ProcessEngine, wait: Wait) -> None:
+    toy = service()
+    engine.start(toy)
+    wait(toy)
+    known = engine.started("toy")
+    assert known is not None
+    os.kill(known.pid, signal.SIGKILL)
+    engine.children["toy"].wait(5)
+    assert engine.running("toy") is None
+    (orphan,) = session_members(known)
+    engine.stop("toy", grace_s=5)
+    assert not orphan.is_running()
+
+
+def test_a_service_that_ignores_sigterm_is_killed(engine: ProcessEngine, wait: Wait) -> None:
+    toy = service("import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + SERVER)
+    engine.start(toy)
+    wait(toy)
+    started = time.monotonic()
+    engine.stop("toy", grace_s=0.5)
+    assert 0.5 <= time.monotonic() - started < 10
+    assert engine.running("toy") is None
+
+
+def test_a_death_is_told_at_once_with_the_last_lines(engine: ProcessEngine, wait: Wait) -> None:
+    toy = service("print('one'); print('the cause'); raise SystemExit(7)")
+    engine.start(toy)
+    started = time.monotonic()
+    with pytest.raises(StackError, match=r"(?s)toy ended with exit code 7 .*the cause\nWhole log: .*toy\.log"):
+        wait(toy, timeout_s=600)
+    assert time.monotonic() - started < 10
+
+
+def test_never_ready_ends_at_the_limit(engine: ProcessEngine, wait: Wait) -> None:
+    toy = service("import time; time.sleep(600)")
+    engine.start(toy)
+    with pytest.raises(StackError, match=r"not ready after 1 s.*STACK_START_TIMEOUT_S"):
+        wait(toy, timeout_s=1)
+
+
+def test_a_taken_port_is_named_with_its_owner_and_remedy(engine: ProcessEngine) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(StackError, match=rf"port {port} cannot be used .*process {os.getpid()}.*STACK_TOY_PORT"):
+            engine.start(service(port=port))
+    assert engine.started("toy") is None
+
+
+def test_a_missing_program(engine: ProcessEngine) -> None:
+    toy = service()
+    missing = Service(**{name: getattr(toy, name) for name in toy.__slots__} | {"command": ("/no/such/program",)})
+    with pytest.raises(StackError, match="/no/such/program cannot be started: No such file"):
+        engine.start(missing)
+
+
+def test_another_process_with_the_same_id_is_not_ours(engine: ProcessEngine, tmp_path: Path) -> None:
+    stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    try:
+        engine.processes.mkdir(parents=True)
+        born = psutil.Process(stranger.pid).create_time()
+        (engine.processes / "toy.json").write_text(f'{{"pid": {stranger.pid}, "born": {born + 60}, "fingerprint": ""}}')
+        assert engine.running("toy") is None
+        assert not engine.stop("toy", grace_s=1)
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+def test_changed_settings_change_the_fingerprint(engine: ProcessEngine) -> None:
+    port = free_port()
+    plain = service(port=port)
+    assert plain.fingerprint == service(port=port).fingerprint
+    assert plain.fingerprint != service(port=port, variables=(("A", "1"),)).fingerprint
+
+
+def test_the_last_log_but_one_is_kept(engine: ProcessEngine) -> None:
+    for word in ("first", "second"):
+        engine.start(service(f"print({word!r})"))
+        engine.children["toy"].wait(10)
+    assert engine.last_lines("toy") == "second"
+    assert engine.log("toy").with_suffix(".log.1").read_text() == "first\n"

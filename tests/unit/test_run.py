@@ -1,0 +1,226 @@
+"""Whole runs against simulated servers: what is asked, and what becomes of every image."""
+
+import io
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from aiohttp import web
+from PIL import Image
+from rich.console import Console
+
+from pipeline import settings as pipeline_settings
+from pipeline.errors import UsageError
+from pipeline.run import Run, run
+from tests.conftest import Cli
+from tests.pictures import awkward_folder, encoded, gradient, rotated_by_exif
+from tests.simulated import Simulated
+
+RunJob = Callable[..., Run]
+
+
+@pytest.fixture
+def run_job(simulated: Simulated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunJob:
+    """Run the bundled job over a folder, with the simulated servers; options are command line arguments."""
+
+    def do(images: Path, *options: str) -> Run:
+        for name, value in simulated.settings.items():
+            monkeypatch.setenv(name, value)
+        arguments = ["--images", str(images), "--output", str(tmp_path / "runs"), *options]
+        return run(pipeline_settings.load(arguments), Console(file=io.StringIO()))
+
+    return do
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Three pictures of different sizes."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number, size in enumerate([(320, 240), (640, 480), (2560, 1920)]):
+        (folder / f"{number}.jpg").write_bytes(encoded(gradient(*size)))
+    return folder
+
+
+def table(done: Run, name: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(done.folder / f"{name}.parquet").to_pylist()
+    return rows
+
+
+def test_every_detection_becomes_a_row_with_its_answer(run_job: RunJob, simulated: Simulated, photos: Path) -> None:
+    simulated.boxes = lambda image: [[10, 10, 60, 40], [0, 0, image.width / 2, image.height / 2]]
+    done = run_job(photos)
+    rows = table(done, "detections")
+    assert [(Path(row["path"]).name, row["index"]) for row in rows] == [
+        (f"{n}.jpg", i) for n in range(3) for i in range(2)
+    ]
+    assert {row["outcome"] for row in rows} == {"answered"}
+    assert {(row["breed"], row["coat_color"], row["facing"]) for row in rows} == {("poodle", "white", "left")}
+    assert rows[0]["box"] == [10, 10, 60, 40]
+    assert rows[0]["score"] == pytest.approx(0.9)
+    assert rows[0]["prompt_tokens"] == 40
+    assert Image.open(done.folder / rows[0]["crop"]).size == (50 + 2 * 3, 30 + 2 * 2)  # 5% margin, whole pixels
+    assert done.manifest["counts"] == {
+        "images": {"total": 3, "detected": 3, "no_object": 0, "failed": 0, "not_reached": 0},
+        "detections": {"total": 6, "answered": 6, "failed": 0},
+    }
+
+
+def test_boxes_come_back_in_pixels_of_the_full_image(run_job: RunJob, simulated: Simulated, photos: Path) -> None:
+    """The detector sees at most 1280 pixels of the 2560: its boxes are scaled up again."""
+    simulated.boxes = lambda image: [[0, 0, image.width / 2, image.height / 2]]
+    boxes = {Path(row["path"]).name: row["box"] for row in table(run_job(photos), "detections")}
+    assert boxes == {"0.jpg": [0, 0, 160, 120], "1.jpg": [0, 0, 320, 240], "2.jpg": [0, 0, 1280, 960]}
+
+
+def test_the_crop_is_what_the_model_sees_upright_and_before_the_question(
+    run_job: RunJob, simulated: Simulated, tmp_path: Path
+) -> None:
+    folder = tmp_path / "rotated"
+    folder.mkdir()
+    (folder / "r.jpg").write_bytes(rotated_by_exif(gradient()))
+    simulated.boxes = lambda image: [[160, 0, 320, 240]]
+    seen: list[tuple[int, ...]] = []
+
+    def look(crop: Image.Image, request: dict[str, Any]) -> str:
+        if crop.size != (64, 64):  # the question before the run is about a grey square
+            seen.append(crop.resize((1, 1)).getpixel((0, 0)))  # type: ignore[arg-type]
+        return json.dumps({"breed": "pug", "coat_color": "tan", "facing": "left"})
+
+    simulated.answer = look
+    run_job(folder)
+    ((red, green, _),) = seen
+    assert abs(red - gradient().crop((160, 0, 320, 240)).resize((1, 1)).getpixel((0, 0))[0]) < 10  # type: ignore[index]
+    assert red > 150 > green
+    content = simulated.model.bodies[-1]["messages"][0]["content"]
+    assert [part["type"] for part in content] == ["image_url", "text"]
+    assert content[0]["image_url"]["url"].startswith("data:image/jpeg;base64,")
+
+
+def test_every_awkward_file_has_its_row_and_reason(simulated: Simulated, tmp_path: Path, cli: Cli) -> None:
+    folder = tmp_path / "awkward"
+    folder.mkdir()
+    expected = awkward_folder(folder)
+    # Root reads every file: without that privilege the one without permission is refused to root, too.
+    prefix = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
+    options = ("--images", str(folder), "--output", str(tmp_path / "runs"), "--run-name", "one")
+    done = cli(*options, env=simulated.settings, prefix=prefix)
+    assert done.returncode == 0, done.stderr
+    rows = {Path(row["path"]).name: row for row in pq.read_table(tmp_path / "runs/one/images.parquet").to_pylist()}
+    assert set(rows) == set(expected)
+    for name, reason in expected.items():
+        if reason is None:
+            assert (rows[name]["outcome"], rows[name]["reason"]) == ("detected", None), name
+        else:
+            assert (rows[name]["outcome"], rows[name]["stage"]) == ("failed", "read"), name
+            assert reason in rows[name]["reason"], name
+    counts = json.loads((tmp_path / "runs/one/run.json").read_text())["counts"]["images"]
+    assert counts == {"total": 11, "detected": 7, "no_object": 0, "failed": 4, "not_reached": 0}
+    assert "failed at read" in done.stdout
+
+
+def test_names_of_every_kind(run_job: RunJob, tmp_path: Path) -> None:
+    folder = tmp_path / "names"
+    folder.mkdir()
+    names = [
+        b"with space.jpg",
+        b"line\nbreak.jpg",
+        b"<b>bold</b>&amp;.jpg",
+        "größe.jpg".encode(),
+        b"no-utf8-\xff.jpg",
+        b"'\".jpg",
+    ]
+    for name in names:
+        Path(os.fsdecode(os.fsencode(folder) + b"/" + name.replace(b"/", b""))).write_bytes(encoded(gradient()))
+    done = run_job(folder)
+    assert done.manifest["counts"]["images"]["detected"] == len(names)
+    assert any(row["path"].endswith("no-utf8-\\udcff.jpg") for row in table(done, "images"))
+    assert "<b>bold</b>" not in (done.folder / "report.html").read_text().replace("&lt;b&gt;", "")
+
+
+def test_images_without_an_object_are_recorded(run_job: RunJob, simulated: Simulated, photos: Path) -> None:
+    simulated.boxes = lambda image: []
+    done = run_job(photos)
+    assert {row["outcome"] for row in table(done, "images")} == {"no_object"}
+    assert table(done, "detections") == []
+    assert done.manifest["counts"]["images"]["no_object"] == 3
+
+
+def test_one_bad_row_does_not_take_its_batch_along(run_job: RunJob, simulated: Simulated, photos: Path) -> None:
+    good = json.dumps({"breed": "pug", "coat_color": "tan", "facing": "left"})
+    simulated.boxes = lambda image: [[0, 0, 100 + 20 * n, 100] for n in range(10)]
+    # The first box of each image is the narrowest, its crop 105 pixels wide.
+    simulated.answer = lambda crop, request: "no idea" if crop.width == 105 else good
+    done = run_job(photos)
+    failed = [row for row in table(done, "detections") if row["outcome"] == "failed"]
+    assert done.manifest["counts"]["detections"] == {"total": 30, "answered": 30 - len(failed), "failed": len(failed)}
+    assert {row["index"] for row in failed} == {0}
+    assert failed[0]["raw_answer"] == "no idea"
+    assert (failed[0]["stage"], failed[0]["breed"]) == ("ask", None)
+    assert "not JSON" in failed[0]["reason"]
+
+
+def test_passing_trouble_costs_attempts_but_no_row(run_job: RunJob, simulated: Simulated, photos: Path) -> None:
+    simulated.detector_fault = lambda number: web.Response(status=429) if number == 2 else None
+    simulated.model_fault = lambda number: web.Response(status=503) if number == 3 else None
+    done = run_job(photos)
+    assert done.failures == 0
+    assert sorted(row["attempts"] for row in table(done, "images")) == [1, 1, 2]
+    assert sorted(row["attempts"] for row in table(done, "detections")) == [1, 1, 2]
+
+
+def test_lasting_trouble_is_a_reason_in_each_row(run_job: RunJob, simulated: Simulated, photos: Path) -> None:
+    simulated.model_fault = lambda number: web.Response(status=400, text="no") if number > 1 else None
+    done = run_job(photos)
+    assert done.manifest["failures"] == [{"stage": "ask", "reason": "HTTP 400: no", "rows": 3}]
+    assert done.answered == 0
+
+
+def test_requests_in_flight_stay_within_the_settings(run_job: RunJob, simulated: Simulated, tmp_path: Path) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(60):
+        (folder / f"{number}.png").write_bytes(encoded(gradient(64 + number, 64), "PNG"))
+    simulated.boxes = lambda image: [[0, 0, 30, 30 + n] for n in range(5)]
+    simulated.latency_s = 0.02
+    done = run_job(folder, "--detector-concurrency", "3", "--model-concurrency", "5")
+    assert done.manifest["counts"]["detections"]["answered"] == 300
+    assert (simulated.detector.peak_in_flight, simulated.model.peak_in_flight) == (3, 5)
+
+
+def test_two_runs_agree(run_job: RunJob, photos: Path) -> None:
+    first, second = run_job(photos, "--run-name", "a"), run_job(photos, "--run-name", "b")
+    timings = {"images": ["read_s", "detect_s", "crop_s"], "detections": ["latency_s"]}
+    for name, columns in timings.items():
+        one, other = (pq.read_table(done.folder / f"{name}.parquet").drop_columns(columns) for done in (first, second))
+        assert isinstance(one, pa.Table)
+        assert one.equals(other)
+    crops = [{path.name: path.read_bytes() for path in (done.folder / "crops").iterdir()} for done in (first, second)]
+    assert crops[0] == crops[1]
+
+
+def test_the_folder_of_a_run(run_job: RunJob, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPOTTER_API_KEY", "s3cret")
+    done = run_job(photos)
+    present = {path.name for path in done.folder.iterdir()}
+    assert present == {"images.parquet", "detections.parquet", "run.json", "report.html", "crops", "annotated"}
+    assert (done.folder.parent / "latest").resolve() == done.folder.resolve()
+    assert len(list((done.folder / "annotated").iterdir())) == 3
+    manifest = (done.folder / "run.json").read_text()
+    assert "s3cret" not in manifest
+    assert json.loads(manifest)["services"]["model"] == {
+        "name": "simulated",
+        "root": "root/simulated",
+        "revision": None,
+    }
+
+
+def test_a_second_run_does_not_write_into_the_first(run_job: RunJob, photos: Path) -> None:
+    run_job(photos, "--run-name", "same")
+    with pytest.raises(UsageError, match="same is not empty"):
+        run_job(photos, "--run-name", "same")

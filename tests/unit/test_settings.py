@@ -1,0 +1,55 @@
+"""Settings: where they come from, and what is said of wrong ones."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline import settings
+from pipeline.errors import UsageError
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory without an .env of the developer's."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_command_line_beats_environment_beats_file(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (elsewhere / ".env").write_text("SPOTTER_JOB=file\nSPOTTER_IMAGES=file\nSPOTTER_MODEL=file\n")
+    monkeypatch.setenv("SPOTTER_JOB", "environment")
+    monkeypatch.setenv("SPOTTER_IMAGES", "environment")
+    loaded = settings.load(["--job", "argument"])
+    assert (loaded.job, loaded.images, loaded.model) == ("argument", "environment", "file")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "file", "message"),
+    [
+        (["--model-concurrency", "0"], {}, "", "--model-concurrency: '0' will not do: .* greater than or equal to 1"),
+        ([], {"SPOTTER_MODEL_URL": "localhost"}, "", "SPOTTER_MODEL_URL in the environment: 'localhost' will not do"),
+        ([], {}, "SPOTTER_ATTEMPTS=many", r"SPOTTER_ATTEMPTS in .env: 'many' will not do"),
+        ([], {"SPOTTER_MODEL_CONCURENCY": "3"}, "", "did you mean SPOTTER_MODEL_CONCURRENCY"),
+        ([], {}, "SPOTTER_JOBB=x", "did you mean SPOTTER_JOB"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_place(
+    elsewhere: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    environment: dict[str, str],
+    file: str,
+    message: str,
+) -> None:
+    (elsewhere / ".env").write_text(file)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=message):
+        settings.load(arguments)
+
+
+def test_the_key_is_not_written_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPOTTER_API_KEY", "s3cret")
+    loaded = settings.load([])
+    assert "s3cret" not in f"{loaded!r} {loaded.public()}"
+    assert loaded.public()["api_key"] == "set"

@@ -1,0 +1,89 @@
+"""Wrong settings: one clear line that names the remedy, exit code 2, within 5 seconds."""
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, Cli
+from tests.pictures import encoded, gradient
+from tests.simulated import Simulated
+
+NO_SCHEMA = """
+description: d
+label: dog
+question: q
+schema: {type: objekt}
+max_tokens: 9
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder with one picture, an empty folder, a file where a folder is wanted, and a job without a schema."""
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(encoded(gradient()))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "no-schema.yaml").write_text(NO_SCHEMA)
+    (tmp_path / "cats.yaml").write_text(
+        (ROOT / "pipeline/jobs/dog_breeds.yaml").read_text().replace("label: dog", "label: owl")
+    )
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param(["--model-url", "http://127.0.0.1:9/v1"], "cannot be reached .*make up", id="nobody at the URL"),
+        pytest.param(["--model-url", "not a url"], "--model-url: 'not a url' will not do", id="no URL"),
+        pytest.param(
+            ["--detector-url", "http://127.0.0.1:9"], "detector http://127.0.0.1:9 .*make up", id="no detector"
+        ),
+        pytest.param(["--model-url", "{url}"], "HTTP 404: expected an OpenAI-compatible API", id="URL without /v1"),
+        pytest.param(["--model", "gpt-9"], "does not serve 'gpt-9', but simulated", id="model not served"),
+        pytest.param(["--job", "dog_breads"], "no job 'dog_breads': .* dog_breeds", id="unknown job"),
+        pytest.param(["--job", "{place}/no-schema.yaml"], "schema is not a JSON Schema", id="no JSON Schema"),
+        pytest.param(["--job", "{place}/cats.yaml"], "refuses label 'owl': .* known are dog, cat", id="unknown label"),
+        pytest.param(["--images", "{place}/empty"], "no image in the folder", id="empty folder"),
+        pytest.param(["--output", "{place}/file/runs"], "cannot be written: .*OUTPUT=", id="output cannot be written"),
+        pytest.param(["--attempts", "0"], "--attempts: '0' will not do", id="value out of range"),
+    ],
+)
+def test_one_line_and_exit_code_2(
+    cli: Cli, simulated: Simulated, place: Path, arguments: list[str], message: str
+) -> None:
+    filled = [argument.format(place=place, url=simulated.url) for argument in arguments]
+    started = time.monotonic()
+    defaults = ["--images", str(place / "photos"), "--output", str(place / "runs")]
+    done = cli(*defaults, *filled, env=simulated.settings)
+    assert done.returncode == 2, done.stdout + done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert re.search(message, line), line
+    assert time.monotonic() - started < 5
+
+
+def test_a_server_that_ignores_the_schema_is_found_before_the_first_image(
+    cli: Cli, simulated: Simulated, place: Path
+) -> None:
+    simulated.answer = lambda crop, request: "This is a lovely poodle."
+    done = cli("--images", str(place / "photos"), "--output", str(place / "runs"), env=simulated.settings)
+    assert done.returncode == 2
+    assert "does not answer in the form of job dog_breeds" in done.stderr
+    assert simulated.model.requests == 1
+    assert not (place / "runs").exists()
+
+
+def test_a_missing_key_is_named(cli: Cli, simulated: Simulated, place: Path) -> None:
+    simulated.api_key = "s3cret"
+    done = cli("--images", str(place / "photos"), "--output", str(place / "runs"), env=simulated.settings)
+    assert (done.returncode, "set SPOTTER_API_KEY" in done.stderr) == (2, True)
+
+
+def test_help_tells_every_setting(cli: Cli) -> None:
+    done = cli("--help")
+    assert done.returncode == 0
+    for option in ("--images", "--output", "--job", "--model-url", "--model-concurrency", "--attempts"):
+        assert option in done.stdout
