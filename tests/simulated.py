@@ -14,7 +14,7 @@ from typing import Any
 
 import msgpack
 from aiohttp import web
-from PIL import Image
+from PIL import Image, ImageOps
 
 Fault = Callable[[int], web.Response | None]
 """Given a request's number (from 1), the response to send in place of the answer, or None for the answer."""
@@ -75,7 +75,7 @@ class Simulated:
                 return fault
             if body["label"] not in self.labels:
                 return web.Response(status=422, text=f"unknown label, known are {', '.join(self.labels)}")
-            image = Image.open(io.BytesIO(body["image"]))
+            image = ImageOps.exif_transpose(Image.open(io.BytesIO(body["image"])))
             boxes = [
                 {"box": box, "label": body["label"], "score": 0.9 - 0.01 * n} for n, box in enumerate(self.boxes(image))
             ]

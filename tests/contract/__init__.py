@@ -1,0 +1,1 @@
+"""Documents, presets and code agree."""

@@ -1,0 +1,157 @@
+"""vLLM's presets: accepted by the parser of the version that serves them, and each value with its reason."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from scripts.services import VLLM_PRESETS, read_variables
+
+PARSE = Path(__file__).with_name("parse_preset.py")
+GPU = ("l4", "a100-40", "a100-80")
+NAMES = ("cpu", *GPU)
+
+# What a card's memory decides; all else is the same in every GPU preset.
+BY_CARD = {"max-model-len", "max-num-seqs", "max-num-batched-tokens", "gpu-memory-utilization"}
+# What the engine adds: where to listen is the host's matter.
+BY_ENGINE = {"host", "port"}
+# Variables of others than vLLM that vLLM's processes read.
+FOREIGN_VARIABLES = {"DO_NOT_TRACK", "HF_HUB_OFFLINE", "OMP_NUM_THREADS"}
+# vLLM hands this on as a list.
+LISTS = {"served-model-name"}
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """What vLLM made of each file, and the names of the environment variables that it knows."""
+
+    values: Mapping[str, dict[str, Any]]
+    errors: Mapping[str, str | None]
+    variables: frozenset[str]
+
+
+def written(name: str) -> dict[str, Any]:
+    """A preset as it stands in its file."""
+    loaded: dict[str, Any] = yaml.safe_load((VLLM_PRESETS / f"{name}.yaml").read_text())
+    return loaded
+
+
+def expected(key: str, value: Any) -> Any:
+    """What vLLM should have of a written value after parsing."""
+    if key == "kv-cache-memory-bytes":
+        return int(value.removesuffix("M")) * 2**20
+    return [value] if key in LISTS else value
+
+
+@pytest.fixture(scope="module")
+def parsed(vllm_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Parsed:
+    """All presets and two spoilt copies, parsed by one process."""
+    spoilt = tmp_path_factory.mktemp("presets")
+    (spoilt / "unknown-flag.yaml").write_text(yaml.safe_dump(written("l4") | {"max-model-length": 2048}))
+    (spoilt / "bad-value.yaml").write_text(yaml.safe_dump(written("l4") | {"max-num-seqs": "many"}))
+    files = [*(VLLM_PRESETS / f"{name}.yaml" for name in NAMES), *sorted(spoilt.iterdir())]
+    done = subprocess.run([vllm_python, PARSE, *files], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout.splitlines()[-1])
+    presets = {Path(path).stem: result for path, result in answer["presets"].items()}
+    return Parsed(
+        {name: result["values"] for name, result in presets.items()},
+        {name: result["error"] for name, result in presets.items()},
+        frozenset(answer["variables"]),
+    )
+
+
+def test_there_is_a_preset_and_its_variables_for_each_kind_of_host() -> None:
+    assert {path.name for path in VLLM_PRESETS.iterdir()} == {f"{name}.{kind}" for name in NAMES for kind in ("yaml", "env")}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_vllm_accepts_the_preset(parsed: Parsed, name: str) -> None:
+    assert parsed.errors[name] is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_value_arrives_as_it_is_written(parsed: Parsed, name: str) -> None:
+    arrived = dict(parsed.values[name])
+    wanted = {key: expected(key, value) for key, value in written(name).items()}
+    constraint, wanted_constraint = arrived.pop("structured-outputs-config"), wanted.pop("structured-outputs-config")
+    assert arrived == wanted
+    assert constraint["class"] == "StructuredOutputsConfig"
+    assert constraint.items() >= wanted_constraint.items()
+
+
+@pytest.mark.parametrize(
+    ("copy", "named"),
+    [("unknown-flag", "--max-model-length"), ("bad-value", "--max-num-seqs")],
+)
+def test_a_spoilt_copy_is_refused(parsed: Parsed, copy: str, named: str) -> None:
+    assert named in (parsed.errors[copy] or "")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_switched_off_by_false(name: str) -> None:
+    # `vllm serve --config` drops a key that is false, known or not: it looks for `--no-KEY` among the options of the
+    # wrong parser (seen in 0.32).
+    assert [key for key, value in written(name).items() if value is False] == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_where_to_listen_is_left_to_the_engine(name: str) -> None:
+    assert not BY_ENGINE & written(name).keys()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_code_of_a_checkpoint_is_trusted(name: str) -> None:
+    assert "trust-remote-code" not in written(name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", ["yaml", "env"])
+def test_every_value_has_its_reason_above_it(name: str, kind: str) -> None:
+    lines = (VLLM_PRESETS / f"{name}.{kind}").read_text().splitlines()
+    settings = [index for index, line in enumerate(lines) if re.match(r"[\w-]+[:=]", line)]
+    assert len(settings) >= 3
+    assert [lines[index] for index in settings if not lines[index - 1].startswith("# ")] == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_variables_are_known(parsed: Parsed, name: str) -> None:
+    variables = read_variables(VLLM_PRESETS / f"{name}.env")
+    assert "" not in variables.values()
+    assert variables.keys() - FOREIGN_VARIABLES <= parsed.variables
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pictures_are_never_fetched(name: str) -> None:
+    assert all(domain.endswith(".invalid") for domain in written(name)["allowed-media-domains"])
+    assert read_variables(VLLM_PRESETS / f"{name}.env")["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"
+
+
+def test_gpu_presets_differ_only_by_what_the_card_decides() -> None:
+    common = [{key: value for key, value in written(name).items() if key not in BY_CARD} for name in GPU]
+    assert common[0] == common[1] == common[2]
+    assert all(written(name).keys() == written(GPU[0]).keys() for name in GPU)
+    assert len({tuple(read_variables(VLLM_PRESETS / f"{name}.env").items()) for name in GPU}) == 1
+
+
+@pytest.mark.parametrize("name", GPU)
+def test_the_production_model_is_pinned_to_a_commit(name: str) -> None:
+    assert written(name)["model"] == "google/gemma-3n-E4B-it"
+    assert re.fullmatch(r"[0-9a-f]{40}", written(name)["revision"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_request_of_the_job_fits(name: str) -> None:
+    preset = written(name)
+    # 256 image tokens, the question, 64 of answer; and a picture's prefill is not cut in two.
+    assert preset["max-model-len"] >= 1024
+    assert preset["max-num-batched-tokens"] % 256 == 0
+    assert preset["max-num-queued-reqs"] > preset["max-num-seqs"]

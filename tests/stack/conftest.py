@@ -1,0 +1,78 @@
+"""The real stack: Spotter's own commands start it once for all tests, beside whatever a developer has running."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from scripts import environments
+from tests.conftest import ROOT, environment_python
+
+pytest_plugins = ["tests.stack.detector_process", "tests.stack.gemma3n_server"]
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass(frozen=True)
+class RunningStack:
+    """A stack of our own: its settings as environment variables, and its commands."""
+
+    variables: dict[str, str]
+
+    @property
+    def detector_url(self) -> str:
+        """The detector's address."""
+        return f"http://127.0.0.1:{self.variables['STACK_DETECTOR_PORT']}"
+
+    @property
+    def model_url(self) -> str:
+        """The model server's address, with its /v1."""
+        return f"http://127.0.0.1:{self.variables['STACK_VLLM_PORT']}/v1"
+
+    def operate(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run one of the operator's commands, as the Makefile does."""
+        return subprocess.run(
+            [environments.python("operator"), "-m", "scripts", *arguments],
+            cwd=ROOT,
+            env={**os.environ, **self.variables, **variables},
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+
+    def pids(self) -> dict[str, int]:
+        """The services' process ids, as `status` shows them."""
+        shown = self.operate("status", COLUMNS="200").stdout
+        return {name: int(pid) for name, pid in re.findall(r"^(\w+)\s+ready\s+(\d+)", shown, re.MULTILINE)}
+
+
+@pytest.fixture(scope="session")
+def stack(cache_dir: Path) -> Iterator[RunningStack]:
+    """The CPU stack on free ports, up; down again at the end."""
+    environment_python("operator")
+    ports = {"STACK_VLLM_PORT": str(free_port()), "STACK_DETECTOR_PORT": str(free_port())}
+    running = RunningStack({"STACK_STATE": str(cache_dir / "stack"), "STACK_DEVICE": "cpu", **ports})
+    running.operate("down")  # what a killed test run may have left
+    up = running.operate("up")
+    assert up.returncode == 0, up.stdout + up.stderr
+    yield running
+    down = running.operate("down")
+    assert down.returncode == 0, down.stdout + down.stderr
+
+
+@pytest.fixture(scope="session")
+def detector_url(stack: RunningStack) -> str:
+    """A detector service with default settings."""
+    return stack.detector_url

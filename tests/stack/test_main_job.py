@@ -1,0 +1,221 @@
+"""The main job on the real services: what it finds and answers, against what was drawn."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import threading
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from samples.crops import labelled_crops
+from samples.detection_metrics import iou_matrix
+from samples.evaluate_vlm import evaluate_server
+from samples.scenes import make_scene
+from tests.conftest import ROOT
+from tests.stack.conftest import RunningStack
+
+TRUTH = json.loads((ROOT / "samples/truth.json").read_text())["images"]
+
+# Seeds that no training used: see samples/train_detector.py and samples/train_vlm.py.
+FRESH_SEED = 9_000_000
+FRESH_SCENES = 300
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run's folder, read."""
+
+    folder: Path
+    output: str
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """run.json."""
+        content: dict[str, Any] = json.loads((self.folder / "run.json").read_text())
+        return content
+
+    def rows(self, table: str) -> list[dict[str, Any]]:
+        """A table's rows."""
+        content: list[dict[str, Any]] = pq.read_table(self.folder / f"{table}.parquet").to_pylist()
+        return content
+
+
+def run_job(stack: RunningStack, images: Path, output: Path, *options: str) -> Finished:
+    done = stack.operate("run", "--images", str(images), "--output", str(output), "--run-name", "run", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return Finished(output / "run", done.stdout)
+
+
+@dataclass
+class Agreement:
+    """How a run's rows agree with what was drawn."""
+
+    drawn: int = 0
+    found: int = 0
+    false: int = 0
+    right: dict[str, int] | None = None
+
+
+def compare(finished: Finished, truth: dict[str, Any]) -> Agreement:
+    """Pair each drawn dog with a detection of its own (IoU at least 0.5), and count the pairs' right answers."""
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in truth}
+    for row in finished.rows("detections"):
+        rows[Path(row["path"]).name].append(row)
+    fields = ("breed", "coat_color", "facing")
+    agreement = Agreement(right=dict.fromkeys(fields, 0))
+    assert agreement.right is not None
+    for name, picture in truth.items():
+        dogs = [thing for thing in picture["objects"] if thing["label"] == "dog"]
+        agreement.drawn += len(dogs)
+        free = list(dogs)
+        for row in sorted(rows[name], key=lambda row: -row["score"]):
+            ious = [iou_matrix(np.array([row["box"]]), np.array([dog["box"]], dtype=float))[0, 0] for dog in free]
+            if not ious or max(ious) < 0.5:
+                agreement.false += 1
+                continue
+            dog = free.pop(int(np.argmax(ious)))
+            agreement.found += 1
+            for field in fields:
+                agreement.right[field] += row[field] == dog[field]
+    return agreement
+
+
+@pytest.fixture(scope="module")
+def bundled(stack: RunningStack, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """The main job on the bundled pictures."""
+    return run_job(stack, ROOT / "samples/images", tmp_path_factory.mktemp("bundled"))
+
+
+def test_bundled_every_image_is_accounted_for(bundled: Finished) -> None:
+    images = {Path(row["path"]).name: row for row in bundled.rows("images")}
+    assert set(images) == set(TRUTH)
+    counts = bundled.manifest["counts"]
+    assert counts["images"]["failed"] == counts["images"]["not_reached"] == counts["detections"]["failed"] == 0
+    assert counts["images"]["total"] == len(TRUTH) == counts["images"]["detected"] + counts["images"]["no_object"]
+    for name, row in images.items():
+        assert (row["width"], row["height"]) == (TRUTH[name]["width"], TRUTH[name]["height"]), name
+        assert row["detections"] == sum(Path(found["path"]).name == name for found in bundled.rows("detections"))
+
+
+def test_bundled_pictures_without_a_dog_are_recorded_as_such(bundled: Finished) -> None:
+    dogless = {name for name, picture in TRUTH.items() if all(thing["label"] != "dog" for thing in picture["objects"])}
+    assert dogless
+    assert {Path(row["path"]).name for row in bundled.rows("images") if row["outcome"] == "no_object"} == dogless
+
+
+def test_bundled_dogs_are_found_and_their_breeds_named(bundled: Finished) -> None:
+    agreement = compare(bundled, TRUTH)
+    assert agreement.right is not None
+    assert agreement.found >= 0.95 * agreement.drawn, agreement
+    for field, right in agreement.right.items():
+        assert right >= 0.90 * agreement.found, (field, agreement)
+
+
+def test_bundled_run_shows_its_results(bundled: Finished) -> None:
+    for word in ("dog_breeds: ", "count", "breed", "detections.parquet", "report.html"):
+        assert word in bundled.output
+    services = bundled.manifest["services"]
+    assert services["model"]["name"] == "tiny-vlm"
+    assert "tiny-detector" in services["detector"]["name"]
+
+
+@dataclass(frozen=True)
+class FreshRun:
+    """A run over pictures that nobody has seen, and what was seen of it from outside."""
+
+    finished: Finished
+    truth: dict[str, Any]
+    peak_memory_mb: float
+    most_at_the_server: int
+
+
+@pytest.fixture(scope="module")
+def fresh(stack: RunningStack, tmp_path_factory: pytest.TempPathFactory) -> FreshRun:
+    """300 new scenes, about 1,000 dogs, at most 24 requests in flight; the server's own count is read meanwhile."""
+    folder = tmp_path_factory.mktemp("fresh")
+    (folder / "images").mkdir()
+    truth = {}
+    for number in range(FRESH_SCENES):
+        scene = make_scene(FRESH_SEED + number)
+        scene.image.save(folder / "images" / f"{number:03}.jpg", quality=92)
+        truth[f"{number:03}.jpg"] = {"objects": [vars(thing) for thing in scene.objects]}
+    most, stop = 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal most
+        while not stop.wait(0.05):
+            with urllib.request.urlopen(stack.model_url.removesuffix("/v1") + "/metrics", timeout=10) as response:
+                lines = response.read().decode().splitlines()
+            now = [
+                float(line.split()[-1])
+                for line in lines
+                if line.startswith(("vllm:num_requests_running", "vllm:num_requests_waiting{"))
+            ]
+            most = max(most, int(sum(now)))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "pipeline", "--images", folder / "images", "--output", folder, "--run-name", "run"],
+            cwd=ROOT,
+            env={
+                **os.environ,
+                "SPOTTER_DETECTOR_URL": stack.detector_url,
+                "SPOTTER_MODEL_URL": stack.model_url,
+                "SPOTTER_MODEL_CONCURRENCY": "24",
+            },
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert child.stdout is not None
+        output = child.stdout.read()
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+    finally:
+        stop.set()
+        watcher.join()
+    assert child.returncode == 0, output
+    return FreshRun(Finished(folder / "run", output), truth, usage.ru_maxrss / 1024, most)
+
+
+def test_fresh_scenes_every_row_is_accounted_for(fresh: FreshRun) -> None:
+    counts = fresh.finished.manifest["counts"]
+    assert counts["images"]["total"] == FRESH_SCENES == counts["images"]["detected"] + counts["images"]["no_object"]
+    assert counts["detections"]["total"] == counts["detections"]["answered"] >= 800
+
+
+def test_fresh_scenes_need_little_memory_and_few_requests_at_once(fresh: FreshRun) -> None:
+    assert fresh.peak_memory_mb <= 1024
+    assert 1 <= fresh.most_at_the_server <= 24
+
+
+def test_fresh_scenes_are_counted_and_named_right(fresh: FreshRun) -> None:
+    """The tiny models' promise, on crops that the pipeline cut from the detector's boxes."""
+    agreement = compare(fresh.finished, fresh.truth)
+    assert agreement.right is not None
+    assert agreement.found >= 0.95 * agreement.drawn, agreement
+    for field, right in agreement.right.items():
+        assert right >= 0.95 * agreement.found, (field, agreement)
+    dogs = {name: sum(thing["label"] == "dog" for thing in picture["objects"]) for name, picture in fresh.truth.items()}
+    found = {Path(row["path"]).name: row["detections"] for row in fresh.finished.rows("images")}
+    exact = sum(found[name] == number for name, number in dogs.items())
+    assert exact >= 0.95 * FRESH_SCENES, f"{exact} of {FRESH_SCENES} scenes have the exact number of dogs"
+
+
+def test_answers_follow_the_picture(stack: RunningStack) -> None:
+    """Replaced by another breed's, the picture decides; without one, the model can only guess."""
+    crops = [crop for crop, _ in zip(labelled_crops(FRESH_SEED + FRESH_SCENES, 0.05), range(100), strict=False)]
+    figures = asyncio.run(evaluate_server(stack.model_url, "tiny-vlm", crops, concurrency=16))
+    assert figures.followed >= 0.95
+    assert figures.right_without_picture <= 0.35  # one breed of seven: 14% of many crops, some more of 100
