@@ -7,7 +7,7 @@ import sys
 
 from rich.console import Console
 
-from pipeline.errors import UsageError
+from pipeline.errors import RunStopped, UsageError
 
 # Daft reports its use to its makers unless told otherwise, and shows a progress bar of its own.
 os.environ.setdefault("DO_NOT_TRACK", "true")
@@ -15,27 +15,34 @@ os.environ.setdefault("DAFT_PROGRESS_BAR", "0")
 
 
 def main(arguments: list[str]) -> int:
-    """0: every row is accounted for. 1: nothing could be answered. 2: a usage error. 130: interrupted."""
+    """0: every row is accounted for. 1: stopped, or nothing could be answered. 2: a usage error. 130: interrupted."""
     from pipeline.settings import load
 
     console = Console(stderr=False)
     try:
         settings = load(arguments)
         from pipeline.display import show_next, show_summary  # after the settings: a wrong one is told at once
-        from pipeline.run import INTERRUPTED, run
+        from pipeline.run import INTERRUPTED, STOPPED, run
 
         done = run(settings, console)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except RunStopped as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
     show_summary(console, done.manifest)
-    show_next(console, done.folder)
+    show_next(console, done.folder, done.manifest)
     if done.status == INTERRUPTED:
         return 130
-    return 1 if done.failures and not done.answered else 0
+    return 1 if done.status == STOPPED or (done.failures and not done.answered) else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # All that is to be kept has been written. What a run that was cut short left at work must not hold up its end.
+    os._exit(code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 def color(caption: str) -> str:
     """The same colour for the same caption, in every run."""
-    return PALETTE[sum(caption.encode()) % len(PALETTE)]
+    return PALETTE[zlib.crc32(caption.encode()) % len(PALETTE)]
 
 
 def annotated(data: bytes, detections: list[dict[str, Any]]) -> bytes:

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from pipeline.writer import Progress
+from pipeline.progress import Progress
 
 # Without a terminal (CI, a log file) a line this often shows that the run is alive.
 PLAIN_LINE_S = 10.0
@@ -37,16 +37,29 @@ class Display:
             TextColumn("elapsed"),
             TimeElapsedColumn(),
             TextColumn("[{task.fields[color]}]{task.fields[failures]} failed"),
+            TextColumn("[yellow]{task.fields[note]}"),
             console=console,
             disable=not console.is_terminal,
         )
-        self.task = self.bar.add_task("", total=progress.total, rate=0.0, failures=0, color="green")
+        self.last_note = ""
+        self.task = self.bar.add_task("", total=progress.total, rate=0.0, failures=0, color="green", note="")
+
+    def note(self, text: str) -> None:
+        """Say what is being waited for: at the line's end, elsewhere once."""
+        if not self.console.is_terminal and text != self.last_note:
+            self.console.print(text, highlight=False)
+        self.last_note = text
 
     def update(self) -> None:
         """Show the progress as it is now."""
         rate, failures = self.rate(), self.progress.failures
         self.bar.update(
-            self.task, completed=self.progress.done, rate=rate, failures=failures, color="red" if failures else "green"
+            self.task,
+            completed=self.progress.done,
+            rate=rate,
+            failures=failures,
+            color="red" if failures else "green",
+            note=self.last_note,
         )
         if not self.console.is_terminal and time.monotonic() >= self.next_line:
             self.next_line += PLAIN_LINE_S
@@ -58,9 +71,7 @@ class Display:
 
     def rate(self) -> float:
         """Rows per second so far: detections, and images that have none."""
-        progress = self.progress
-        rows = progress.detections.total() + progress.done - progress.images["detected"]
-        return rows / max(time.monotonic() - self.started, 1e-3)
+        return self.progress.rows / max(time.monotonic() - self.started, 1e-3)
 
 
 @contextmanager
@@ -87,13 +98,21 @@ def show_summary(console: Console, manifest: dict[str, Any]) -> None:
         f"{images['failed']} failed" + (f", {images['not_reached']} not reached" if images["not_reached"] else "")
     )
     console.print(f"{found['total']} {label} detections: {found['answered']} answered, {found['failed']} failed")
+    if "reason" in manifest:
+        console.print(f"stopped: {manifest['reason']}", style="bold red", markup=False, highlight=False, soft_wrap=True)
     for failure in manifest["failures"][:5]:
         line = f"  failed at {failure['stage']}: {failure['reason']} ({failure['rows']} rows)"
         console.print(line, style="red", markup=False, highlight=False)
 
 
-def show_next(console: Console, folder: Path) -> None:
+def show_next(console: Console, folder: Path, manifest: dict[str, Any]) -> None:
     """Where the results are, and what to do with them."""
-    report = folder / "report.html"
-    console.print(f"rows:   {folder / 'detections.parquet'}", soft_wrap=True, highlight=False)
-    console.print(f"report: {report}", soft_wrap=True, highlight=False)
+    counts = manifest["counts"]
+    if counts["images"]["not_reached"]:
+        advice = "the same command again does the rest"
+    elif counts["images"]["failed"] + counts["detections"]["failed"]:
+        advice = "make run OPTIONS=--retry-failed, when the cause is gone"
+    else:
+        advice = "open the report; then your own: make run IMAGES=folder"
+    for name, text in (("rows", folder / "detections.parquet"), ("report", folder / "report.html"), ("next", advice)):
+        console.print(f"{name + ':':8}{text}", soft_wrap=True, highlight=False)

@@ -6,3 +6,10 @@ class UsageError(Exception):
 
     The command line prints it alone and exits with code 2.
     """
+
+
+class RunStopped(Exception):
+    """A run cannot go on and could not even write its end; the message says why and what to do.
+
+    What was committed is safe. The command line exits with code 1.
+    """

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from pipeline.clients.model import BadAnswer, ModelClient
 from pipeline.crop import cut
 from pipeline.images import BadImage, content_key, decode, for_detector
 from pipeline.job import Crop, Job
+from pipeline.stop import Stop, Stopped
 
 # Rows of a batch: small before decoding keeps 600 images of 1080p at 0.5-0.7 GB instead of 2.7-3.0.
 BATCH = 8
@@ -37,6 +40,7 @@ IMAGE = DataType.struct(
         "height": DataType.int32(),
         "format": DataType.string(),
         "file_bytes": DataType.int64(),
+        "duplicate": DataType.bool(),  # the same bytes were read before: nothing is asked about them again
         "data": DataType.binary(),  # the file
         "upload": DataType.binary(),  # what the detector gets
         "seconds": DataType.float32(),
@@ -82,30 +86,58 @@ ANSWER = DataType.struct(
 STORED = DataType.struct({"path": DataType.string(), "failure": FAILURE})
 
 
+class Keys:
+    """The keys of the contents that were seen; safe from several threads."""
+
+    def __init__(self, seen: Iterable[str] = ()) -> None:
+        self._seen = set(seen)
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[Keys], tuple[set[str]]]:
+        """A copy elsewhere goes on from here by itself."""
+        return Keys, (self._seen,)
+
+    def add(self, key: str) -> bool:
+        """Note a key; whether it is new."""
+        with self._lock:
+            new = key not in self._seen
+            self._seen.add(key)
+        return new
+
+
 def failure(stage: str, reason: object, attempts: int = 1) -> dict[str, Any]:
     """What went wrong with a row, as one line."""
     return {"stage": stage, "reason": " ".join(str(reason).split())[:500], "attempts": attempts}
 
 
-@daft.func(return_dtype=IMAGE, use_process=False)
-def read_image(path: bytes) -> dict[str, Any]:
-    """Read a file, see that all of it decodes, and prepare what the detector gets."""
-    started = time.perf_counter()
-    image: dict[str, Any] = {}
-    try:
-        data = Path(os.fsdecode(path)).read_bytes()
-        image |= {"key": content_key(data), "file_bytes": len(data)}
-        upright = decode(data)
-        width, height = upright.pixels.size
-        image |= {"width": width, "height": height, "format": upright.format}
-        image |= {"data": data, "upload": for_detector(data, upright)}
-    except BadImage as error:
-        image["failure"] = failure("read", error)
-    except OSError as error:
-        image["failure"] = failure("read", f"cannot be read: {error.strerror or error}")
-    except Exception as error:  # the row fails, not the run
-        image["failure"] = failure("read", f"{type(error).__name__}: {error}")
-    return image | {"seconds": time.perf_counter() - started}
+class ReadImage:
+    """Reads files, finds what is wrong with them, and knows contents that were read before."""
+
+    def __init__(self, known: Keys) -> None:
+        self.known = known
+
+    @daft.method(return_dtype=IMAGE)
+    def __call__(self, path: bytes) -> dict[str, Any]:
+        """Read a file, see that all of it decodes, and prepare what the detector gets."""
+        started = time.perf_counter()
+        image: dict[str, Any] = {"duplicate": False}
+        try:
+            data = Path(os.fsdecode(path)).read_bytes()
+            image |= {"key": content_key(data), "file_bytes": len(data)}
+            upright = decode(data)
+            width, height = upright.pixels.size
+            image |= {"width": width, "height": height, "format": upright.format}
+            if self.known.add(image["key"]):
+                image |= {"data": data, "upload": for_detector(data, upright)}
+            else:
+                image["duplicate"] = True
+        except BadImage as error:
+            image["failure"] = failure("read", error)
+        except OSError as error:
+            image["failure"] = failure("read", f"cannot be read: {error.strerror or error}")
+        except Exception as error:  # the row fails, not the run
+            image["failure"] = failure("read", f"{type(error).__name__}: {error}")
+        return image | {"seconds": time.perf_counter() - started}
 
 
 class Detect:
@@ -131,6 +163,8 @@ class Detect:
             ]
         except RequestFailed as error:
             detected["failure"] = failure("detect", error, error.attempts)
+        except Stopped as error:
+            detected["failure"] = failure("detect", error, 0)
         except Exception as error:
             detected["failure"] = failure("detect", f"unexpected answer: {type(error).__name__}: {error}")
         return detected | {"seconds": time.perf_counter() - started}
@@ -174,6 +208,8 @@ class Ask:
             return {"raw": error.raw, "attempts": error.attempts, "failure": failure("ask", error, error.attempts)}
         except RequestFailed as error:
             return {"attempts": error.attempts, "failure": failure("ask", error, error.attempts)}
+        except Stopped as error:
+            return {"failure": failure("ask", error, 0)}
         except Exception as error:
             return {"failure": failure("ask", f"{type(error).__name__}: {error}")}
         return {
@@ -189,8 +225,9 @@ class Ask:
 class StoreCrop:
     """Writes each crop into the run's folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, stop: Stop) -> None:
         self.folder = folder
+        self.stop = stop
 
     @daft.method(return_dtype=STORED)
     def __call__(self, jpeg: bytes | None, key: str | None, index: int | None) -> dict[str, Any] | None:
@@ -201,6 +238,8 @@ class StoreCrop:
         try:
             (self.folder / path).write_bytes(jpeg)
         except OSError as error:
+            # No row is to blame for a full disk, and no later one will do better.
+            self.stop.pull(f"cannot write {self.folder / path}: {error.strerror or error}: make room, then run again")
             return {"failure": failure("store", f"{path}: {error.strerror or error}")}
         return {"path": str(path)}
 
@@ -213,14 +252,15 @@ def in_flight_batches(concurrency: int) -> int:
     return max(2, 2 * concurrency // BATCH)
 
 
-def read(paths: daft.DataFrame) -> daft.DataFrame:
-    """`path` (bytes, as the file system has it) -> + `image`."""
-    return paths.into_batches(BATCH).with_column("image", read_image(col("path")))
+def read(paths: daft.DataFrame, known: Keys) -> daft.DataFrame:
+    """`path` (bytes, as the file system has it) -> + `image`. What is `known` is read, and no more."""
+    stage = daft.cls(ReadImage, use_process=False)(known)
+    return paths.into_batches(BATCH).with_column("image", stage(col("path")))
 
 
 def detect(images: daft.DataFrame, client: DetectorClient) -> daft.DataFrame:
     """`image` -> + `detected`: boxes in pixels of the upright image. What was sent to the detector is dropped."""
-    stage = daft.cls(Detect, max_concurrency=in_flight_batches(client.http.concurrency))(client)
+    stage = daft.cls(Detect, max_concurrency=in_flight_batches(client.http.limits.concurrency))(client)
     return images.with_column("detected", stage(col("image")["upload"], col("image")["width"]))
 
 
@@ -234,7 +274,8 @@ def crop(detected: daft.DataFrame, job: Job) -> daft.DataFrame:
     image, found, cut_out = col("image"), col("detected"), col("cropped")
     slim = cropped.select(
         col("path"),
-        *(image[name] for name in ("key", "width", "height", "format", "file_bytes")),
+        col("modified_ns"),
+        *(image[name] for name in ("key", "duplicate", "width", "height", "format", "file_bytes")),
         image["seconds"].alias("read_s"),
         found["seconds"].alias("detect_s"),
         cut_out["seconds"].alias("crop_s"),
@@ -250,12 +291,12 @@ def crop(detected: daft.DataFrame, job: Job) -> daft.DataFrame:
 
 def ask(crops: daft.DataFrame, client: ModelClient) -> daft.DataFrame:
     """`detection` -> + `answer`."""
-    stage = daft.cls(Ask, max_concurrency=in_flight_batches(client.http.concurrency))(client)
+    stage = daft.cls(Ask, max_concurrency=in_flight_batches(client.http.limits.concurrency))(client)
     return crops.into_batches(BATCH).with_column("answer", stage(col("detection")["jpeg"]))
 
 
-def store(answered: daft.DataFrame, folder: Path) -> daft.DataFrame:
+def store(answered: daft.DataFrame, folder: Path, stop: Stop) -> daft.DataFrame:
     """`detection` -> the crop as a file in `folder`/crops, with `at` and `stored`; its bytes are dropped."""
-    stage = daft.cls(StoreCrop, use_process=False)(folder)
+    stage = daft.cls(StoreCrop, use_process=False)(folder, stop)
     at, jpeg = col("detection")["at"], col("detection")["jpeg"]
     return answered.with_columns({"at": at, "stored": stage(jpeg, col("key"), at["index"])}).exclude("detection")

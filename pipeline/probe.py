@@ -14,7 +14,7 @@ import aiohttp
 from PIL import Image
 
 from pipeline.clients.detector import Detected, DetectorClient
-from pipeline.clients.http import HttpClient, RequestFailed, describe
+from pipeline.clients.http import HttpClient, Limits, RequestFailed, describe
 from pipeline.clients.model import BadAnswer, ModelClient
 from pipeline.errors import UsageError
 from pipeline.job import Job
@@ -23,6 +23,7 @@ from pipeline.settings import Settings
 # A service that is up takes a connection at once; a model's first answer may take a while.
 CONNECT_S = 3.0
 ANSWER_S = 60.0
+ONE_TRY = Limits(concurrency=1, timeout_s=ANSWER_S, attempts=1, connect_s=CONNECT_S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,7 @@ async def try_detector(settings: Settings, job: Job) -> Detected:
     Raises:
         UsageError: the service cannot be reached or does not know the job's label.
     """
-    http = HttpClient(str(settings.detector_url), concurrency=1, timeout_s=ANSWER_S, attempts=1, connect_s=CONNECT_S)
+    http = HttpClient(str(settings.detector_url), ONE_TRY)
     try:
         return await DetectorClient(http, job.label, job.threshold).detect(blank_jpeg())
     except RequestFailed as error:
@@ -115,14 +116,7 @@ async def try_model(settings: Settings, job: Job, model: str) -> None:
     Raises:
         UsageError: the server refuses the job's requests, or answers in another form than the job's schema.
     """
-    http = HttpClient(
-        str(settings.model_url),
-        concurrency=1,
-        timeout_s=ANSWER_S,
-        attempts=1,
-        connect_s=CONNECT_S,
-        headers=model_headers(settings),
-    )
+    http = HttpClient(str(settings.model_url), ONE_TRY, headers=model_headers(settings))
     try:
         await ModelClient(http, model, job).ask(blank_jpeg())
     except RequestFailed as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Iterable
@@ -16,7 +17,7 @@ from pipeline import tables
 from pipeline.annotate import annotate_file
 from pipeline.images import BadImage
 from pipeline.job import Job
-from pipeline.writer import write_atomically
+from pipeline.run_folder import write_atomically
 
 # A browser shows 200 pictures at once with ease; all are in the folder.
 SHOWN_IMAGES = 200
@@ -31,31 +32,40 @@ def caption(row: dict[str, Any], job: Job) -> str:
     return str(answer if answer is not None else row["label"])
 
 
-def annotate_all(found: dict[str, list[dict[str, Any]]], sources: dict[str, Path], folder: Path) -> dict[str, str]:
+def annotate_all(
+    found: dict[str, list[dict[str, Any]]], sources: dict[str, Path], folder: Path, redone: set[str]
+) -> dict[str, str]:
     """Annotate the images that have detections; the paths of the copies within `folder`, by image path.
 
-    An image that has gone since, or a copy that cannot be written, is left out: the rows are safe already.
+    A copy from an earlier call is kept unless its image is in `redone`. An image that has gone since, or a copy that
+    cannot be written, is left out: the rows are safe already.
     """
-    (folder / "annotated").mkdir(exist_ok=True)
 
-    def one(number: int, path: str) -> tuple[str, str] | None:
-        target = Path("annotated", f"{number:06}-{Path(path).stem[:80]}.jpg")
+    def one(path: str) -> tuple[str, str] | None:
+        place = hashlib.sha256(path.encode()).hexdigest()[:8]
+        target = Path("annotated", f"{Path(path).stem[:80]}-{place}.jpg")
         try:
-            annotate_file(sources[path], folder / target, found[path])
+            if path in redone or not (folder / target).exists():
+                annotate_file(sources[path], folder / target, found[path])
         except (BadImage, OSError):
             return None
         return path, target.as_posix()
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow works outside the interpreter's lock
-        return dict(filter(None, pool.map(one, range(len(found)), found)))
+        return dict(filter(None, pool.map(one, found)))
 
 
 def write_report(
-    folder: Path, manifest: dict[str, Any], written: dict[str, pa.Table], job: Job, sources: Iterable[Path]
+    folder: Path,
+    manifest: dict[str, Any],
+    written: dict[str, pa.Table],
+    job: Job,
+    sources: Iterable[Path],
+    redone: set[str],
 ) -> Path:
     """Write report.html and the annotated images into a run's folder.
 
-    `written` holds the run's two tables; `sources` are the image files.
+    `written` holds the run's two tables; `sources` are the image files, `redone` the paths that were done just now.
 
     Raises:
         OSError: the report cannot be written.
@@ -66,7 +76,7 @@ def write_report(
         row["caption"] = caption(row, job)
         row["answer"] = [row[name] for name in job.properties] if row["outcome"] == tables.ANSWERED else []
         found[row["path"]].append(row)
-    copies = annotate_all(found, by_path, folder)
+    copies = annotate_all(found, by_path, folder, redone)
     images = written["images"].to_pylist()
     failures = [row for row in images if row["outcome"] == tables.FAILED]
     failures += [row for rows in found.values() for row in rows if row["outcome"] == tables.FAILED]

@@ -33,11 +33,14 @@ class Settings(BaseSettings):
         cli_kebab_case=True,
         cli_hide_none_type=True,
         cli_avoid_json=True,
+        cli_implicit_flags=True,
     )
 
     images: str = Field("samples/images", description="a folder, a glob in quotes, or one file")
     output: Path = Field(Path("runs"), description="folder for the runs; each gets its own folder in it")
-    run_name: str | None = Field(None, description="name of this run's folder; by default the time and the job's name")
+    run_name: str | None = Field(
+        None, description="name of the run's folder; by default the job's name and what tells it from other runs"
+    )
     job: str = Field("dog_breeds", description="a bundled job's name or a job file's path")
 
     detector_url: AnyHttpUrl = Field(AnyHttpUrl("http://127.0.0.1:8001"), description="the detector service")
@@ -54,6 +57,11 @@ class Settings(BaseSettings):
     model_concurrency: int = Field(64, ge=1, le=4096, description="crops at the model server at once, at most")
     request_timeout_s: float = Field(120.0, gt=0, description="longest that one request may take")
     attempts: int = Field(5, ge=1, le=100, description="tries per request, for failures that can heal")
+    outage_limit_s: float = Field(900.0, gt=0, description="longest to wait for a service that went away")
+    stall_limit_s: float = Field(600.0, gt=0, description="longest without any row ending before the run is stopped")
+    failure_limit: float = Field(0.5, ge=0, le=1, description="stop when a larger share of rows fails at a service")
+    retry_failed: bool = Field(False, description="do again what failed before")
+    force: bool = Field(False, description="begin anew in the run's folder")
 
     def public(self) -> dict[str, object]:
         """The settings as they may be written down: without secrets."""

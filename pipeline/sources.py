@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import UsageError
@@ -12,7 +13,16 @@ from pipeline.errors import UsageError
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".avif", ".ppm", ".mpo"})
 
 
-def list_images(source: str) -> list[Path]:
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One image file as the file system knows it."""
+
+    path: Path
+    file_bytes: int
+    modified_ns: int
+
+
+def list_images(source: str) -> list[Source]:
     """The image files of a folder (searched through, by SUFFIXES), of a glob such as `photos/**/*.jpg`, or one file.
 
     Sorted by path, so that two runs see the same order. Hidden files and folders of a folder are passed over.
@@ -34,7 +44,16 @@ def list_images(source: str) -> list[Path]:
         expected = f"{source!r} is no file, no folder and matches nothing as a glob"
     if not found:
         raise UsageError(f"images: {expected}: give a folder, a glob or a file with IMAGES=... or --images")
-    return found
+    return [describe(path) for path in found]
+
+
+def describe(path: Path) -> Source:
+    """A file's size and time, without opening it."""
+    try:
+        status = path.stat()
+    except OSError:  # a dangling link, or gone since: reading it will tell
+        return Source(path, 0, 0)
+    return Source(path, status.st_size, status.st_mtime_ns)
 
 
 def walk(folder: Path) -> list[Path]:

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 DETECTED = "detected"
 NO_OBJECT = "no_object"
+DUPLICATE = "duplicate"  # within parts only: its rows are those of the first image with the same key
 ANSWERED = "answered"
 FAILED = "failed"
 IMAGE_OUTCOMES = (DETECTED, NO_OBJECT, FAILED)
@@ -27,6 +28,8 @@ IMAGES = pa.schema(
         pa.field("height", pa.int32()),
         pa.field("format", pa.string()),
         pa.field("file_bytes", pa.int64()),
+        pa.field("modified_ns", pa.int64()),  # since 1970; with the size it tells a changed file
+        pa.field("duplicate_of", pa.string()),  # the path of the image with the same bytes whose answers these are
         pa.field("detections", pa.int32()),
         pa.field("stage", pa.string()),  # where it failed; null unless `outcome` is failed
         pa.field("reason", pa.string()),
@@ -92,7 +95,11 @@ def shown_path(path: bytes) -> str:
 def image_row(row: dict[str, Any]) -> dict[str, Any]:
     """A row of IMAGES from any row of the flow that belongs to the image."""
     failed = row["image_failure"]
-    outcome = FAILED if failed else DETECTED if row["detections"] else NO_OBJECT
+    outcome = DETECTED if row["detections"] else NO_OBJECT
+    if failed:
+        outcome = FAILED
+    elif row["duplicate"]:
+        outcome = DUPLICATE
     return {
         **{name: row[name] for name in IMAGES.names if name in row},
         "path": shown_path(row["path"]),

@@ -32,6 +32,8 @@ def main(arguments: list[str]) -> int:
     """0: done. 1: the stack could not do it. 130: interrupted. `run` ends with the job's own code."""
     parsed = parse(arguments)
     console = Console()
+    if not console.is_terminal:
+        console.width = 160  # for a file or a pipe nothing needs to be folded
     try:
         settings = load()
         if parsed.command == "up":

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 
+from scripts import environments
 from scripts.environments import ROOT
 from scripts.services import Service
 from scripts.settings import StackError
@@ -33,6 +34,8 @@ class Started:
 
 class ProcessEngine:
     """Starts and stops services as processes; knows them by the files in `state`."""
+
+    name = "process"
 
     def __init__(self, state: Path) -> None:
         self.processes = state / "processes"
@@ -62,6 +65,27 @@ class ProcessEngine:
         except psutil.NoSuchProcess:
             return None
         return process if lives else None
+
+    def prepare(self, services: list[Service]) -> None:
+        """Make the services' environments.
+
+        Raises:
+            StackError: one cannot be made.
+        """
+        try:
+            for name in dict.fromkeys(service.environment for service in services):
+                environments.prepare(name)
+        except environments.EnvironmentFailed as failure:
+            raise StackError(str(failure)) from failure
+
+    def is_running(self, name: str) -> bool:
+        """Whether the service's process lives."""
+        return self.running(name) is not None
+
+    def is_current(self, service: Service) -> bool:
+        """Whether the service runs with the settings as they are now."""
+        known = self.started(service.name)
+        return known is not None and known.fingerprint == service.fingerprint and self.is_running(service.name)
 
     def exit_code(self, name: str) -> int | None:
         """The exit code of a service that this engine started and that has ended."""

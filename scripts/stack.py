@@ -4,36 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import time
-import urllib.error
-import urllib.request
+import os
 from collections.abc import Iterator
 
 from rich.console import Console
-from rich.live import Live
 from rich.table import Table
-from rich.text import Text
 
-from scripts import environments
 from scripts.devices import choose, find_gpus
+from scripts.environments import ROOT
 from scripts.process_engine import ProcessEngine, uptime
 from scripts.services import Service, Stack, make_stack
-from scripts.settings import StackError, StackSettings, user_variables
-
-POLL_S = 0.25
-# Without a terminal a line this often shows what is being waited for.
-PLAIN_LINE_S = 15.0
-
-
-def is_ready(service: Service) -> bool:
-    """Whether a service answers its health check now."""
-    # No proxy: the services are on this host, and a proxy's answer would be taken for theirs.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(service.ready_url, timeout=2) as response:
-            return bool(response.status == 200)
-    except (OSError, urllib.error.URLError, ValueError):
-        return False
+from scripts.settings import StackSettings, user_variables
+from scripts.warmup import is_ready, wait
 
 
 def plan(settings: StackSettings) -> tuple[Stack, str]:
@@ -68,15 +50,11 @@ def up(settings: StackSettings, console: Console) -> Stack:
     stack, why = plan(settings)
     engine = ProcessEngine(settings.state)
     with one_at_a_time(settings):
-        missing = [service for service in stack.services if not is_current(engine, service)]
+        missing = [service for service in stack.services if not engine.is_current(service)]
         if not missing and all(is_ready(service) for service in stack.services):
             return stack
         console.print(why, highlight=False)
-        try:
-            for name in dict.fromkeys(service.environment for service in missing):
-                environments.prepare(name)
-        except environments.EnvironmentFailed as failure:
-            raise StackError(str(failure)) from failure
+        engine.prepare(missing)
         begun: list[Service] = []
         try:
             for service in missing:
@@ -92,64 +70,6 @@ def up(settings: StackSettings, console: Console) -> Stack:
                 engine.stop(service.name, grace_s=5.0)
             raise
     return stack
-
-
-def is_current(engine: ProcessEngine, service: Service) -> bool:
-    """Whether a service runs, with the settings as they are now."""
-    known = engine.started(service.name)
-    return known is not None and known.fingerprint == service.fingerprint and engine.running(service.name) is not None
-
-
-def wait(engine: ProcessEngine, services: list[Service], timeout_s: float, console: Console) -> None:
-    """Return when all services are ready, showing each one's state and last log line.
-
-    Raises:
-        StackError: one died (told at once, with its last lines) or is not ready after `timeout_s` seconds.
-    """
-    begin = time.monotonic()
-    ready_after: dict[str, float] = {}
-    next_line = begin + PLAIN_LINE_S
-    with Live(console=console, refresh_per_second=4, transient=True) as live:
-        while True:
-            elapsed = time.monotonic() - begin
-            for service in services:
-                if service.name in ready_after:
-                    continue
-                if engine.running(service.name) is None:
-                    raise died(engine, service)
-                if is_ready(service):
-                    ready_after[service.name] = elapsed
-                    console.print(f"{service.name}: ready after {elapsed:.0f} s", highlight=False)
-            waiting = [service.name for service in services if service.name not in ready_after]
-            if not waiting:
-                return
-            if elapsed > timeout_s:
-                raise StackError(
-                    f"{', '.join(waiting)}: not ready after {timeout_s:.0f} s: see {engine.log(waiting[0])}, or raise "
-                    "STACK_START_TIMEOUT_S"
-                )
-            if console.is_terminal:
-                live.update(progress(engine, waiting, elapsed, console.width))
-            elif time.monotonic() >= next_line:
-                next_line += PLAIN_LINE_S
-                console.print(f"waiting for {', '.join(waiting)}, {elapsed:.0f} s", highlight=False)
-            time.sleep(POLL_S)
-
-
-def progress(engine: ProcessEngine, waiting: list[str], elapsed: float, width: int) -> Text:
-    """What is waited for, and what it says."""
-    lines = (f"{name}: starting, {elapsed:.0f} s  {engine.last_lines(name, 1)}"[: width - 1] for name in waiting)
-    return Text("\n".join(lines), style="dim")
-
-
-def died(engine: ProcessEngine, service: Service) -> StackError:
-    """The error for a service that ended while it was waited for."""
-    code = engine.exit_code(service.name)
-    how = f"ended with exit code {code}" if code is not None else "ended"
-    lines = engine.last_lines(service.name)
-    return StackError(
-        f"{service.name} {how} before it was ready. Its last lines:\n{lines}\nWhole log: {engine.log(service.name)}"
-    )
 
 
 def down(settings: StackSettings, console: Console) -> None:
@@ -172,14 +92,9 @@ def status(settings: StackSettings) -> Table:
             state = "ended by itself" if engine.started(service.name) else "down"
         else:
             state = "ready" if is_ready(service) else "starting or not answering"
-            if not is_current(engine, service):
+            if not engine.is_current(service):
                 state += " (settings have changed: make up)"
-        table.add_row(
-            service.name,
-            state,
-            str(process.pid) if process else "",
-            service.ready_url.rsplit("/", 1)[0],
-            f"{uptime(process):.0f} s" if process else "",
-            str(engine.log(service.name)),
-        )
+        pid, age = (str(process.pid), f"{uptime(process):.0f} s") if process else ("", "")
+        log = os.path.relpath(engine.log(service.name), ROOT)
+        table.add_row(service.name, state, pid, service.ready_url.rsplit("/", 1)[0], age, log)
     return table

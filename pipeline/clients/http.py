@@ -1,4 +1,4 @@
-"""An HTTP client that bounds requests in flight by rows and retries what can heal.
+"""An HTTP client that bounds requests in flight by rows, retries what can heal, and sits out a server's restart.
 
 Daft bounds *batches* in flight and gathers all rows of a batch at once: 2,000 rows in one batch are 2,000 requests. So
 the bound is here. It is aiohttp and not the openai package because the client is the job's CPU cost: measured at
@@ -8,6 +8,7 @@ the bound is here. It is aiohttp and not the openai package because the client i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +16,21 @@ from typing import Any
 import aiohttp
 import tenacity
 
+from pipeline.clients.limits import Slots
+from pipeline.clients.outage import Outage
+from pipeline.stop import Stop
+
 # Statuses that a later try can change: a full queue, a server that restarts or is behind.
 TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
 
-# Above this a server's Retry-After is not waited out: the row fails, and a later run asks it again.
+# Of these, the ones that say: too many requests at once.
+TOO_MANY = frozenset({429, 503})
+
+# Above this a server's Retry-After is not waited out: the row fails, and a later run can ask it again.
 LONGEST_RETRY_AFTER_S = 60.0
+
+# A server that is alive answers its check within this time, also under load.
+CHECK_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +59,27 @@ class Temporary(Exception):
         self.retry_after_s = retry_after_s
 
 
+class Unreachable(Exception):
+    """There was nobody to send the request to."""
+
+
 class Refused(Exception):
     """The server understood the request and will never take it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a client may spend on requests."""
+
+    concurrency: int
+    """Requests at the server at once, at most."""
+    timeout_s: float = 120.0
+    """Longest that one request may take."""
+    attempts: int = 5
+    """Tries of a request that fails in a way that can heal."""
+    connect_s: float = 10.0
+    outage_s: float = 0.0
+    """How long to wait for a server that is not there; 0: it counts as a failed try."""
 
 
 def wait_time(state: tenacity.RetryCallState) -> float:
@@ -59,80 +89,121 @@ def wait_time(state: tenacity.RetryCallState) -> float:
     return max(backoff, error.retry_after_s if isinstance(error, Temporary) else 0.0)
 
 
-class HttpClient:
-    """POST to one service, with at most `concurrency` requests in flight.
+@dataclass(slots=True)
+class Connection:
+    """What belongs to one event loop."""
 
-    One instance serves one event loop; what belongs to the loop (session, semaphore) is made at the first request, so
-    that an instance can be pickled to where it is used.
+    loop: asyncio.AbstractEventLoop
+    session: aiohttp.ClientSession
+    slots: Slots
+    outage: Outage
+
+
+class HttpClient:
+    """POST to one service, within limits.
+
+    `name` is what people call the service, `check_path` answers 200 to a GET when it is there. One instance serves one
+    event loop; what belongs to that is made at the first request, so an instance can be pickled to where it is used.
     """
 
     def __init__(
         self,
         base_url: str,
+        limits: Limits,
         *,
-        concurrency: int,
-        timeout_s: float,
-        attempts: int,
-        connect_s: float = 10.0,
+        name: str = "server",
+        check_path: str = "/",
         headers: dict[str, str] | None = None,
+        stop: Stop | None = None,
     ) -> None:
         self.base_url = base_url.rstrip("/")
-        self.concurrency = concurrency
-        self.timeout_s = timeout_s
-        self.attempts = attempts
-        self.connect_s = connect_s
+        self.limits = limits
+        self.name = name
+        self.check_path = check_path
         self.headers = headers or {}
-        self.session: aiohttp.ClientSession | None = None
-        self.slots: asyncio.Semaphore | None = None
-        self.loop: asyncio.AbstractEventLoop | None = None
+        self.stop = stop or Stop()
+        self.connection: Connection | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """All but what belongs to an event loop."""
-        return self.__dict__ | {"session": None, "slots": None, "loop": None}
+        return self.__dict__ | {"connection": None}
+
+    def connect(self) -> Connection:
+        """The connection of the running event loop, made at the first call."""
+        if self.connection is None:
+            session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0),  # bounded by the slots
+                timeout=aiohttp.ClientTimeout(total=self.limits.timeout_s, sock_connect=self.limits.connect_s),
+                headers=self.headers,
+            )
+            outage = Outage(self.name, self.is_there, self.limits.outage_s, self.stop)
+            self.connection = Connection(asyncio.get_running_loop(), session, Slots(self.limits.concurrency), outage)
+        return self.connection
+
+    async def is_there(self) -> bool:
+        """Whether the service gives a sign of life."""
+        timeout = aiohttp.ClientTimeout(total=CHECK_TIMEOUT_S)
+        try:
+            async with self.connect().session.get(self.base_url + self.check_path, timeout=timeout) as response:
+                return response.status == 200
+        except (TimeoutError, aiohttp.ClientError):
+            return False
 
     async def post(self, path: str, body: bytes, content_type: str) -> Reply:
         """Send a request, again if that can help, and return the body of its answer.
 
         Raises:
-            RequestFailed: the server refused it, or it failed `attempts` times.
+            RequestFailed: the server refused it, or all attempts failed.
+            Stopped: the run is ending.
         """
-        if self.session is None or self.slots is None:
-            self.loop = asyncio.get_running_loop()
-            self.slots = asyncio.Semaphore(self.concurrency)
-            self.session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0),  # bounded by `slots`
-                timeout=aiohttp.ClientTimeout(total=self.timeout_s, sock_connect=self.connect_s),
-                headers=self.headers,
-            )
+        connection = self.connect()
         attempt = 0
         retrying = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type(Temporary),
             wait=wait_time,
-            stop=tenacity.stop_after_attempt(self.attempts),
+            stop=tenacity.stop_after_attempt(self.limits.attempts),
             reraise=True,
         )
         try:
             async for trial in retrying:
                 with trial:
                     attempt += 1
-                    async with self.slots:
-                        started = time.perf_counter()
-                        data = await self._try(self.session, path, body, content_type)
-                        return Reply(data, attempt, time.perf_counter() - started)
+                    data, latency_s = await self._reach(connection, path, body, content_type)
+                    return Reply(data, attempt, latency_s)
         except (Temporary, Refused) as error:
             raise RequestFailed(str(error), attempt) from error
         raise AssertionError("tenacity ends with a result or an error")
 
-    async def _try(self, session: aiohttp.ClientSession, path: str, body: bytes, content_type: str) -> bytes:
+    async def _reach(self, connection: Connection, path: str, body: bytes, content_type: str) -> tuple[bytes, float]:
+        """One try that reaches the server: while nobody is there, it waits and does not count."""
+        while True:
+            await connection.outage.over()
+            async with connection.slots:
+                self.stop.check()
+                started = time.perf_counter()
+                try:
+                    data = await self._send(connection, path, body, content_type)
+                except Unreachable as error:
+                    if not self.limits.outage_s:
+                        raise Temporary(str(error)) from error
+                    connection.outage.begin(str(error))
+                    continue
+                connection.slots.answered()
+                return data, time.perf_counter() - started
+
+    async def _send(self, connection: Connection, path: str, body: bytes, content_type: str) -> bytes:
+        headers = {"Content-Type": content_type}
         try:
-            async with session.post(
-                self.base_url + path, data=body, headers={"Content-Type": content_type}, allow_redirects=False
+            async with connection.session.post(
+                self.base_url + path, data=body, headers=headers, allow_redirects=False
             ) as response:
                 data = await response.read()
         except aiohttp.ConnectionTimeoutError:
-            raise Temporary(f"no connection within {self.connect_s:g} s") from None
+            raise Unreachable(f"no connection within {self.limits.connect_s:g} s") from None
         except TimeoutError:
-            raise Temporary(f"no answer within {self.timeout_s:g} s") from None
+            raise Temporary(f"no answer within {self.limits.timeout_s:g} s") from None
+        except aiohttp.ClientConnectorError as error:
+            raise Unreachable(describe(error)) from error
         except aiohttp.ClientError as error:
             raise Temporary(describe(error)) from error
         if response.status == 200:
@@ -140,6 +211,8 @@ class HttpClient:
         reason = f"HTTP {response.status}: {' '.join(data.decode('utf-8', 'replace').split())[:300]}"
         if response.status not in TEMPORARY:
             raise Refused(reason)
+        if response.status in TOO_MANY:
+            connection.slots.refused()
         retry_after_s = retry_after(response.headers.get("Retry-After"))
         if retry_after_s > LONGEST_RETRY_AFTER_S:
             raise Refused(f"{reason} (Retry-After: {retry_after_s:g} s)")
@@ -147,13 +220,15 @@ class HttpClient:
 
     async def aclose(self) -> None:
         """Close the connections, on the loop that opened them; the client cannot be used again."""
-        if self.session is not None:
-            await self.session.close()
+        if self.connection is not None:
+            await self.connection.session.close()
 
     def close(self) -> None:
-        """Close the connections from another thread than the loop's."""
-        if self.loop is not None and self.loop.is_running():
-            asyncio.run_coroutine_threadsafe(self.aclose(), self.loop).result(timeout=5)
+        """Close the connections from another thread than the loop's, unless that is stuck."""
+        if self.connection is not None and self.connection.loop.is_running():
+            closing = asyncio.run_coroutine_threadsafe(self.aclose(), self.connection.loop)
+            with contextlib.suppress(TimeoutError):
+                closing.result(timeout=5)
 
 
 def describe(error: aiohttp.ClientError) -> str:

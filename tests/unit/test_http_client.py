@@ -8,7 +8,9 @@ import pytest
 from aiohttp import web
 
 from pipeline.clients import http
-from pipeline.clients.http import HttpClient, Reply, RequestFailed, retry_after
+from pipeline.clients.http import HttpClient, Limits, Reply, RequestFailed, retry_after
+from pipeline.clients.limits import Slots
+from pipeline.stop import Stop, Stopped
 
 Handler = Callable[[int], web.StreamResponse]
 
@@ -34,8 +36,8 @@ def ask(handler: Handler, rows: int = 1, **options: float) -> tuple[list[Reply |
         runner = web.AppRunner(app)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
-        settings = {"concurrency": 4, "timeout_s": 5.0, "attempts": 3} | options
-        client = HttpClient(f"http://127.0.0.1:{runner.addresses[0][1]}", **settings)  # type: ignore[arg-type]
+        limits = Limits(**{"concurrency": 4, "timeout_s": 5.0, "attempts": 3} | options)  # type: ignore[arg-type]
+        client = HttpClient(f"http://127.0.0.1:{runner.addresses[0][1]}", limits)
         requests = [client.post("/ask", b"{}", "application/json") for _ in range(rows)]
         replies = await asyncio.gather(*requests, return_exceptions=True)
         await client.aclose()
@@ -90,7 +92,7 @@ def test_a_very_long_retry_after_fails_the_row() -> None:
 
 def test_nobody_listens() -> None:
     async def main() -> None:
-        client = HttpClient("http://127.0.0.1:9", concurrency=1, timeout_s=2, attempts=2)
+        client = HttpClient("http://127.0.0.1:9", Limits(concurrency=1, timeout_s=2, attempts=2))
         try:
             await client.post("/ask", b"", "text/plain")
         finally:
@@ -109,7 +111,7 @@ def test_a_silent_server_is_given_up() -> None:
 
         server = await asyncio.start_server(silent, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
-        client = HttpClient(f"http://127.0.0.1:{port}", concurrency=1, timeout_s=0.2, attempts=2)
+        client = HttpClient(f"http://127.0.0.1:{port}", Limits(concurrency=1, timeout_s=0.2, attempts=2))
         try:
             await client.post("/ask", b"", "text/plain")
         finally:
@@ -138,7 +140,9 @@ def test_requests_in_flight_are_bounded() -> None:
         runner = web.AppRunner(app)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
-        client = HttpClient(f"http://127.0.0.1:{runner.addresses[0][1]}", concurrency=7, timeout_s=5, attempts=1)
+        client = HttpClient(
+            f"http://127.0.0.1:{runner.addresses[0][1]}", Limits(concurrency=7, timeout_s=5, attempts=1)
+        )
         replies = await asyncio.gather(*(client.post("/ask", b"", "text/plain") for _ in range(300)))
         await client.aclose()
         await runner.cleanup()
@@ -149,8 +153,93 @@ def test_requests_in_flight_are_bounded() -> None:
 
 
 def test_pickles_without_its_connections() -> None:
-    copy = pickle.loads(pickle.dumps(HttpClient("http://a/v1/", concurrency=3, timeout_s=1, attempts=2)))
-    assert (copy.base_url, copy.concurrency, copy.session) == ("http://a/v1", 3, None)
+    copy = pickle.loads(pickle.dumps(HttpClient("http://a/v1/", Limits(concurrency=3))))
+    assert (copy.base_url, copy.limits, copy.connection) == ("http://a/v1", Limits(concurrency=3), None)
+
+
+def test_a_server_that_refuses_gets_less_and_then_more_again() -> None:
+    slots = Slots(100)
+    for _ in range(5):
+        slots.refused()
+    assert 16 < slots.limit < 17
+    for _ in range(20):
+        slots.refused()
+    assert slots.limit == 1
+    for _ in range(10_000):
+        slots.answered()
+    assert slots.limit == 100
+
+
+class Restarting:
+    """A server that goes away and comes back on the same port."""
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.checks = 0
+        self.port = 0
+        self.runner: web.AppRunner | None = None
+
+    async def answer(self, request: web.Request) -> web.Response:
+        await request.read()
+        self.requests += 1
+        return web.Response(text="yes")
+
+    async def check(self, request: web.Request) -> web.Response:
+        self.checks += 1
+        return web.Response()
+
+    async def start(self) -> None:
+        app = web.Application()
+        app.router.add_post("/ask", self.answer)
+        app.router.add_get("/", self.check)
+        self.runner = web.AppRunner(app)
+        await self.runner.setup()
+        await web.TCPSite(self.runner, "127.0.0.1", self.port, reuse_address=True).start()
+        self.port = self.runner.addresses[0][1]
+
+    async def stop(self) -> None:
+        assert self.runner
+        await self.runner.cleanup()
+
+
+def test_a_restart_is_waited_out_and_costs_no_attempt() -> None:
+    async def main() -> list[Reply]:
+        server = Restarting()
+        await server.start()
+        client = HttpClient(f"http://127.0.0.1:{server.port}", Limits(concurrency=4, attempts=1, outage_s=30))
+        await client.post("/ask", b"", "text/plain")
+        await server.stop()
+        waiting = asyncio.gather(*(client.post("/ask", b"", "text/plain") for _ in range(50)))
+        await asyncio.sleep(1.5)
+        assert not waiting.done()
+        assert client.connection
+        assert client.connection.outage.since is not None
+        await server.start()
+        replies = await waiting
+        assert server.requests == 51
+        assert client.connection.outage.count == 1
+        await client.aclose()
+        await server.stop()
+        return replies
+
+    assert {reply.attempts for reply in asyncio.run(main())} == {1}
+
+
+def test_a_server_that_stays_away_stops_the_run() -> None:
+    async def main() -> tuple[str | None, list[BaseException | Reply]]:
+        stop = Stop()
+        limits = Limits(concurrency=2, attempts=1, outage_s=0.5)
+        client = HttpClient("http://127.0.0.1:9", limits, name="detector", stop=stop)
+        ended = await asyncio.gather(
+            *(client.post("/ask", b"", "text/plain") for _ in range(9)), return_exceptions=True
+        )
+        await client.aclose()
+        return stop.reason, ended
+
+    reason, ended = asyncio.run(main())
+    assert reason
+    assert reason.startswith("the detector was away for 0.5 s (cannot connect")
+    assert all(isinstance(error, Stopped) for error in ended)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pipeline import job
-from pipeline.clients.http import HttpClient
+from pipeline.clients.http import HttpClient, Limits
 from pipeline.clients.model import BadAnswer, ModelClient
 
 GOOD = {"breed": "pug", "coat_color": "tan", "facing": "left"}
@@ -14,9 +14,7 @@ GOOD = {"breed": "pug", "coat_color": "tan", "facing": "left"}
 
 @pytest.fixture
 def client() -> ModelClient:
-    return ModelClient(
-        HttpClient("http://nowhere", concurrency=1, timeout_s=1, attempts=1), "m", job.load("dog_breeds")
-    )
+    return ModelClient(HttpClient("http://nowhere", Limits(concurrency=1)), "m", job.load("dog_breeds"))
 
 
 def completion(content: Any, finish_reason: str = "stop", **more: Any) -> bytes:

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from rich.console import Console
 
-from scripts import stack
+from scripts import warmup
 from scripts.process_engine import ProcessEngine, session_members
 from scripts.services import Service
 from scripts.settings import StackError
@@ -64,7 +64,7 @@ Wait = Callable[..., None]
 @pytest.fixture
 def wait(engine: ProcessEngine) -> Wait:
     def do(toy: Service, timeout_s: float = 20) -> None:
-        stack.wait(engine, [toy], timeout_s, Console(file=io.StringIO()))
+        warmup.wait(engine, [toy], timeout_s, Console(file=io.StringIO()))
 
     return do
 

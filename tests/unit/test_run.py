@@ -15,7 +15,6 @@ from PIL import Image
 from rich.console import Console
 
 from pipeline import settings as pipeline_settings
-from pipeline.errors import UsageError
 from pipeline.run import Run, run
 from tests.conftest import Cli
 from tests.pictures import awkward_folder, encoded, gradient, rotated_by_exif
@@ -217,7 +216,8 @@ def test_the_folder_of_a_run(run_job: RunJob, photos: Path, monkeypatch: pytest.
     monkeypatch.setenv("SPOTTER_API_KEY", "s3cret")
     done = run_job(photos)
     present = {path.name for path in done.folder.iterdir()}
-    assert present == {"images.parquet", "detections.parquet", "run.json", "report.html", "crops", "annotated"}
+    shown = {name for name in present if not name.startswith(".")}
+    assert shown == {"images.parquet", "detections.parquet", "run.json", "report.html", "crops", "annotated"}
     assert (done.folder.parent / "latest").resolve() == done.folder.resolve()
     assert len(list((done.folder / "annotated").iterdir())) == 3
     manifest = (done.folder / "run.json").read_text()
@@ -227,9 +227,3 @@ def test_the_folder_of_a_run(run_job: RunJob, photos: Path, monkeypatch: pytest.
         "root": "root/simulated",
         "revision": None,
     }
-
-
-def test_a_second_run_does_not_write_into_the_first(run_job: RunJob, photos: Path) -> None:
-    run_job(photos, "--run-name", "same")
-    with pytest.raises(UsageError, match="same is not empty"):
-        run_job(photos, "--run-name", "same")

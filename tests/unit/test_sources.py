@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UsageError
-from pipeline.sources import list_images
+from pipeline.sources import Source, list_images
 
 
 @pytest.fixture
@@ -18,8 +18,8 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def names(found: list[Path], folder: Path) -> list[str]:
-    return [str(path.relative_to(folder)) for path in found]
+def names(found: list[Source], folder: Path) -> list[str]:
+    return [str(source.path.relative_to(folder)) for source in found]
 
 
 def test_a_folder_is_searched_through(photos: Path) -> None:
@@ -37,7 +37,7 @@ def test_one_file_of_any_name(photos: Path) -> None:
 def test_a_name_that_is_no_utf_8(photos: Path) -> None:
     odd = os.fsencode(photos) + b"/\xff.jpg"
     Path(os.fsdecode(odd)).touch()
-    assert odd in [os.fsencode(path) for path in list_images(str(photos))]
+    assert odd in [os.fsencode(source.path) for source in list_images(str(photos))]
 
 
 def test_a_name_that_looks_like_a_glob_is_a_file(photos: Path) -> None:

@@ -1,0 +1,171 @@
+"""The rows of a run on disk: committed in parts as they come, merged into two tables at the end.
+
+A part is two Parquet files and a line in `.parts/committed.jsonl`. Only what has a line counts, so a crash at any
+moment leaves each image committed or not, never half. A later part's rows of an image replace an earlier one's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import tables
+from pipeline.run_folder import write_table
+from pipeline.sources import Source
+
+# A part is committed when it has this many images or is this old: what a crash can cost.
+PART_IMAGES = 1000
+PART_S = 30.0
+
+NAMES = ("images", "detections")
+
+
+class Parts:
+    """The parts of one run's folder, old and new."""
+
+    def __init__(self, folder: Path, properties: dict[str, dict[str, Any]]) -> None:
+        self.folder = folder / ".parts"
+        self.committed = self.folder / "committed.jsonl"
+        self.schemas = {"images": tables.IMAGES, "detections": tables.detections_schema(properties)}
+        self.names = self._read_committed()
+        self.rows: dict[str, list[dict[str, Any]]] = {name: [] for name in NAMES}
+        self.begun = time.monotonic()
+
+    def _read_committed(self) -> list[str]:
+        """The committed parts, in order. A last line that a crash cut off was never committed."""
+        if not self.committed.exists():
+            return []
+        names = []
+        for line in self.committed.read_text().splitlines():
+            try:
+                names.append(json.loads(line)["part"])
+            except (ValueError, LookupError):
+                break
+        # Begin the next line on a line of its own.
+        self.committed.write_text("".join(json.dumps({"part": name}) + "\n" for name in names))
+        return names
+
+    def add(self, image: dict[str, Any], detections: Iterable[dict[str, Any]]) -> None:
+        """Take all rows of one image; commit when a part is full or old.
+
+        Raises:
+            OSError: the part cannot be written.
+        """
+        self.rows["images"].append(image)
+        self.rows["detections"].extend(detections)
+        if len(self.rows["images"]) >= PART_IMAGES or time.monotonic() - self.begun > PART_S:
+            self.commit()
+
+    def commit(self) -> None:
+        """Make what was added safe.
+
+        Raises:
+            OSError: it cannot be written; nothing of it counts.
+        """
+        self.begun = time.monotonic()
+        if not self.rows["images"]:
+            return
+        part = f"{len(self.names):06}"
+        for name, rows in self.rows.items():
+            write_table(pa.Table.from_pylist(rows, schema=self.schemas[name]), self.folder / f"{name}-{part}.parquet")
+        with self.committed.open("a") as handle:
+            handle.write(json.dumps({"part": part}) + "\n")
+            handle.flush()
+            os.fsync(handle.fileno())
+        self.names.append(part)
+        for rows in self.rows.values():
+            rows.clear()
+
+    def read(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """The rows of all parts, with the number of its `part` on each."""
+        schema = self.schemas[name]
+        if columns is not None:
+            schema = pa.schema([schema.field(column) for column in columns])
+        read = [schema.append(pa.field("part", pa.int32())).empty_table()]
+        for number, part in enumerate(self.names):
+            table = pq.read_table(self.folder / f"{name}-{part}.parquet", columns=columns)
+            read.append(table.append_column("part", pa.array([number] * table.num_rows, pa.int32())))
+        return pa.concat_tables(read)
+
+    def latest(self) -> dict[str, dict[str, Any]]:
+        """The last row of each image, by its path."""
+        columns = ["path", "key", "outcome", "file_bytes", "modified_ns"]
+        return {row["path"]: row for row in self.read("images", columns).to_pylist()}
+
+    def merge(self, listed: set[str]) -> dict[str, pa.Table]:
+        """The two tables: every image of `listed` that has ended, once, sorted by path.
+
+        Duplicates get the rows of the image with the same bytes; the first path in order counts as the original.
+        """
+        last = self.latest()
+        images, detections = self.read("images"), self.read("detections")
+        kept = [last[path]["part"] == part for path, part in both(images)]
+        by_path = {
+            row["path"]: row for row in images.filter(pa.array(kept, pa.bool_())).drop_columns("part").to_pylist()
+        }
+        current = detections.filter(
+            pa.array([last[path]["part"] == part for path, part in both(detections)], pa.bool_())
+        )
+        found: dict[str, list[dict[str, Any]]] = {}
+        for row in current.drop_columns("part").to_pylist():
+            found.setdefault(row["path"], []).append(row)
+        rows = resolve_duplicates(by_path, found, listed)
+        return {
+            name: pa.Table.from_pylist(rows[name], schema=self.schemas[name]).sort_by(
+                [(column, "ascending") for column in order]
+            )
+            for name, order in (("images", ["path"]), ("detections", ["path", "index"]))
+        }
+
+
+def both(table: pa.Table) -> Iterable[tuple[str, int]]:
+    """Path and part of each row."""
+    return zip(table["path"].to_pylist(), table["part"].to_pylist(), strict=True)
+
+
+def resolve_duplicates(
+    images: dict[str, dict[str, Any]], detections: dict[str, list[dict[str, Any]]], listed: set[str]
+) -> dict[str, list[dict[str, Any]]]:
+    """Give each duplicate the rows of the image whose content it shares; drop what is not listed or has no original."""
+    asked = {row["key"]: path for path, row in images.items() if row["outcome"] in tables.IMAGE_OUTCOMES and row["key"]}
+    first: dict[str, str] = {}
+    for path in sorted(listed & images.keys()):
+        if images[path]["key"] in asked:
+            first.setdefault(images[path]["key"], path)
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in NAMES}
+    for path in sorted(listed & images.keys()):
+        image = images[path]
+        original = asked.get(image["key"], path)
+        if images[original]["outcome"] == tables.DUPLICATE:
+            continue  # its original is still to be asked
+        canonical = first.get(image["key"], path)
+        own = {"path": path, "modified_ns": image["modified_ns"], "read_s": image["read_s"]}
+        rows["images"].append(images[original] | own | {"duplicate_of": None if canonical == path else canonical})
+        rows["detections"] += [row | {"path": path} for row in detections.get(original, [])]
+    return rows
+
+
+def still_to_do(sources: list[Source], latest: dict[str, dict[str, Any]], retry: set[str]) -> list[Source]:
+    """The sources that have no committed rows, have changed since, wait for their original, or are to be retried."""
+    asked = {
+        row["key"] for path, row in latest.items() if row["outcome"] in tables.IMAGE_OUTCOMES and path not in retry
+    }
+
+    def done(source: Source) -> bool:
+        path = tables.shown_path(os.fsencode(source.path))
+        row = latest.get(path)
+        if row is None or path in retry:
+            return False
+        if row["outcome"] == tables.DUPLICATE and row["key"] not in asked:
+            return False
+        unread = row["file_bytes"] is None  # it could not be read: the time is all there is to compare
+        return bool(row["modified_ns"] == source.modified_ns and (unread or row["file_bytes"] == source.file_bytes))
+
+    return [source for source in sources if not done(source)]

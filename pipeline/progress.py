@@ -1,0 +1,73 @@
+"""How far a run is, and whether it is going well."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline import tables
+
+# A run is not judged by fewer rows than this.
+JUDGED_ROWS = 50
+
+
+@dataclass
+class Progress:
+    """Images count when all of their detections have ended."""
+
+    total: int
+    images: Counter[str] = field(default_factory=Counter)
+    """Of tables.IMAGE_OUTCOMES and tables.DUPLICATE."""
+    detections: Counter[str] = field(default_factory=Counter)
+    """Of tables.DETECTION_OUTCOMES."""
+    rows: int = 0
+    """Rows that came out of the flow: detections, and images that have none."""
+    service_failures: int = 0
+    """Of these, the ones that a service failed; a broken file is nobody's fault."""
+    last_row: float = field(default_factory=time.monotonic)
+
+    @property
+    def done(self) -> int:
+        """Images that have ended."""
+        return self.images.total()
+
+    @property
+    def failures(self) -> int:
+        """Images and detections that failed."""
+        return self.images[tables.FAILED] + self.detections[tables.FAILED]
+
+    def row(self, stage_failed: str | None) -> None:
+        """Count one row of the flow."""
+        self.rows += 1
+        self.service_failures += stage_failed in ("detect", "ask")
+        self.last_row = time.monotonic()
+
+    def image(self, outcome: str, detections: list[dict[str, Any]]) -> None:
+        """Count one complete image."""
+        self.images[outcome] += 1
+        self.detections.update(row["outcome"] for row in detections)
+
+    def failure_rate(self) -> float:
+        """The share of rows that a service failed; 0 while there are too few to judge."""
+        return self.service_failures / self.rows if self.rows >= JUDGED_ROWS else 0.0
+
+
+def count(written: dict[str, pa.Table], listed: int) -> dict[str, dict[str, int]]:
+    """The counts of run.json, from the tables themselves; each group's entries add up to its `total`."""
+    images = Counter(written["images"]["outcome"].to_pylist())
+    detections = Counter(written["detections"]["outcome"].to_pylist())
+    return {
+        "images": {
+            "total": listed,
+            **{outcome: images[outcome] for outcome in tables.IMAGE_OUTCOMES},
+            "not_reached": listed - images.total(),
+        },
+        "detections": {
+            "total": detections.total(),
+            **{outcome: detections[outcome] for outcome in tables.DETECTION_OUTCOMES},
+        },
+    }

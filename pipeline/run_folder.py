@@ -1,0 +1,130 @@
+"""A run's folder: whose it is, who writes in it now, and files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import UsageError
+
+# What a run makes in its folder; nothing else is ever removed from it.
+CONTENTS = ("images.parquet", "detections.parquet", "report.html", "run.json", "crops", "annotated", ".parts")
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file that is there completely or not at all, also after a power cut."""
+    fresh = path.with_name(f".{path.name}.partial")
+    with fresh.open("wb") as handle:
+        handle.write(content)
+        handle.flush()
+        os.fsync(handle.fileno())
+    fresh.replace(path)
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write a Parquet file that is there completely or not at all."""
+    fresh = path.with_name(f".{path.name}.partial")
+    with fresh.open("wb") as handle:
+        pq.write_table(table, handle, compression="zstd")
+        handle.flush()
+        os.fsync(handle.fileno())
+    fresh.replace(path)
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The folder's run.json; None where there is none that can be read."""
+    try:
+        manifest = json.loads((folder / "run.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) else None
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write run.json."""
+    write_atomically(folder / "run.json", (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def differences(identity: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """What differs between two identities, for people: one phrase each."""
+    found = []
+    for name in sorted({*identity, *other}):
+        before, after = other.get(name), identity.get(name)
+        if before != after:
+            short = isinstance(before, str | None) and isinstance(after, str | None) and name != "job"
+            found.append(f"{name.replace('_', ' ')} ({before} -> {after})" if short else name.replace("_", " "))
+    return found
+
+
+@contextlib.contextmanager
+def open_run_folder(folder: Path, identity: dict[str, Any], force: bool) -> Iterator[Path]:
+    """Make or continue a run's folder, and hold it against other runs until the block ends.
+
+    The lock belongs to the process: a crash does not leave it behind. `force` begins anew.
+
+    Raises:
+        UsageError: another run writes there, the folder holds something else, or it cannot be written.
+    """
+    cannot = f"output: {folder} cannot be written"
+    remedy = "give a folder of yours with OUTPUT=... or --output"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = (folder / ".lock").open("w")
+    except OSError as error:
+        raise UsageError(f"{cannot}: {error.strerror}: {remedy}") from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(f"output: another run writes to {folder}: wait for it, or give a --run-name") from error
+        try:
+            prepare(folder, identity, force)
+        except OSError as error:
+            raise UsageError(f"{cannot}: {error.strerror}: {remedy}") from error
+        yield folder
+
+
+def prepare(folder: Path, identity: dict[str, Any], force: bool) -> None:
+    """See that the folder is new, or holds the same run; make what a run needs in it.
+
+    Raises:
+        UsageError: it holds something else.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        strange = [path.name for path in folder.iterdir() if path.name not in (".lock", *CONTENTS)]
+        if strange:
+            raise UsageError(f"output: {folder} holds other things ({strange[0]}): give another --run-name or --output")
+    elif not force and (changed := differences(identity, manifest.get("identity", {}))):
+        raise UsageError(
+            f"output: {folder} holds a run with another {', '.join(changed)}: give another --run-name, or begin it "
+            "anew with --force"
+        )
+    if force:
+        for name in CONTENTS:
+            path = folder / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+    for name in ("crops", "annotated", ".parts"):
+        (folder / name).mkdir(exist_ok=True)
+
+
+def point_latest_at(folder: Path) -> None:
+    """Let `latest` beside the run's folder lead to it, where the file system has links."""
+    link, fresh = folder.parent / "latest", folder.parent / f".latest-{os.getpid()}"
+    try:
+        fresh.symlink_to(folder.name)
+        fresh.replace(link)
+    except OSError:
+        fresh.unlink(missing_ok=True)

@@ -1,0 +1,290 @@
+"""Runs that were cut short, grow, fail or are begun twice: nothing is lost, nothing is asked again without need."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from aiohttp import web
+from PIL import Image
+from rich.console import Console
+
+from pipeline import settings as pipeline_settings
+from pipeline.errors import UsageError
+from pipeline.run import Run, run
+from tests.conftest import ROOT
+from tests.pictures import encoded, gradient
+from tests.simulated import Simulated
+
+RunJob = Callable[..., tuple[Run, str]]
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Ten pictures, all different."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(10):
+        (folder / f"{number}.jpg").write_bytes(encoded(gradient(200 + number, 100)))
+    return folder
+
+
+@pytest.fixture
+def run_job(simulated: Simulated, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunJob:
+    """Run the bundled job over the pictures; the run, and what it printed."""
+
+    def do(*options: str) -> tuple[Run, str]:
+        for name, value in simulated.settings.items():
+            monkeypatch.setenv(name, value)
+        printed = io.StringIO()
+        arguments = ["--images", str(photos), "--output", str(tmp_path / "runs"), *options]
+        done = run(pipeline_settings.load(arguments), Console(file=printed, width=200))
+        return done, printed.getvalue()
+
+    return do
+
+
+def rows(done: Run, name: str) -> list[dict[str, Any]]:
+    content: list[dict[str, Any]] = pq.read_table(done.folder / f"{name}.parquet").to_pylist()
+    return content
+
+
+def test_a_second_run_asks_nothing(run_job: RunJob, simulated: Simulated) -> None:
+    first, _ = run_job()
+    before = rows(first, "detections")
+    simulated.model.bodies.clear()
+    second, printed = run_job()
+    assert second.folder == first.folder
+    assert len(simulated.model.bodies) == 1  # the question before the run
+    assert rows(second, "detections") == before
+    assert "10 are done already" in printed
+
+
+def test_a_folder_that_grew_is_picked_up(run_job: RunJob, simulated: Simulated, photos: Path) -> None:
+    run_job()
+    (photos / "new.jpg").write_bytes(encoded(gradient(300, 100)))
+    simulated.model.bodies.clear()
+    done, _ = run_job()
+    assert len(simulated.model.bodies) == 1 + 1
+    assert done.manifest["counts"]["images"]["detected"] == 11
+
+
+def test_a_changed_file_is_done_again_and_a_removed_one_leaves(run_job: RunJob, photos: Path) -> None:
+    first, _ = run_job()
+    detections = len(rows(first, "detections"))
+    (photos / "3.jpg").write_bytes(encoded(gradient(500, 400)))
+    (photos / "4.jpg").unlink()
+    second, _ = run_job()
+    images = {Path(row["path"]).name: row for row in rows(second, "images")}
+    assert (images["3.jpg"]["width"], "4.jpg" in images) == (500, False)
+    assert len(rows(second, "detections")) == detections - 1
+
+
+def test_what_failed_is_done_again_only_when_asked_for(run_job: RunJob, simulated: Simulated) -> None:
+    simulated.model_fault = lambda number: web.Response(status=400, text="no") if number % 2 == 0 else None
+    failed, _ = run_job()
+    assert failed.failures == 5
+    simulated.model_fault = lambda number: None
+    simulated.model.bodies.clear()
+    again, _ = run_job()
+    assert (again.failures, len(simulated.model.bodies)) == (5, 1)
+    retried, _ = run_job("--retry-failed")
+    assert (retried.failures, retried.answered) == (0, 10)
+    assert len(simulated.model.bodies) == 2 + 5
+    assert len(rows(retried, "detections")) == 10
+
+
+def test_force_begins_anew(run_job: RunJob, simulated: Simulated) -> None:
+    run_job()
+    simulated.model.bodies.clear()
+    done, _ = run_job("--force")
+    assert len(simulated.model.bodies) == 1 + 10
+    assert done.manifest["done_before"] == 0
+
+
+def test_another_model_is_another_run_and_is_said(run_job: RunJob, simulated: Simulated) -> None:
+    first, _ = run_job()
+    simulated.models = ("other",)
+    second, printed = run_job()
+    assert second.folder != first.folder
+    assert f"a new run, not {first.folder.name} continued: another model (simulated -> other)" in printed
+    assert json.loads((first.folder / "run.json").read_text())["services"]["model"]["name"] == "simulated"
+
+
+def test_a_named_folder_does_not_mix_two_runs(run_job: RunJob, simulated: Simulated) -> None:
+    run_job("--run-name", "mine")
+    simulated.models = ("other",)
+    with pytest.raises(UsageError, match=r"mine holds a run with another model \(simulated -> other\).*--force"):
+        run_job("--run-name", "mine")
+    done, _ = run_job("--run-name", "mine", "--force")
+    assert done.manifest["services"]["model"]["name"] == "other"
+
+
+def test_a_folder_with_other_things_is_left_alone(run_job: RunJob, tmp_path: Path) -> None:
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    precious = tmp_path / "runs" / "mine" / "thesis.txt"
+    precious.write_text("do not touch")
+    with pytest.raises(UsageError, match=r"holds other things \(thesis\.txt\)"):
+        run_job("--run-name", "mine", "--force")
+    assert precious.read_text() == "do not touch"
+
+
+def test_duplicates_are_asked_once(run_job: RunJob, simulated: Simulated, photos: Path) -> None:
+    for name in ("z.jpg", "0-again.jpg"):
+        (photos / name).write_bytes((photos / "0.jpg").read_bytes())
+    done, _ = run_job()
+    assert len(simulated.model.bodies) == 1 + 10
+    images = {Path(row["path"]).name: row for row in rows(done, "images")}
+    assert done.manifest["counts"]["images"] == {
+        "total": 12,
+        "detected": 12,
+        "no_object": 0,
+        "failed": 0,
+        "not_reached": 0,
+    }
+    assert [Path(images[name]["duplicate_of"] or "").name for name in ("0-again.jpg", "0.jpg", "z.jpg")] == [
+        "",
+        "0-again.jpg",
+        "0-again.jpg",
+    ]
+    found = {Path(row["path"]).name: row for row in rows(done, "detections")}
+    assert len(found) == 12
+    assert found["z.jpg"]["crop"] == found["0.jpg"]["crop"]
+    again, _ = run_job()  # and a later duplicate of what was done before
+    (photos / "later.jpg").write_bytes((photos / "5.jpg").read_bytes())
+    simulated.model.bodies.clear()
+    again, _ = run_job()
+    assert len(simulated.model.bodies) == 1
+    assert again.manifest["counts"]["detections"]["answered"] == 13
+
+
+@pytest.fixture
+def start(simulated: Simulated, photos: Path, tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    """Start a run as a process of its own."""
+
+    def do(*options: str) -> subprocess.Popen[str]:
+        arguments = ["--images", str(photos), "--output", str(tmp_path / "runs"), *options]
+        return subprocess.Popen(
+            [sys.executable, "-m", "pipeline", *arguments],
+            cwd=ROOT,
+            env={**os.environ, **simulated.settings},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    return do
+
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_ctrl_c_keeps_what_was_done_and_the_next_run_does_the_rest(
+    run_job: RunJob, start: Start, simulated: Simulated, photos: Path
+) -> None:
+    for number in range(10, 60):
+        (photos / f"{number}.jpg").write_bytes(encoded(gradient(200 + number, 100)))
+    simulated.latency_s = 0.2
+    child = start("--model-concurrency", "4")
+    wait_until(lambda: simulated.model.requests >= 30)
+    child.send_signal(signal.SIGINT)
+    output, _ = child.communicate(timeout=30)
+    assert child.returncode == 130, output
+    assert "not reached" in output
+    simulated.latency_s = 0
+    simulated.model.bodies.clear()
+    done, printed = run_job()
+    assert "are done already" in printed
+    assert len(simulated.model.bodies) < 1 + 60
+    assert done.manifest["counts"]["images"] == {
+        "total": 60,
+        "detected": 60,
+        "no_object": 0,
+        "failed": 0,
+        "not_reached": 0,
+    }
+
+
+def test_two_runs_do_not_write_into_one_folder(run_job: RunJob, start: Start, simulated: Simulated) -> None:
+    simulated.latency_s = 0.5
+    child = start("--model-concurrency", "1")
+    wait_until(lambda: simulated.model.requests >= 3)
+    with pytest.raises(UsageError, match="another run writes to"):
+        run_job()
+    child.kill()  # a crash does not leave the lock behind
+    child.communicate(timeout=30)
+    simulated.latency_s = 0
+    assert run_job()[0].status == "complete"
+
+
+@pytest.mark.parametrize("moment", range(6))
+def test_kill_9_then_resume_gives_every_row_once(
+    run_job: RunJob, start: Start, simulated: Simulated, photos: Path, moment: int
+) -> None:
+    for number in range(10, 60):
+        (photos / f"{number}.jpg").write_bytes(encoded(gradient(200 + number, 100)))
+    simulated.boxes = lambda image: [[0, 0, 50, 50], [60, 0, 90, 90]]
+    simulated.latency_s = 0.01
+    child = start("--model-concurrency", "4")
+    wait_until(lambda: simulated.model.requests >= 2 + moment * 22 or child.poll() is not None)
+    child.kill()
+    child.communicate(timeout=30)
+    done, _ = run_job()
+    assert done.manifest["counts"]["images"]["detected"] == 60
+    pairs = [(row["path"], row["index"]) for row in rows(done, "detections")]
+    assert len(pairs) == len(set(pairs)) == 120
+    assert all(Image.open(done.folder / row["crop"]).width > 0 for row in rows(done, "detections"))
+
+
+def test_a_server_that_is_behind_for_a_while_costs_nothing(run_job: RunJob, simulated: Simulated) -> None:
+    failing = iter(range(6))
+    simulated.model_fault = lambda number: (
+        web.Response(status=503) if number > 4 and next(failing, None) is not None else None
+    )
+    done, _ = run_job()
+    assert (done.failures, done.answered) == (0, 10)
+
+
+def test_a_run_that_only_fails_is_stopped_with_the_reason(run_job: RunJob, simulated: Simulated, photos: Path) -> None:
+    for number in range(10, 150):
+        (photos / f"{number}.jpg").write_bytes(encoded(gradient(200 + number, 100)))
+    simulated.model_fault = lambda number: web.Response(status=400, text="broken") if number > 1 else None
+    simulated.latency_s = 0.02
+    done, _ = run_job("--model-concurrency", "4")
+    assert done.status == "stopped"
+    assert "more than SPOTTER_FAILURE_LIMIT" in done.manifest["reason"]
+    counts = done.manifest["counts"]["images"]
+    assert counts["not_reached"] > 0
+    assert counts["detected"] + counts["not_reached"] == counts["total"] == 150
+
+
+def test_a_run_that_does_not_move_is_stopped_with_what_it_waits_for(
+    start: Start, simulated: Simulated, tmp_path: Path
+) -> None:
+    simulated.latency_s = 0.3
+    child = start("--stall-limit-s", "1.5", "--model-concurrency", "2")
+    wait_until(lambda: simulated.model.requests >= 2)
+    simulated.latency_s = 3600
+    output, _ = child.communicate(timeout=60)
+    assert child.returncode == 1, output
+    assert "no row ended for 1.5 s" in output
+    assert "requests in flight" in output
+    (dump,) = (tmp_path / "runs").glob("dog_breeds-*/stall.txt")
+    assert "Thread" in dump.read_text()
