@@ -70,7 +70,9 @@ def parsed(vllm_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Parse
 
 
 def test_there_is_a_preset_and_its_variables_for_each_kind_of_host() -> None:
-    assert {path.name for path in VLLM_PRESETS.iterdir()} == {f"{name}.{kind}" for name in NAMES for kind in ("yaml", "env")}
+    assert {path.name for path in VLLM_PRESETS.iterdir()} == {
+        f"{name}.{kind}" for name in NAMES for kind in ("yaml", "env")
+    }
 
 
 @pytest.mark.parametrize("name", NAMES)
