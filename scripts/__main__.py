@@ -23,8 +23,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     logs = commands.add_parser("logs", help="show the services' logs")
     logs.add_argument("service", nargs="?", choices=("detector", "vllm"), help="by default both")
     logs.add_argument("--follow", action="store_true", help="go on until Ctrl-C")
-    run = commands.add_parser("run", help="up, then the job; takes the options of `python -m pipeline`", add_help=False)
-    run.add_argument("options", nargs=argparse.REMAINDER)
+    commands.add_parser("run", help="up, then the job; takes the options of `python -m pipeline`", add_help=False)
+    if arguments[:1] == ["run"]:  # its options are the pipeline's to read
+        return argparse.Namespace(command="run", options=arguments[1:])
     return parser.parse_args(arguments)
 
 

@@ -13,7 +13,7 @@ from dotenv import dotenv_values
 
 from scripts import environments
 from scripts.environments import ROOT
-from scripts.settings import StackError, StackSettings
+from scripts.settings import StackError, StackSettings, user_variables
 
 VLLM_PRESETS = ROOT / "services" / "vllm" / "presets"
 DETECTOR_PRESETS = ROOT / "services" / "detector" / "presets"
@@ -77,10 +77,11 @@ def read_variables(path: Path) -> dict[str, str]:
 
 
 def vllm(settings: StackSettings, device: str, preset: Path) -> Service:
-    """The model server."""
+    """The model server; a VLLM_ variable that the user set wins over the preset's."""
     name = "vllm-cuda" if device == "cuda" else "vllm-cpu"
     variables_file = preset.with_suffix(".env")
-    variables = {"VLLM_CACHE_ROOT": str(settings.state / "cache" / "vllm"), **read_variables(variables_file)}
+    cache = {"VLLM_CACHE_ROOT": str(settings.state / "cache" / "vllm")}
+    variables = cache | read_variables(variables_file) | user_variables("VLLM_")
     listen = ("--host", settings.host, "--port", str(settings.vllm_port))
     return Service(
         name="vllm",
@@ -90,13 +91,13 @@ def vllm(settings: StackSettings, device: str, preset: Path) -> Service:
         port=settings.vllm_port,
         port_variable="STACK_VLLM_PORT",
         ready_url=f"http://{settings.host}:{settings.vllm_port}/health",
-        stop_grace_s=75.0,  # above the presets' shutdown-timeout
+        stop_grace_s=75.0,  # above the presets' shutdown-timeout of 60
         inputs=tuple(path for path in (preset, variables_file) if path.is_file()),
     )
 
 
 def detector(settings: StackSettings, device: str) -> Service:
-    """The detector service."""
+    """The detector service; a DETECTOR_ variable that the user set wins over the preset's."""
     name = "detector-cuda" if device == "cuda" else "detector-cpu"
     preset = DETECTOR_PRESETS / f"{device}.env"
     listen = {"DETECTOR_HOST": settings.host, "DETECTOR_PORT": str(settings.detector_port)}
@@ -104,11 +105,11 @@ def detector(settings: StackSettings, device: str) -> Service:
         name="detector",
         environment=name,
         command=(str(environments.python(name)), "-m", "services.detector"),
-        variables=tuple(sorted((read_variables(preset) | listen).items())),
+        variables=tuple(sorted((read_variables(preset) | user_variables("DETECTOR_") | listen).items())),
         port=settings.detector_port,
         port_variable="STACK_DETECTOR_PORT",
         ready_url=f"http://{settings.host}:{settings.detector_port}/",
-        stop_grace_s=30.0,
+        stop_grace_s=70.0,  # above DETECTOR_TIMEOUT_S, after which no request is open
         inputs=(preset, *sorted((ROOT / "services" / "detector").glob("*.py"))),
     )
 

@@ -31,7 +31,7 @@ class Detected:
 
 
 class DetectorClient:
-    """Asks the service of services/detector, whose README has the protocol."""
+    """Asks the service of services/detector; `service.py` there has the protocol."""
 
     def __init__(self, http: HttpClient, label: str, threshold: float | None = None) -> None:
         self.http = http

@@ -157,6 +157,19 @@ class HttpClient:
             Stopped: the run is ending.
         """
         connection = self.connect()
+        try:  # the common case, without the machinery of retries
+            data, latency_s = await self._reach(connection, path, body, content_type)
+            return Reply(data, 1, latency_s)
+        except Refused as error:
+            raise RequestFailed(str(error), 1) from error
+        except Temporary as error:
+            first = error
+        return await self._again(connection, first, path, body, content_type)
+
+    async def _again(
+        self, connection: Connection, first: Temporary, path: str, body: bytes, content_type: str
+    ) -> Reply:
+        """The further tries, each after a pause, the `first` having failed."""
         attempt = 0
         retrying = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type(Temporary),
@@ -168,6 +181,8 @@ class HttpClient:
             async for trial in retrying:
                 with trial:
                     attempt += 1
+                    if attempt == 1:
+                        raise first
                     data, latency_s = await self._reach(connection, path, body, content_type)
                     return Reply(data, attempt, latency_s)
         except (Temporary, Refused) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from types import TracebackType
 
 # A server that refuses gets this share of the requests from then on, and one more for each round of answers. Additive
@@ -20,23 +21,37 @@ class Slots:
         self.most = most
         self.limit = float(most)
         self.in_flight = 0
-        self.peak = 0
-        self._changed = asyncio.Condition()
+        self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def __aenter__(self) -> None:
-        """Wait for a free slot and take it."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self.in_flight < max(1, int(self.limit)))
+        """Wait for a free slot and take it; first come, first served."""
+        if self.in_flight < int(self.limit) and not self._waiting:
             self.in_flight += 1
-            self.peak = max(self.peak, self.in_flight)
+            return
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            await turn  # whoever gives a slot away has counted it for us
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self.in_flight -= 1
+                self._admit()
+            raise
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Give the slot back."""
-        async with self._changed:
-            self.in_flight -= 1
-            self._changed.notify(2)  # the slot that is free, and the one that an answer may have added
+        self.in_flight -= 1
+        self._admit()
+
+    def _admit(self) -> None:
+        """Give free slots to those who wait."""
+        while self._waiting and self.in_flight < int(self.limit):
+            turn = self._waiting.popleft()
+            if not turn.done():
+                self.in_flight += 1
+                turn.set_result(None)
 
     def answered(self) -> None:
         """The server took a request: allow one more after `limit` answers."""

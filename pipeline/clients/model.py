@@ -15,6 +15,9 @@ import jsonschema
 from pipeline.clients.http import HttpClient
 from pipeline.job import Job
 
+# Stands in a request for the picture's data URL, and nowhere else: job files are text.
+PICTURE = "\x00picture\x00"
+
 
 class BadAnswer(Exception):
     """The model answered, but not with what the job's schema asks for; `raw` is its text."""
@@ -59,6 +62,14 @@ class ModelClient:
                 "json_schema": {"name": job.name or "answer", "schema": job.answer_schema, "strict": True},
             },
         }
+        # The picture stands before the text: the other order cost the whole gain from pictures in the friction log.
+        content = [
+            {"type": "image_url", "image_url": {"url": PICTURE}},
+            {"type": "text", "text": job.question},
+        ]
+        # All requests are the same but for the picture; writing each as JSON took a tenth of the CPU.
+        body = json.dumps(self.request | {"messages": [{"role": "user", "content": content}]}).encode()
+        self.around_picture = body.split(json.dumps(PICTURE)[1:-1].encode())
 
     async def ask(self, crop: bytes) -> Answer:
         """Ask the job's question about one JPEG.
@@ -67,12 +78,7 @@ class ModelClient:
             RequestFailed: the server refused the request or could not be reached.
             BadAnswer: it answered with something else than the schema asks for.
         """
-        # The picture stands before the text: the other order cost the whole gain from pictures in the friction log.
-        content = [
-            {"type": "image_url", "image_url": {"url": data_url(crop)}},
-            {"type": "text", "text": self.job.question},
-        ]
-        body = json.dumps(self.request | {"messages": [{"role": "user", "content": content}]}).encode()
+        body = data_url(crop).encode().join(self.around_picture)
         reply = await self.http.post("/chat/completions", body, "application/json")
         return self.parse(reply.body, reply.attempts, reply.latency_s)
 

@@ -15,6 +15,10 @@ SAME = InputSize()  # nothing here is large enough to be scaled down
 SMALL = InputSize(exact=(64, 48))
 
 
+def half(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
 def difference(data: bytes, expected: Image.Image, size: InputSize = SAME) -> float:
     """Mean difference of the decoded pixels from a picture, in steps of 0..255."""
     pixels, _, _ = decode(data, size)
@@ -91,9 +95,9 @@ def test_the_first_frame_of_an_animation_counts() -> None:
         (b"", "not an image"),
         (b"hello", "not an image"),
         (b"%!PS-Adobe-3.0 EPSF-3.0", "not an image"),
-        (encoded(gradient())[:2000], "truncated"),
-        (encoded(gradient(), "PNG")[:2000], "truncated"),
-        (encoded(gradient(), "WEBP")[:2000], "."),
+        (half(encoded(gradient())), "truncated"),
+        (half(encoded(gradient(), "PNG")), "truncated"),
+        (half(encoded(gradient(), "WEBP")), "damaged|not an image"),
         (encoded(Image.new("F", (10, 10)), "TIFF"), "floating point"),
     ],
     ids=["empty", "text", "PostScript", "truncated JPEG", "truncated PNG", "truncated WebP", "float TIFF"],

@@ -31,7 +31,7 @@ def test_an_empty_variable_is_not_set() -> None:
         ("DETECTOR_PORT", "abc", "integer"),
         ("DETECTOR_PORT", "70000", "65535"),
         ("DETECTOR_THRESHOLD", "1.5", "less than or equal to 1"),
-        ("DETECTOR_THRESHOLD", "nan", "greater than or equal to 0"),
+        ("DETECTOR_THRESHOLD", "nan", "less than or equal to 1"),
         ("DETECTOR_DEVICE", "gpu", "'auto', 'cpu' or 'cuda'"),
         ("DETECTOR_DTYPE", "int8", "'auto', 'float32', 'float16' or 'bfloat16'"),
         ("DETECTOR_QUEUE", "0", "greater than or equal to 1"),
@@ -54,6 +54,11 @@ def test_an_unknown_variable_is_refused_with_the_nearest_name() -> None:
 def test_a_variable_of_the_server_underneath_is_refused() -> None:
     (line,) = problems(MOSEC_PORT="1")
     assert line.startswith("MOSEC_PORT is set")
+
+
+def test_a_share_of_gpu_memory_on_a_cpu_is_refused() -> None:
+    (line,) = problems(DETECTOR_DEVICE="cpu", DETECTOR_MEMORY_SHARE="0.5")
+    assert line.startswith("DETECTOR_MEMORY_SHARE=0.5 limits a GPU")
 
 
 def test_every_problem_is_shown_at_once() -> None:

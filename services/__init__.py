@@ -1,0 +1,1 @@
+"""What runs beside the job: the detector service and the presets of the model server."""

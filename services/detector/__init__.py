@@ -1,0 +1,1 @@
+"""The detector service: encoded images and a label in, bounding boxes out, over HTTP."""

@@ -1,0 +1,145 @@
+"""Parts: committed whole or not at all, merged to each image once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import parts as parts_module
+from pipeline.parts import Parts, still_to_do
+from pipeline.sources import Source
+
+PROPERTIES: dict[str, dict[str, Any]] = {
+    "breed": {"type": "string", "enum": ["pug"]},
+    "tags": {"type": "array"},
+    "legs": {"type": "integer"},
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / ".parts").mkdir()
+    return tmp_path
+
+
+def image(path: str, key: str | None = None, outcome: str = "detected", **more: Any) -> dict[str, Any]:
+    return {
+        "path": path,
+        "key": key or f"key of {path}",
+        "outcome": outcome,
+        "file_bytes": 10,
+        "modified_ns": 5,
+        **more,
+    }
+
+
+def found(path: str, index: int = 0, **more: Any) -> dict[str, Any]:
+    return {"path": path, "index": index, "outcome": "answered", "box": [0.0, 0.0, 1.0, 1.0], **more}
+
+
+def test_committed_rows_are_there_after_a_restart(folder: Path) -> None:
+    parts = Parts(folder, PROPERTIES)
+    parts.add(image("a"), [found("a", 0, breed="pug", tags='["x"]', legs=4), found("a", 1)])
+    parts.commit()
+    parts.add(image("b"), [])  # never committed
+    merged = Parts(folder, PROPERTIES).merge({"a", "b"})
+    assert merged["images"]["path"].to_pylist() == ["a"]
+    assert merged["detections"].select(["path", "index", "breed", "tags", "legs"]).to_pylist() == [
+        {"path": "a", "index": 0, "breed": "pug", "tags": '["x"]', "legs": 4},
+        {"path": "a", "index": 1, "breed": None, "tags": None, "legs": None},
+    ]
+
+
+def test_a_part_without_its_line_does_not_count(folder: Path) -> None:
+    parts = Parts(folder, PROPERTIES)
+    for name in ("a", "b"):
+        parts.add(image(name), [found(name)])
+        parts.commit()
+    lines = parts.committed.read_text().splitlines()
+    parts.committed.write_text(lines[0] + "\n" + lines[1][:6])  # the power went while the second was written
+    again = Parts(folder, PROPERTIES)
+    assert again.merge({"a", "b"})["images"]["path"].to_pylist() == ["a"]
+    again.add(image("c"), [])
+    again.commit()
+    assert [json.loads(line)["part"] for line in again.committed.read_text().splitlines()] == ["000000", "000001"]
+    assert Parts(folder, PROPERTIES).merge({"a", "b", "c"})["images"]["path"].to_pylist() == ["a", "c"]
+
+
+def test_later_rows_of_an_image_replace_earlier_ones(folder: Path) -> None:
+    parts = Parts(folder, PROPERTIES)
+    parts.add(image("a"), [found("a", 0, breed="pug"), found("a", 1, breed="pug")])
+    parts.commit()
+    parts.add(image("a", "other", "no_object"), [])
+    parts.commit()
+    merged = parts.merge({"a"})
+    assert merged["images"]["outcome"].to_pylist() == ["no_object"]
+    assert merged["detections"].num_rows == 0
+
+
+def test_what_is_not_listed_any_more_is_left_out(folder: Path) -> None:
+    parts = Parts(folder, PROPERTIES)
+    parts.add(image("a"), [found("a")])
+    parts.add(image("b"), [found("b")])
+    parts.commit()
+    merged = parts.merge({"b"})
+    assert merged["images"]["path"].to_pylist() == merged["detections"]["path"].to_pylist() == ["b"]
+
+
+def test_parts_are_committed_when_full(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts_module, "PART_IMAGES", 3)
+    parts = Parts(folder, PROPERTIES)
+    for number in range(7):
+        parts.add(image(str(number)), [])
+    assert len(parts.names) == 2
+    assert len(parts.rows["images"]) == 1
+
+
+def test_parts_are_committed_when_old(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts_module, "PART_S", -1.0)
+    parts = Parts(folder, PROPERTIES)
+    parts.add(image("a"), [])
+    assert len(parts.names) == 1
+
+
+def test_a_duplicate_has_the_rows_of_its_original(folder: Path) -> None:
+    parts = Parts(folder, PROPERTIES)
+    parts.add(image("m", "same"), [found("m", breed="pug")])
+    parts.add(image("a", "same", "duplicate"), [])
+    parts.commit()
+    merged = parts.merge({"a", "m"})
+    assert merged["images"].select(["path", "outcome", "duplicate_of"]).to_pylist() == [
+        {"path": "a", "outcome": "detected", "duplicate_of": None},
+        {"path": "m", "outcome": "detected", "duplicate_of": "a"},
+    ]
+    assert merged["detections"].select(["path", "breed"]).to_pylist() == [
+        {"path": "a", "breed": "pug"},
+        {"path": "m", "breed": "pug"},
+    ]
+
+
+def test_a_duplicate_whose_original_is_missing_is_to_be_done(folder: Path) -> None:
+    parts = Parts(folder, PROPERTIES)
+    parts.add(image("a", "same", "duplicate"), [])
+    parts.commit()
+    assert parts.merge({"a"})["images"].num_rows == 0
+    assert still_to_do([Source(Path("a"), 10, 5)], parts.latest(), set()) == [Source(Path("a"), 10, 5)]
+
+
+@pytest.mark.parametrize(
+    ("source", "retry", "todo"),
+    [
+        (Source(Path("a"), 10, 5), set(), False),
+        (Source(Path("a"), 11, 5), set(), True),
+        (Source(Path("a"), 10, 6), set(), True),
+        (Source(Path("b"), 10, 5), set(), True),
+        (Source(Path("a"), 10, 5), {"a"}, True),
+    ],
+)
+def test_what_is_still_to_do(folder: Path, source: Source, retry: set[str], todo: bool) -> None:
+    parts = Parts(folder, PROPERTIES)
+    parts.add(image("a"), [])
+    parts.commit()
+    assert bool(still_to_do([source], parts.latest(), retry)) is todo

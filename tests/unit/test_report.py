@@ -1,0 +1,121 @@
+"""The report: everything in it, nothing executable in it."""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from pipeline import job as jobs
+from pipeline import report, tables
+from pipeline.annotate import annotated
+from pipeline.manifest import ended
+from tests.pictures import encoded, gradient, rotated_by_exif
+
+NASTY = '<script>alert("x")</script>&.jpg'
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> str:
+    """The report of a run with an answered, a failed and a nastily named image."""
+    job = jobs.load("dog_breeds")
+    folder = tmp_path / "run"
+    (folder / "annotated").mkdir(parents=True)
+    names = ["a.jpg", NASTY.replace("/", "_"), "broken.jpg", "empty park.jpg"]
+    sources = [tmp_path / name for name in names]
+    for source in sources:
+        source.write_bytes(encoded(gradient()))
+    images = [
+        {"path": str(sources[0]), "outcome": "detected", "detections": 2},
+        {"path": str(sources[1]), "outcome": "detected", "detections": 1},
+        {"path": str(sources[2]), "outcome": "failed", "stage": "read", "reason": "<b>truncated</b>"},
+        {"path": str(sources[3]), "outcome": "no_object", "detections": 0},
+    ]
+    found: list[dict[str, Any]] = [
+        {
+            "path": str(sources[0]),
+            "index": 0,
+            "outcome": "answered",
+            "breed": "pug",
+            "coat_color": "tan",
+            "facing": "left",
+        },
+        {"path": str(sources[0]), "index": 1, "outcome": "failed", "stage": "ask", "reason": "HTTP 400: no"},
+        {
+            "path": str(sources[1]),
+            "index": 0,
+            "outcome": "answered",
+            "breed": "pug",
+            "coat_color": "red",
+            "facing": "away",
+        },
+    ]
+    for row in found:
+        row |= {"label": "dog", "box": [10.0, 10.0, 100.0, 90.0], "score": 0.9, "crop": "crops/x-0.jpg"}
+    written = {
+        "images": pa.Table.from_pylist(images, schema=tables.IMAGES),
+        "detections": pa.Table.from_pylist(found, schema=tables.detections_schema(job.properties)),
+    }
+    manifest = {
+        "run": "r",
+        "status": "complete",
+        "seconds": 1.5,
+        "job": {"name": "dog_breeds", **job.model_dump(mode="json", by_alias=True)},
+        "services": {"model": {"name": "m"}, "detector": {"name": "d"}},
+        "versions": {"spotter": "0"},
+        **ended(written, len(sources), job),
+    }
+    return report.write_report(folder, manifest, written, job, sources, set()).read_text()
+
+
+def test_every_image_answer_and_failure_is_shown(page: str) -> None:
+    for text in ("a.jpg", "pug, tan, left", "pug, red, away", "HTTP 400: no", "empty park.jpg: no dog", "broken.jpg"):
+        assert text in re.sub(r"\s+", " ", page), text
+    tiles = re.findall(r'<div class="tile"><b>(\d+)</b>(.*?)</div>', page)
+    assert tiles == [
+        ("4", "images"),
+        ("3", "dog detections"),
+        ("2", "answered"),
+        ("1", "images without"),
+        ("2", "failed"),
+    ]
+
+
+def test_names_and_reasons_are_text_not_markup(page: str) -> None:
+    assert "<script" not in page
+    assert "<b>truncated" not in page
+    assert "&lt;b&gt;truncated&lt;/b&gt;" in page
+
+
+def test_links_lead_to_files_that_were_written(page: str, tmp_path: Path) -> None:
+    links = set(re.findall(r'href="(annotated/[^"]+)"', page))
+    assert len(links) == 2
+    for link in links:
+        assert Image.open(tmp_path / "run" / html.unescape(link)).format == "JPEG"
+
+
+def test_annotated_copy_is_upright_and_has_its_boxes() -> None:
+    boxes = [{"box": [100.0, 80.0, 220.0, 200.0], "caption": "pug"}]
+    copy = Image.open(io.BytesIO(annotated(rotated_by_exif(gradient()), boxes)))
+    assert copy.size == (320, 240)
+    edge, inside = copy.getpixel((160, 200)), copy.getpixel((160, 140))
+    plain = gradient()
+    assert isinstance(edge, tuple)
+    assert isinstance(inside, tuple)
+    assert max(abs(a - b) for a, b in zip(edge, plain.getpixel((160, 200)), strict=True)) > 30  # type: ignore[arg-type]
+    assert max(abs(a - b) for a, b in zip(inside, plain.getpixel((160, 140)), strict=True)) < 20  # type: ignore[arg-type]
+
+
+def test_a_large_image_is_annotated_small_with_its_box_in_place() -> None:
+    boxes = [{"box": [960.0, 720.0, 1920.0, 1440.0], "caption": "x"}]
+    copy = Image.open(io.BytesIO(annotated(encoded(Image.new("RGB", (1920, 1440))), boxes)))
+    assert copy.size == (960, 720)
+    pixel = copy.getpixel((480, 600))
+    assert isinstance(pixel, tuple)
+    assert max(pixel) > 80  # the box's left edge
