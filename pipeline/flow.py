@@ -7,7 +7,6 @@ stages pass the row by. And encoded bytes travel, pixels do not: Daft copies a d
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
@@ -65,17 +64,17 @@ DETECTED = DataType.struct(
         "failure": FAILURE,
     }
 )
+DETECTION = DataType.struct({"at": BOX, "jpeg": DataType.binary()})
 CROPPED = DataType.struct(
     {
-        "detections": DataType.list(DataType.struct({"at": BOX, "jpeg": DataType.binary()})),
+        "detections": DataType.list(DETECTION),
         "seconds": DataType.float32(),
         "failure": FAILURE,
     }
 )
 ANSWER = DataType.struct(
     {
-        "json": DataType.string(),  # the answer, checked; its fields become columns when it is written
-        "raw": DataType.string(),
+        "raw": DataType.string(),  # without a failure it is JSON that fits the schema
         "latency": DataType.float32(),
         "attempts": DataType.int32(),
         "prompt_tokens": DataType.int32(),
@@ -213,7 +212,6 @@ class Ask:
         except Exception as error:
             return {"failure": failure("ask", f"{type(error).__name__}: {error}")}
         return {
-            "json": json.dumps(answer.fields),
             "raw": answer.raw,
             "latency": answer.latency_s,
             "attempts": answer.attempts,

@@ -115,7 +115,7 @@ def detection_row(row: dict[str, Any], schema: pa.Schema) -> dict[str, Any]:
     """A row of detections.parquet from a row of the flow that has a detection."""
     at, answer, stored = row["at"], row["answer"] or {}, row["stored"] or {}
     failed = answer.get("failure") or stored.get("failure")
-    fields = json.loads(answer["json"]) if answer.get("json") else {}
+    fields = json.loads(answer["raw"]) if answer.get("raw") and not answer.get("failure") else {}
     return {
         "path": shown_path(row["path"]),
         "key": row["key"],

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from scripts import environments
-from tests.simulated import Simulated, serve
+from scripts.bench.simulated import Simulated, serve
 
 ROOT = Path(__file__).resolve().parent.parent
 

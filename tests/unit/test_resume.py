@@ -22,9 +22,9 @@ from rich.console import Console
 from pipeline import settings as pipeline_settings
 from pipeline.errors import UsageError
 from pipeline.run import Run, run
+from scripts.bench.simulated import Simulated
 from tests.conftest import ROOT
 from tests.pictures import encoded, gradient
-from tests.simulated import Simulated
 
 RunJob = Callable[..., tuple[Run, str]]
 

@@ -16,9 +16,9 @@ from rich.console import Console
 
 from pipeline import settings as pipeline_settings
 from pipeline.run import Run, run
+from scripts.bench.simulated import Simulated
 from tests.conftest import Cli
 from tests.pictures import awkward_folder, encoded, gradient, rotated_by_exif
-from tests.simulated import Simulated
 
 RunJob = Callable[..., Run]
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from scripts.bench.simulated import Simulated
 from tests.conftest import ROOT, Cli
 from tests.pictures import encoded, gradient
-from tests.simulated import Simulated
 
 NO_SCHEMA = """
 description: d

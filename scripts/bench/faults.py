@@ -1,0 +1,168 @@
+"""A server that misbehaves on order, for tests and for people: `python -m scripts.bench.faults --help`.
+
+It speaks the protocols of the model server and the detector; each request is answered, or gets one of FAULTS instead,
+chosen by its number and a seed, so that two runs see the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import math
+import random
+
+from aiohttp import web
+
+from scripts.bench.simulated import ANSWER, Fault, Misbehaviour, Simulated, completion
+
+# What a client that gives up after `request_timeout_s` takes for never.
+NEVER_S = 3600.0
+
+
+async def rate_limit(request: web.Request) -> web.StreamResponse:
+    """429 with a Retry-After of a fifth of a second."""
+    return web.Response(status=429, headers={"Retry-After": "0.2"}, text="too many requests")
+
+
+async def error(request: web.Request) -> web.StreamResponse:
+    """500."""
+    return web.Response(status=500, text="internal error")
+
+
+async def unavailable(request: web.Request) -> web.StreamResponse:
+    """503 without a word of when to come back."""
+    return web.Response(status=503, text="unavailable")
+
+
+async def hang(request: web.Request) -> web.StreamResponse:
+    """No answer at all."""
+    await asyncio.sleep(NEVER_S)
+    return web.Response()
+
+
+async def slow_body(request: web.Request) -> web.StreamResponse:
+    """Headers at once, then a byte a second."""
+    response = web.StreamResponse(headers={"Content-Type": "application/json"})
+    response.content_length = 10_000
+    await response.prepare(request)
+    while True:
+        await response.write(b" ")
+        await asyncio.sleep(1.0)
+
+
+async def truncated(request: web.Request) -> web.StreamResponse:
+    """200, and JSON that breaks off."""
+    return completion(json.dumps(ANSWER)[:20])
+
+
+async def wrong_schema(request: web.Request) -> web.StreamResponse:
+    """200, and JSON that the job's schema does not allow."""
+    return completion(json.dumps(ANSWER | {"breed": "cat"}))
+
+
+async def cut(request: web.Request) -> web.StreamResponse:
+    """200, and an answer that ran into max_tokens."""
+    return completion(json.dumps(ANSWER)[:20], "length")
+
+
+async def garbage(request: web.Request) -> web.StreamResponse:
+    """200, and a page in place of JSON."""
+    return web.Response(text="<html>proxy error</html>", content_type="text/html")
+
+
+async def reset(request: web.Request) -> web.StreamResponse:
+    """The connection is cut."""
+    assert request.transport is not None
+    request.transport.abort()
+    return web.Response()
+
+
+FAULTS: dict[str, Misbehaviour] = {
+    "rate-limit": rate_limit,
+    "error": error,
+    "unavailable": unavailable,
+    "hang": hang,
+    "slow-body": slow_body,
+    "reset": reset,
+    "truncated": truncated,
+    "wrong-schema": wrong_schema,
+    "cut": cut,
+    "garbage": garbage,
+}
+# What a later try of the same request heals.
+HEALING = frozenset({"rate-limit", "error", "unavailable", "hang", "slow-body", "reset"})
+
+
+def misbehave(rates: dict[str, float], seed: int = 0, after: int = 0) -> Fault:
+    """Faults at given rates (0 to 1, of all requests); the first `after` requests are answered."""
+
+    def fault(number: int) -> Misbehaviour | None:
+        if number <= after:
+            return None
+        drawn = random.Random(f"{seed} {number}").random()
+        for kind, rate in rates.items():
+            if drawn < rate:
+                return FAULTS[kind]
+            drawn -= rate
+        return None
+
+    return fault
+
+
+def parse_fault(text: str) -> tuple[str, float]:
+    """`kind=rate`."""
+    kind, _, rate = text.partition("=")
+    if kind not in FAULTS:
+        raise argparse.ArgumentTypeError(f"{kind!r} is none of {', '.join(FAULTS)}")
+    try:
+        share = float(rate)
+    except ValueError:
+        share = math.nan
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected {kind}=RATE with a rate from 0 to 1")
+    return kind, share
+
+
+def grid(boxes: int) -> list[list[float]]:
+    """Small boxes, side by side."""
+    return [[20.0 * (n % 20), 20.0 * (n // 20), 20.0 * (n % 20) + 16, 20.0 * (n // 20) + 16] for n in range(boxes)]
+
+
+def main() -> None:
+    """Serve until interrupted."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--port", type=int, default=9300, help="on 127.0.0.1 (default: %(default)s)")
+    parser.add_argument(
+        "--latency", type=float, default=0.05, help="seconds that an answer takes (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--spread", type=float, default=0.0, help="sigma of a lognormal distribution around it (default: %(default)s)"
+    )
+    parser.add_argument("--boxes", type=int, default=3, help="boxes in each image (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of latencies and faults (default: %(default)s)")
+    parser.add_argument("--after", type=int, default=0, help="answer this many requests first (default: %(default)s)")
+    parser.add_argument(
+        "--fault",
+        type=parse_fault,
+        action="append",
+        default=[],
+        metavar="KIND=RATE",
+        help=f"of the model server, may be repeated; kinds: {', '.join(FAULTS)}",
+    )
+    arguments = parser.parse_args()
+    draw = random.Random(arguments.seed)
+    simulated = Simulated(
+        keep_bodies=False, model_fault=misbehave(dict(arguments.fault), arguments.seed, arguments.after)
+    )
+    simulated.latency = lambda: arguments.latency * math.exp(draw.gauss(0, arguments.spread))
+    boxes = grid(arguments.boxes)
+    simulated.boxes = lambda image: boxes
+    print(
+        f"SPOTTER_DETECTOR_URL=http://127.0.0.1:{arguments.port} SPOTTER_MODEL_URL=http://127.0.0.1:{arguments.port}/v1"
+    )
+    web.run_app(simulated.app(), host="127.0.0.1", port=arguments.port, print=None, access_log=None)
+
+
+if __name__ == "__main__":
+    main()

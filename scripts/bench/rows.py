@@ -1,0 +1,121 @@
+"""Ask many simulated rows: Spotter's ask stage against a bare asyncio + aiohttp client, in one run.
+
+    python -m scripts.bench.rows --rows 100000
+
+The server answers each request after a fixed time, in a process of its own. The reference does the least that any
+client must: it encodes the picture, sends the request, reads the answer's JSON, with as many tasks as may be in flight.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from typing import Any
+
+import aiohttp
+
+from pipeline import job as jobs
+from pipeline.clients.http import HttpClient, Limits
+from pipeline.clients.model import ModelClient, data_url
+
+# About the size of a crop of a dog in a park, of 150 x 100 pixels.
+CROP_BYTES = 8_000
+
+
+def bare(url: str, rows: int, concurrency: int, crop: bytes, client: ModelClient) -> None:
+    """The reference."""
+    question = {"type": "text", "text": client.job.question}
+
+    async def worker(session: aiohttp.ClientSession, left: Any) -> None:
+        for _ in left:
+            content = [{"type": "image_url", "image_url": {"url": data_url(crop)}}, question]
+            request = client.request | {"messages": [{"role": "user", "content": content}]}
+            async with session.post(f"{url}/chat/completions", json=request) as response:
+                json.loads(json.loads(await response.read())["choices"][0]["message"]["content"])
+
+    async def main() -> None:
+        left = iter(range(rows))
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+            await asyncio.gather(*(worker(session, left) for _ in range(concurrency)))
+
+    asyncio.run(main())
+
+
+def spotter(url: str, rows: int, concurrency: int, crop: bytes, client: ModelClient) -> None:
+    """The pipeline's own stage, on Daft."""
+    import daft
+
+    from pipeline import flow
+
+    at = {"index": 0, "label": "dog", "box": [0.0, 0.0, 1.0, 1.0], "score": 0.5}
+    numbers = daft.from_pydict({"number": list(range(rows))})
+
+    # Crops are made as they are needed, as in a run: 100,000 at once would be the bench's memory, not the pipeline's.
+    @daft.func(return_dtype=flow.DETECTION, use_process=False)
+    def make(number: int) -> dict[str, Any]:
+        return {"at": at, "jpeg": crop}
+
+    frame = flow.ask(numbers.into_batches(64).with_column("detection", make(daft.col("number"))), client)
+    ended = failed = 0
+    for batch in frame.select("answer").to_arrow_iter():
+        for row in batch.to_pylist():
+            ended += 1
+            failed += row["answer"]["failure"] is not None
+    client.http.close()
+    if (ended, failed) != (rows, 0):
+        raise SystemExit(f"{ended} of {rows} rows ended, {failed} failed")
+
+
+def main() -> None:
+    """Print both, and their ratio."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=20_000, help="default: %(default)s")
+    parser.add_argument("--concurrency", type=int, default=256, help="default: %(default)s")
+    parser.add_argument("--latency", type=float, default=0.05, help="seconds per answer (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=9301, help="default: %(default)s")
+    arguments = parser.parse_args()
+    os.environ["DO_NOT_TRACK"] = "true"
+    job, crop = jobs.load("dog_breeds"), os.urandom(CROP_BYTES)
+    command = [
+        sys.executable,
+        "-m",
+        "scripts.bench.faults",
+        f"--port={arguments.port}",
+        f"--latency={arguments.latency}",
+    ]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{arguments.port}"
+    try:
+        for _ in range(100):
+            try:
+                urllib.request.urlopen(url).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        speeds = {}
+        measured: dict[str, Callable[..., None]] = {"bare aiohttp": bare, "spotter": spotter}
+        for name, measure in measured.items():
+            client = ModelClient(HttpClient(f"{url}/v1", Limits(arguments.concurrency)), "simulated", job)
+            started = time.perf_counter()
+            measure(f"{url}/v1", arguments.rows, arguments.concurrency, crop, client)
+            speeds[name] = arguments.rows / (time.perf_counter() - started)
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            print(f"{name}: {speeds[name]:,.0f} rows/s, peak memory so far {peak:,.0f} MB", flush=True)
+        with urllib.request.urlopen(f"{url}/stats") as response:
+            print(f"most in flight at the server: {json.load(response)['model']['peak_in_flight']}")
+        print(f"ratio: {speeds['spotter'] / speeds['bare aiohttp']:.2f}")
+    finally:
+        server.terminate()
+        server.wait()
+
+
+if __name__ == "__main__":
+    main()

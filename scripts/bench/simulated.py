@@ -1,0 +1,170 @@
+"""Simulated detector and model servers: the real protocols, answers known in advance, misbehaviour on demand."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgpack
+from aiohttp import web
+from PIL import Image, ImageOps
+
+Misbehaviour = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Fault = Callable[[int], web.Response | Misbehaviour | None]
+"""Given a request's number (from 1): a response or a misbehaviour in place of the answer, or None for the answer."""
+
+ANSWER = {"breed": "poodle", "coat_color": "white", "facing": "left"}
+
+
+@dataclass
+class Traffic:
+    """What a server saw."""
+
+    requests: int = 0
+    in_flight: int = 0
+    peak_in_flight: int = 0
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
+class Simulated:
+    """Settings and traffic of both servers; change the settings at any time."""
+
+    url: str = ""
+    detector: Traffic = field(default_factory=Traffic)
+    model: Traffic = field(default_factory=Traffic)
+    labels: tuple[str, ...] = ("dog", "cat")
+    boxes: Callable[[Image.Image], list[list[float]]] = lambda image: [[0, 0, image.width / 2, image.height / 2]]
+    answer: Callable[[Image.Image, dict[str, Any]], str] | None = None
+    """What the model says about a crop; by default ANSWER, without looking."""
+    models: tuple[str, ...] = ("simulated",)
+    api_key: str | None = None
+    latency: Callable[[], float] | None = None
+    """Seconds that an answer takes; by default `latency_s`."""
+    latency_s: float = 0.0
+    detector_fault: Fault = lambda number: None
+    model_fault: Fault = lambda number: None
+    keep_bodies: bool = True
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The pipeline's environment variables that lead here."""
+        return {"SPOTTER_DETECTOR_URL": self.url, "SPOTTER_MODEL_URL": f"{self.url}/v1"}
+
+    async def observed(
+        self, traffic: Traffic, fault: Fault, request: web.Request, answer: Callable[[], web.Response]
+    ) -> web.StreamResponse:
+        """Count a request while it is answered, or not."""
+        traffic.requests += 1
+        number = traffic.requests
+        traffic.in_flight += 1
+        traffic.peak_in_flight = max(traffic.peak_in_flight, traffic.in_flight)
+        try:
+            await asyncio.sleep(self.latency() if self.latency else self.latency_s)
+            instead = fault(number)
+            if instead is None:
+                return answer()
+            return instead if isinstance(instead, web.Response) else await instead(request)
+        finally:
+            traffic.in_flight -= 1
+
+    async def detect(self, request: web.Request) -> web.StreamResponse:
+        """POST /detect as services/detector has it."""
+        body = msgpack.unpackb(await request.read())
+
+        def answer() -> web.Response:
+            if body["label"] not in self.labels:
+                return web.Response(status=422, text=f"unknown label, known are {', '.join(self.labels)}")
+            image = ImageOps.exif_transpose(Image.open(io.BytesIO(body["image"])))
+            boxes = [
+                {"box": box, "label": body["label"], "score": 0.9 - 0.001 * number}
+                for number, box in enumerate(self.boxes(image))
+            ]
+            found = {"boxes": boxes, "width": image.width, "height": image.height, "model": "simulated"}
+            return web.Response(body=msgpack.packb(found | {"revision": None}), content_type="application/msgpack")
+
+        return await self.observed(self.detector, self.detector_fault, request, answer)
+
+    async def list_models(self, request: web.Request) -> web.Response:
+        """GET /v1/models."""
+        if self.api_key and request.headers.get("Authorization") != f"Bearer {self.api_key}":
+            return web.json_response({"error": "Unauthorized"}, status=401)
+        return web.json_response({"data": [{"id": name, "root": f"root/{name}"} for name in self.models]})
+
+    async def complete(self, request: web.Request) -> web.StreamResponse:
+        """POST /v1/chat/completions."""
+        text = await request.text()
+        body = json.loads(text) if self.keep_bodies or self.answer else {}
+        if self.keep_bodies:
+            self.model.bodies.append(body)
+
+        def answer() -> web.Response:
+            if self.answer is None:
+                return completion(json.dumps(ANSWER))
+            url = body["messages"][0]["content"][0]["image_url"]["url"]
+            crop = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
+            return completion(self.answer(crop, body))
+
+        return await self.observed(self.model, self.model_fault, request, answer)
+
+    async def alive(self, request: web.Request) -> web.Response:
+        """GET /."""
+        return web.Response()
+
+    async def stats(self, request: web.Request) -> web.Response:
+        """GET /stats: what both servers saw."""
+        seen = {"detector": self.detector, "model": self.model}
+        return web.json_response(
+            {name: {"requests": it.requests, "peak_in_flight": it.peak_in_flight} for name, it in seen.items()}
+        )
+
+    def app(self) -> web.Application:
+        """Both servers as one application."""
+        app = web.Application(client_max_size=64 * 1024**2)
+        app.router.add_get("/", self.alive)
+        app.router.add_get("/stats", self.stats)
+        app.router.add_post("/detect", self.detect)
+        app.router.add_get("/v1/models", self.list_models)
+        app.router.add_post("/v1/chat/completions", self.complete)
+        return app
+
+
+def completion(content: str, finish_reason: str = "stop") -> web.Response:
+    """A chat completion with this text."""
+    choice = {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": finish_reason}
+    usage = {"prompt_tokens": 40, "completion_tokens": 12, "total_tokens": 52}
+    return web.json_response({"choices": [choice], "usage": usage})
+
+
+@contextmanager
+def serve() -> Iterator[Simulated]:
+    """Run both servers on one free port of loopback, in a thread, until the block ends."""
+    simulated = Simulated()
+    loop = asyncio.new_event_loop()
+    started, stop = threading.Event(), asyncio.Event()
+
+    async def main() -> None:
+        runner = web.AppRunner(simulated.app(), shutdown_timeout=0.1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        simulated.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        started.set()
+        await stop.wait()
+        await runner.cleanup()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(main(),), daemon=True)
+    thread.start()
+    if not started.wait(10):
+        raise RuntimeError("the simulated servers did not start")
+    try:
+        yield simulated
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(10)
