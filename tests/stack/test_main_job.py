@@ -17,11 +17,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.clients.detector import Detected, DetectorClient
+from pipeline.clients.http import HttpClient, Limits
 from samples.crops import labelled_crops
-from samples.detection_metrics import iou_matrix
+from samples.detection_metrics import ScoredBoxes, average_precision, iou_matrix
 from samples.evaluate_vlm import evaluate_server
 from samples.scenes import make_scene
 from tests.conftest import ROOT
+from tests.pictures import encoded
 from tests.stack.conftest import RunningStack
 
 TRUTH = json.loads((ROOT / "samples/truth.json").read_text())["images"]
@@ -219,3 +222,43 @@ def test_answers_follow_the_picture(stack: RunningStack) -> None:
     figures = asyncio.run(evaluate_server(stack.model_url, "tiny-vlm", crops, concurrency=16))
     assert figures.followed >= 0.95
     assert figures.right_without_picture <= 0.35  # one breed of seven: 14% of many crops, some more of 100
+
+
+def test_detector_finds_and_counts_the_dogs_of_200_unseen_scenes(stack: RunningStack) -> None:
+    """The tiny detector's promise, through its service: AP50 of dogs, and their number at the default threshold."""
+    scenes = [make_scene(FRESH_SEED + 1_000_000 + number) for number in range(200)]
+
+    async def ask() -> tuple[list[Detected], list[Detected]]:
+        http = HttpClient(stack.detector_url, Limits(concurrency=16))
+        every, default = DetectorClient(http, "dog", threshold=0.05), DetectorClient(http, "dog")
+        jpegs = [encoded(scene.image, quality=92) for scene in scenes]
+        both = [await asyncio.gather(*(client.detect(jpeg) for jpeg in jpegs)) for client in (every, default)]
+        await http.aclose()
+        return both[0], both[1]
+
+    every, default = asyncio.run(ask())
+    truth = [np.array([o.box for o in s.objects if o.label == "dog"], dtype=float).reshape(-1, 4) for s in scenes]
+    found = [
+        ScoredBoxes(
+            np.array([box.xyxy for box in one.boxes], dtype=float).reshape(-1, 4),
+            np.array([box.score for box in one.boxes], dtype=float),
+        )
+        for one in every
+    ]
+    assert average_precision(found, truth) >= 0.95
+    exact = sum(len(one.boxes) == len(dogs) for one, dogs in zip(default, truth, strict=True))
+    assert exact >= 0.95 * len(scenes), f"{exact} of {len(scenes)} scenes have the exact number of dogs"
+
+
+def test_readme_shows_what_a_newcomer_sees(bundled: Finished) -> None:
+    """Every line of the README's transcript is printed by the job, but for names of folders and times."""
+    block = (ROOT / "README.md").read_text().split("<!-- transcript -->\n```\n")[1].split("```")[0]
+    printed = "\n".join(line.rstrip() for line in bundled.output.splitlines())
+    lines = [line.rstrip() for line in block.splitlines() if line.strip()]
+    assert len(lines) > 10
+    for line in lines:
+        if (
+            not line.startswith(("$", "rows:", "report:", "preparing ", "environment ", "waiting ", "engine "))
+            and " ready after " not in line
+        ):
+            assert line in printed, line

@@ -288,3 +288,38 @@ def test_a_run_that_does_not_move_is_stopped_with_what_it_waits_for(
     assert "requests in flight" in output
     (dump,) = (tmp_path / "runs").glob("dog_breeds-*/stall.txt")
     assert "Thread" in dump.read_text()
+
+
+# Two runs on a small file system of its own: the first fills it, the second finds room.
+FULL_DISK = """
+set -e
+mount -t tmpfs -o size=400k tmpfs "$1"
+set +e
+{python} -m pipeline --images "$2" --output "$1" --run-name run; echo "first: $?"
+mount -o remount,size=50m "$1"
+{python} -m pipeline --images "$2" --output "$1" --run-name run; echo "second: $?"
+cp "$1/run/run.json" "$3"
+"""
+
+
+def test_a_full_disk_is_a_clear_stop_and_the_rest_follows_when_there_is_room(
+    simulated: Simulated, photos: Path, tmp_path: Path
+) -> None:
+    for number in range(10, 200):
+        (photos / f"{number}.jpg").write_bytes(encoded(gradient(600 + number, 400)))
+    (tmp_path / "disk").mkdir()
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", FULL_DISK.format(python=sys.executable), "sh"]
+        + [str(tmp_path / name) for name in ("disk", "photos", "run.json")],
+        cwd=ROOT,
+        env={**os.environ, **simulated.settings},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "first: 1" in done.stdout, done.stdout + done.stderr
+    assert "No space left on device: make room, then run again" in done.stdout + done.stderr
+    assert "second: 0" in done.stdout, done.stdout + done.stderr
+    counts = json.loads((tmp_path / "run.json").read_text())["counts"]
+    assert counts["images"] == {"total": 200, "detected": 200, "no_object": 0, "failed": 0, "not_reached": 0}
+    assert counts["detections"] == {"total": 200, "answered": 200, "failed": 0}
