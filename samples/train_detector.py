@@ -3,6 +3,7 @@
 Architecture and recipe come from trials under the same constraints (one core, half an hour, 5 MB): a four-stage
 ResNet of basic blocks, one encoder and two decoder layers, and no part that needs torchvision or timm to load.
 Training is bounded by steps, not by time, so that the same command walks the same way on any machine.
+The commands that made the bundled weights are in `samples/models/tiny-detector/README.md`.
 """
 
 from __future__ import annotations

@@ -19,8 +19,9 @@ import pytest
 
 from pipeline.clients.detector import Detected, DetectorClient
 from pipeline.clients.http import HttpClient, Limits
+from samples.agreement import compare
 from samples.crops import labelled_crops
-from samples.detection_metrics import ScoredBoxes, average_precision, iou_matrix
+from samples.detection_metrics import ScoredBoxes, average_precision
 from samples.evaluate_vlm import evaluate_server
 from samples.scenes import make_scene
 from tests.conftest import ROOT
@@ -59,40 +60,6 @@ def run_job(stack: RunningStack, images: Path, output: Path, *options: str) -> F
     return Finished(output / "run", done.stdout)
 
 
-@dataclass
-class Agreement:
-    """How a run's rows agree with what was drawn."""
-
-    drawn: int = 0
-    found: int = 0
-    false: int = 0
-    right: dict[str, int] | None = None
-
-
-def compare(finished: Finished, truth: dict[str, Any]) -> Agreement:
-    """Pair each drawn dog with a detection of its own (IoU at least 0.5), and count the pairs' right answers."""
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in truth}
-    for row in finished.rows("detections"):
-        rows[Path(row["path"]).name].append(row)
-    fields = ("breed", "coat_color", "facing")
-    agreement = Agreement(right=dict.fromkeys(fields, 0))
-    assert agreement.right is not None
-    for name, picture in truth.items():
-        dogs = [thing for thing in picture["objects"] if thing["label"] == "dog"]
-        agreement.drawn += len(dogs)
-        free = list(dogs)
-        for row in sorted(rows[name], key=lambda row: -row["score"]):
-            ious = [iou_matrix(np.array([row["box"]]), np.array([dog["box"]], dtype=float))[0, 0] for dog in free]
-            if not ious or max(ious) < 0.5:
-                agreement.false += 1
-                continue
-            dog = free.pop(int(np.argmax(ious)))
-            agreement.found += 1
-            for field in fields:
-                agreement.right[field] += row[field] == dog[field]
-    return agreement
-
-
 @pytest.fixture(scope="module")
 def bundled(stack: RunningStack, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """The main job on the bundled pictures."""
@@ -117,8 +84,7 @@ def test_bundled_pictures_without_a_dog_are_recorded_as_such(bundled: Finished) 
 
 
 def test_bundled_dogs_are_found_and_their_breeds_named(bundled: Finished) -> None:
-    agreement = compare(bundled, TRUTH)
-    assert agreement.right is not None
+    agreement = compare(bundled.rows("detections"), TRUTH)
     assert agreement.found >= 0.95 * agreement.drawn, agreement
     for field, right in agreement.right.items():
         assert right >= 0.90 * agreement.found, (field, agreement)
@@ -205,8 +171,7 @@ def test_fresh_scenes_need_little_memory_and_few_requests_at_once(fresh: FreshRu
 
 def test_fresh_scenes_are_counted_and_named_right(fresh: FreshRun) -> None:
     """The tiny models' promise, on crops that the pipeline cut from the detector's boxes."""
-    agreement = compare(fresh.finished, fresh.truth)
-    assert agreement.right is not None
+    agreement = compare(fresh.finished.rows("detections"), fresh.truth)
     assert agreement.found >= 0.95 * agreement.drawn, agreement
     for field, right in agreement.right.items():
         assert right >= 0.95 * agreement.found, (field, agreement)
