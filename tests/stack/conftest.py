@@ -12,10 +12,20 @@ from pathlib import Path
 
 import pytest
 
-from scripts import environments
+from scripts import compose_engine, environments
 from tests.conftest import ROOT, environment_python
 
-pytest_plugins = ["tests.stack.detector_process", "tests.stack.gemma3n_server"]
+pytest_plugins = ["tests.stack.detector_process", "tests.stack.gemma3n_server", "tests.stack.container_stack"]
+
+# Where no Docker engine is to be had, `.ci/run` says so.
+collect_ignore_glob = [] if compose_engine.answers() else ["test_compose_*.py"]
+
+
+def pytest_report_header() -> str:
+    """Whether containers are tested."""
+    return (
+        "containers: left out, no Docker with Compose answers" if collect_ignore_glob else "containers: tested"
+    )
 
 
 def free_port() -> int:
@@ -63,7 +73,9 @@ def stack(cache_dir: Path) -> Iterator[RunningStack]:
     """The CPU stack on free ports, up; down again at the end."""
     environment_python("operator")
     ports = {"STACK_VLLM_PORT": str(free_port()), "STACK_DETECTOR_PORT": str(free_port())}
-    running = RunningStack({"STACK_STATE": str(cache_dir / "stack"), "STACK_DEVICE": "cpu", **ports})
+    running = RunningStack(
+        {"STACK_STATE": str(cache_dir / "stack"), "STACK_ENGINE": "process", "STACK_DEVICE": "cpu", **ports}
+    )
     running.operate("down")  # what a killed test run may have left
     up = running.operate("up")
     assert up.returncode == 0, up.stdout + up.stderr

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import socket
+import subprocess
 import time
 import urllib.request
 from pathlib import Path
 
+import psutil
+
+from scripts import environments
+from tests.conftest import ROOT
 from tests.stack.conftest import RunningStack, free_port
 
 
@@ -60,3 +68,47 @@ def test_services_listen_on_loopback_only(stack: RunningStack) -> None:
             with socket.socket() as probe:
                 probe.settimeout(2)
                 assert probe.connect_ex((host, port)) != 0
+
+
+def test_ctrl_c_during_a_start_stops_what_was_started(stack: RunningStack, tmp_path: Path) -> None:
+    ports = {"STACK_DETECTOR_PORT": str(free_port()), "STACK_VLLM_PORT": str(free_port())}
+    child = subprocess.Popen(
+        [environments.python("operator"), "-m", "scripts", "up"],
+        cwd=ROOT,
+        env={**os.environ, **stack.variables, **ports, "STACK_STATE": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    states = [tmp_path / "processes" / f"{name}.json" for name in ("detector", "vllm")]
+    deadline = time.monotonic() + 60
+    while not all(state.exists() for state in states):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    started = [json.loads(state.read_text())["pid"] for state in states]
+    child.send_signal(signal.SIGINT)
+    output, _ = child.communicate(timeout=60)
+    assert child.returncode == 130, output
+    assert not any(psutil.pid_exists(pid) for pid in started)
+    assert not any(state.exists() for state in states)
+
+
+def test_down_leaves_nothing_also_after_a_crash(stack: RunningStack, tmp_path: Path) -> None:
+    """The detector alone, whose main process is killed: its workers would hold the port for good."""
+    variables = {
+        "STACK_STATE": str(tmp_path),
+        "STACK_DETECTOR_PORT": str(free_port()),
+        "SPOTTER_MODEL_URL": stack.model_url,  # that service runs elsewhere, and is not started
+    }
+    up = stack.operate("up", **variables)
+    assert up.returncode == 0, up.stdout + up.stderr
+    main = psutil.Process(json.loads((tmp_path / "processes" / "detector.json").read_text())["pid"])
+    family = [main, *main.children(recursive=True)]
+    assert len(family) > 1
+    main.kill()
+    main.wait(10)
+    assert "ended by itself" in stack.operate("status", **variables).stdout
+    down = stack.operate("down", **variables)
+    assert down.returncode == 0, down.stderr
+    psutil.wait_procs(family, timeout=10)
+    assert not any(process.is_running() for process in family)
