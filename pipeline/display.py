@@ -18,6 +18,9 @@ from pipeline.progress import Progress
 # Without a terminal (CI, a log file) a line this often shows that the run is alive.
 PLAIN_LINE_S = 10.0
 
+# Rows come by the thousand; nobody reads faster than this.
+REFRESH_S = 0.2
+
 
 class Display:
     """A live line on a terminal, plain lines elsewhere."""
@@ -42,6 +45,7 @@ class Display:
             disable=not console.is_terminal,
         )
         self.last_note = ""
+        self.shown = 0.0
         self.task = self.bar.add_task("", total=progress.total, rate=0.0, failures=0, color="green", note="")
 
     def note(self, text: str) -> None:
@@ -50,8 +54,12 @@ class Display:
             self.console.print(text, highlight=False)
         self.last_note = text
 
-    def update(self) -> None:
-        """Show the progress as it is now."""
+    def update(self, at_once: bool = False) -> None:
+        """Show the progress as it is now, a few times a second at most unless it is wanted at once."""
+        now = time.monotonic()
+        if now - self.shown < REFRESH_S and not at_once:
+            return
+        self.shown = now
         rate, failures = self.rate(), self.progress.failures
         self.bar.update(
             self.task,
@@ -80,7 +88,7 @@ def live(console: Console, progress: Progress) -> Iterator[Display]:
     display = Display(console, progress)
     with display.bar:
         yield display
-        display.update()
+        display.update(at_once=True)
 
 
 def show_summary(console: Console, manifest: dict[str, Any]) -> None:

@@ -55,15 +55,10 @@ def spotter(url: str, rows: int, concurrency: int, crop: bytes, client: ModelCli
 
     from pipeline import flow
 
-    at = {"index": 0, "label": "dog", "box": [0.0, 0.0, 1.0, 1.0], "score": 0.5}
-    numbers = daft.from_pydict({"number": list(range(rows))})
-
-    # Crops are made as they are needed, as in a run: 100,000 at once would be the bench's memory, not the pipeline's.
-    @daft.func(return_dtype=flow.DETECTION, use_process=False)
-    def make(number: int) -> dict[str, Any]:
-        return {"at": at, "jpeg": crop}
-
-    frame = flow.ask(numbers.into_batches(64).with_column("detection", make(daft.col("number"))), client)
+    numbers = daft.from_pydict({"number": list(range(rows))}).into_batches(64)
+    # Made as it is needed: 100,000 crops at once would be the bench's memory, not the pipeline's.
+    detection = daft.functions.to_struct(jpeg=daft.lit(crop))
+    frame = flow.ask(numbers.with_column("detection", detection), client)
     ended = failed = 0
     for batch in frame.select("answer").to_arrow_iter():
         for row in batch.to_pylist():

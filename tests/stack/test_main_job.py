@@ -25,7 +25,7 @@ from samples.detection_metrics import ScoredBoxes, average_precision
 from samples.evaluate_vlm import evaluate_server
 from samples.scenes import make_scene
 from tests.conftest import ROOT
-from tests.pictures import encoded
+from tests.pictures import awkward_folder, encoded
 from tests.stack.conftest import RunningStack
 
 TRUTH = json.loads((ROOT / "samples/truth.json").read_text())["images"]
@@ -227,3 +227,15 @@ def test_readme_shows_what_a_newcomer_sees(bundled: Finished) -> None:
             and " ready after " not in line
         ):
             assert line in printed, line
+
+
+def test_awkward_files_have_their_rows_on_the_real_services(stack: RunningStack, tmp_path: Path) -> None:
+    """What the pipeline passes on to the detector, the detector can read."""
+    (tmp_path / "images").mkdir()
+    expected = awkward_folder(tmp_path / "images")
+    del expected["no permission.jpg"]  # root may read it; tests/unit/test_run.py takes that privilege away
+    finished = run_job(stack, tmp_path / "images", tmp_path)
+    rows = {Path(row["path"]).name: row for row in finished.rows("images")}
+    for name, reason in expected.items():
+        assert (rows[name]["outcome"] == "failed") == (reason is not None), (name, rows[name])
+        assert reason is None or reason in rows[name]["reason"], name

@@ -1,0 +1,75 @@
+"""What a person sees of a run."""
+
+from __future__ import annotations
+
+import io
+import time
+
+import pytest
+from rich.console import Console
+
+from pipeline import display
+from pipeline.display import live, show_summary
+from pipeline.progress import Progress
+
+
+def manifest(**changes: object) -> dict[str, object]:
+    return {
+        "summary": {"pug": 3, "poodle": 1},
+        "job": {"summary": "breed", "label": "dog"},
+        "counts": {
+            "images": {"total": 5, "detected": 2, "no_object": 1, "failed": 1, "not_reached": 1},
+            "detections": {"total": 4, "answered": 4, "failed": 0},
+        },
+        "failures": [{"stage": "read", "reason": "the file is [empty]", "rows": 1}],
+        **changes,
+    }
+
+
+def test_summary_counts_and_reasons() -> None:
+    console = Console(file=io.StringIO(), width=100)
+    show_summary(console, manifest(reason="the disk is full: make room"))
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    for text in (
+        "3  pug",
+        "1  poodle",
+        "5 images: 2 with a dog, 1 without, 1 failed, 1 not reached",
+        "4 dog detections: 4 answered, 0 failed",
+        "stopped: the disk is full: make room",
+        "failed at read: the file is [empty] (1 rows)",
+    ):
+        assert text in shown, shown
+
+
+def test_a_log_file_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(display, "PLAIN_LINE_S", 0.05)
+    monkeypatch.setattr(display, "REFRESH_S", 0.0)
+    console = Console(file=io.StringIO(), width=100)
+    progress = Progress(total=4)
+    with live(console, progress) as shown:
+        for _ in range(2):
+            progress.row(None)
+            progress.image("detected", [{"outcome": "answered"}])
+            time.sleep(0.06)
+            shown.update()
+        for _ in range(3):
+            shown.note("waiting for the detector to come back")
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert any("images 1/4" in line and "0 failed" in line and "s left" in line for line in lines)
+    assert lines.count("waiting for the detector to come back") == 1
+
+
+def test_a_terminal_gets_a_live_line() -> None:
+    console = Console(file=io.StringIO(), width=140, force_terminal=True)
+    progress = Progress(total=2)
+    with live(console, progress) as shown:
+        progress.row("ask")
+        progress.image("detected", [{"outcome": "failed"}])
+        shown.note("waiting")
+        shown.update(at_once=True)
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    for part in ("1/2", "rows/s", "1 failed", "waiting"):
+        assert part in text
