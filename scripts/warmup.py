@@ -1,22 +1,35 @@
-"""Wait until the services can answer; tell at once when one cannot."""
+"""Wait until the services answer a real request, phase by phase; tell at once when one cannot, and why."""
 
 from __future__ import annotations
 
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from scripts import first_request
 from scripts.engine import Engine
 from scripts.services import Service
 from scripts.settings import StackError
+from scripts.start_history import StartHistory
+from scripts.startup_causes import find_cause
+from scripts.startup_phases import LAST_PHASE, Phases, summary
 
 POLL_S = 0.25
+# Phases change slowly, and a container's log takes 0.1 to 0.2 s to read.
+READ_LOG_S = 1.0
+# A start says less than this, so that its first phase is still within.
+LOG_LINES = 400
 # Without a terminal a line this often shows what is being waited for.
 PLAIN_LINE_S = 15.0
+
+FirstRequest = Callable[[Service], None]
 
 
 def is_ready(service: Service) -> bool:
@@ -30,45 +43,133 @@ def is_ready(service: Service) -> bool:
         return False
 
 
-def wait(engine: Engine, services: list[Service], timeout_s: float, console: Console) -> None:
-    """Return when all services are ready, showing each one's state and last log line.
+class Start:
+    """One service on its way to the first answer."""
+
+    def __init__(self, engine: Engine, service: Service, history: StartHistory | None) -> None:
+        self.engine = engine
+        self.service = service
+        self.history = history
+        self.usual_s = history.usual_s(self.key) if history else None
+        self.was_ready: bool | None = None
+        self.phases = Phases()
+        self.ready_s: float | None = None
+        self.answer: Future[None] | None = None
+        self.next_read_s = 0.0
+
+    @property
+    def key(self) -> str:
+        """What is comparable: the same service with the same preset on the same engine."""
+        preset = self.service.inputs[0].stem if self.service.inputs else ""
+        return "/".join(part for part in (self.engine.name, self.service.name, preset) if part)
+
+    def look(self, elapsed_s: float, ask: FirstRequest, pool: ThreadPoolExecutor) -> bool:
+        """Look where the start is; whether it has just become ready.
+
+        Raises:
+            StackError: the service died, or refuses the first request.
+        """
+        name = self.service.name
+        if not self.engine.is_running(name):
+            raise died(self.engine, self.service)
+        if elapsed_s >= self.next_read_s and self.answer is None:
+            self.next_read_s = elapsed_s + READ_LOG_S
+            self.phases.read(self.engine.last_lines(name, LOG_LINES), elapsed_s)
+        healthy = self.answer is None and is_ready(self.service)
+        if self.was_ready is None:
+            self.was_ready = healthy
+        if healthy:
+            # The log once more: a quick start may have gone through several phases since.
+            self.phases.read(self.engine.last_lines(name, LOG_LINES), elapsed_s)
+            self.phases.open(LAST_PHASE, elapsed_s)
+            self.answer = pool.submit(ask, self.service)
+        if self.answer is None or not self.answer.done():
+            return False
+        try:
+            self.answer.result()
+        except StackError:
+            if not self.engine.is_running(name):  # died of the request: its log says more than the broken connection
+                raise died(self.engine, self.service) from None
+            raise
+        self.ready_s = elapsed_s
+        return True
+
+    def tell_ready(self, console: Console) -> None:
+        """Say how long the start took, by phase, and write it down, unless there was none."""
+        if self.was_ready or self.ready_s is None:
+            return
+        phases = self.phases.seconds(self.ready_s)
+        details = f" ({summary(phases)})" if summary(phases) else ""
+        console.print(f"{self.service.name}: ready after {self.ready_s:.0f} s{details}", highlight=False)
+        slower = self.history.add(self.key, self.service.fingerprint, self.ready_s, phases) if self.history else None
+        if slower:
+            console.print(f"{self.service.name}: {slower}", highlight=False)
+
+    def __str__(self) -> str:
+        return f"{self.service.name}: {self.phases.current}"
+
+
+def wait(
+    engine: Engine,
+    services: list[Service],
+    timeout_s: float,
+    console: Console,
+    *,
+    state: Path | None = None,
+    ask: FirstRequest = first_request.ask,
+) -> None:
+    """Return when all services have answered a real request, showing each one's phase and last log line.
+
+    `state` is the folder that remembers how long starts took; without it nothing is estimated.
 
     Raises:
-        StackError: one died (told at once, with its last lines) or is not ready after `timeout_s` seconds.
+        StackError: one died (told at once, with the cause in its log), refuses the job's request, or is not ready
+            after `timeout_s` seconds.
     """
     begin = time.monotonic()
-    ready_after: dict[str, float] = {}
+    history = None if state is None else StartHistory(state)
+    starts = [Start(engine, service, history) for service in services]
     next_line = begin + PLAIN_LINE_S
-    with Live(console=console, refresh_per_second=4, transient=True) as live:
-        while True:
-            elapsed = time.monotonic() - begin
-            for service in services:
-                if service.name in ready_after:
-                    continue
-                if not engine.is_running(service.name):
-                    raise died(engine, service)
-                if is_ready(service):
-                    ready_after[service.name] = elapsed
-                    console.print(f"{service.name}: ready after {elapsed:.0f} s", highlight=False)
-            waiting = [service.name for service in services if service.name not in ready_after]
-            if not waiting:
-                return
-            if elapsed > timeout_s:
-                raise StackError(
-                    f"{', '.join(waiting)}: not ready after {timeout_s:.0f} s: see {engine.log(waiting[0])}, or raise "
-                    "STACK_START_TIMEOUT_S"
-                )
-            if console.is_terminal:
-                live.update(progress(engine, waiting, elapsed, console.width))
-            elif time.monotonic() >= next_line:
-                next_line += PLAIN_LINE_S
-                console.print(f"waiting for {', '.join(waiting)}, {elapsed:.0f} s", highlight=False)
-            time.sleep(POLL_S)
+    pool = ThreadPoolExecutor(max_workers=max(len(services), 1))
+    try:
+        with Live(console=console, refresh_per_second=4, transient=True) as live:
+            while waiting := [start for start in starts if start.ready_s is None]:
+                elapsed = time.monotonic() - begin
+                for start in waiting:
+                    if start.look(elapsed, ask, pool):
+                        start.tell_ready(console)
+                waiting = [start for start in starts if start.ready_s is None]
+                if waiting and elapsed > timeout_s:
+                    names = ", ".join(str(start) for start in waiting)
+                    raise StackError(
+                        f"{names}: not ready after {timeout_s:.0f} s: see {engine.log(waiting[0].service.name)}, or "
+                        "raise STACK_START_TIMEOUT_S"
+                    )
+                if waiting and console.is_terminal:
+                    live.update(progress(waiting, elapsed, console.width))
+                elif waiting and time.monotonic() >= next_line:
+                    next_line += PLAIN_LINE_S
+                    shown = ", ".join(str(start) for start in waiting)
+                    console.print(f"waiting for {shown}, {clock(waiting, elapsed)}", highlight=False)
+                if waiting:
+                    time.sleep(POLL_S)
+    finally:
+        # A request to a dead server ends by itself: nobody waits for it.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
-def progress(engine: Engine, waiting: list[str], elapsed: float, width: int) -> Text:
+def clock(waiting: list[Start], elapsed_s: float) -> str:
+    """How long it has been, and how long it usually takes."""
+    usual = max((start.usual_s for start in waiting if start.usual_s is not None), default=None)
+    return f"{elapsed_s:.0f} s" + (f" of about {usual:.0f} s" if usual is not None else "")
+
+
+def progress(waiting: list[Start], elapsed_s: float, width: int) -> Text:
     """What is waited for, and what it says."""
-    lines = (f"{name}: starting, {elapsed:.0f} s  {engine.last_lines(name, 1)}"[: width - 1] for name in waiting)
+    lines = (
+        f"{start}, {clock([start], elapsed_s)}  {start.engine.last_lines(start.service.name, 1)}"[: width - 1]
+        for start in waiting
+    )
     return Text("\n".join(lines), style="dim")
 
 
@@ -76,7 +177,11 @@ def died(engine: Engine, service: Service) -> StackError:
     """The error for a service that ended while it was waited for."""
     code = engine.exit_code(service.name)
     how = f"ended with exit code {code}" if code is not None else "ended"
+    cause = find_cause(engine.last_lines(service.name, LOG_LINES))
+    why = f"\nThe cause: {cause.message}" if cause else ""
+    remedy = f"\nWhat helps: {cause.remedy}" if cause and cause.remedy else ""
     lines = engine.last_lines(service.name)
     return StackError(
-        f"{service.name} {how} before it was ready. Its last lines:\n{lines}\nWhole log: {engine.log(service.name)}"
+        f"{service.name} {how} before it was ready.{why}{remedy}\nIts last lines:\n{lines}\n"
+        f"Whole log: {engine.log(service.name)}"
     )

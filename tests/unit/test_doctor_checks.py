@@ -1,0 +1,394 @@
+"""The doctor's checks on hosts that are made up: programs that answer as told, a hub on loopback, other clocks."""
+
+from __future__ import annotations
+
+import http.server
+import io
+import json
+import os
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from scripts.doctor import (
+    caches,
+    clock,
+    command,
+    disk,
+    docker,
+    gpu,
+    gpu_in_container,
+    hub,
+    locks,
+    memory,
+    ports,
+    proxy,
+)
+from scripts.doctor.context import Context
+from scripts.environments import LOCKS, ROOT
+from scripts.findings import Finding, exit_code
+from scripts.settings import StackSettings
+from tests.configurations import cache_model
+
+Programs = Callable[..., None]
+Hosts = Callable[..., Context]
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
+    """Let PATH hold only these programs, each a shell script; none is installed otherwise."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+
+    def install(**scripts: str) -> None:
+        for name, script in scripts.items():
+            path = folder / name.replace("_", "-")
+            path.write_text(f"#!/bin/sh\n{script}\n")
+            path.chmod(0o755)
+
+    return install
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hosts:
+    """A host with these settings and variables, and nothing of this machine's hub."""
+    for name in list(os.environ):
+        if name.startswith("HF_") or name.upper().endswith("_PROXY"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+
+    def make(variables: Mapping[str, str] | None = None, **settings: object) -> Context:
+        for name, value in (variables or {}).items():
+            monkeypatch.setenv(name, value)
+        return Context(StackSettings(**{"state": tmp_path / "state", "device": "cpu", **settings}))  # type: ignore[arg-type]
+
+    return make
+
+
+def one(findings: list[Finding], severity: str) -> Finding:
+    """The only finding of a severity."""
+    (finding,) = (each for each in findings if each.severity == severity)
+    return finding
+
+
+def smi(driver: str = "580.65.06", capability: str = "8.9", total: int = 23034, free: int = 22500) -> str:
+    """An nvidia-smi that shows one L4, to devices.py and to the doctor."""
+    return (
+        f'case "$1" in *driver*) echo "NVIDIA L4, {driver}, {capability}, {total}, {free}";; '
+        f'*) echo "NVIDIA L4, {total}";; esac'
+    )
+
+
+DOCKER = """
+case "$*" in
+  "info --format {{.ServerVersion}}") echo %s;;
+  "info --format {{json .Runtimes}}") echo '%s';;
+  "compose version --short") echo %s;;
+  "image inspect"*) echo sha256:0;;
+  "run "*) %s;;
+  *) exit 1;;
+esac
+"""
+
+
+# Docker and Compose
+
+
+def test_versions_of_docker(programs: Programs, host: Hosts) -> None:
+    programs(docker=DOCKER % ("27.3.1", "{}", "v2.29.7-desktop.1", "exit 1"))
+    assert [each.severity for each in docker.check(host())] == ["ok", "ok"]
+    programs(docker=DOCKER % ("19.3.9", "{}", "2.5.0", "exit 1"))
+    findings = docker.check(host())
+    assert [each.severity for each in findings] == ["error", "error"]
+    assert findings[0].required == "20.10 or later"
+
+
+def test_no_docker_is_an_error_only_where_it_is_asked_for(programs: Programs, host: Hosts) -> None:
+    assert one(docker.check(host()), "ok").found.startswith("none: the services run as processes")
+    assert "STACK_ENGINE=process" in one(docker.check(host(engine="compose")), "error").remedy
+
+
+def test_docker_without_compose(programs: Programs, host: Hosts) -> None:
+    programs(docker='case "$1" in info) echo 27.3.1;; *) exit 1;; esac')
+    assert "no Compose" in one(docker.check(host()), "warning").found
+    assert "no Compose" in one(docker.check(host(engine="compose")), "error").found
+
+
+# GPU
+
+
+def test_a_good_gpu(programs: Programs, host: Hosts) -> None:
+    programs(nvidia_smi=smi())
+    assert [each.severity for each in gpu.check(host(device="auto"))] == ["ok"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "found", "remedy"),
+    [
+        ({"driver": "535.104.05"}, "535.104.05", "update the NVIDIA driver"),
+        ({"capability": "7.5"}, "compute capability 7.5", "newer GPU"),
+        ({"free": 9000}, "9000 of 23034 MiB are free", "nvidia-smi"),
+        ({"total": 16000, "free": 15900}, "too small for every preset", "STACK_PRESET"),
+    ],
+)
+def test_what_a_gpu_lacks(programs: Programs, host: Hosts, wrong: dict[str, object], found: str, remedy: str) -> None:
+    programs(nvidia_smi=smi(**wrong))  # type: ignore[arg-type]
+    finding = one(gpu.check(host(device="auto")), "error")
+    assert found in finding.found
+    assert remedy in finding.remedy
+
+
+def test_no_gpu(programs: Programs, host: Hosts) -> None:
+    assert "CPU" in one(gpu.check(host(device="auto")), "ok").found
+    assert "STACK_DEVICE=cpu" in one(gpu.check(host(device="cuda")), "error").remedy
+    programs(nvidia_smi="echo NVIDIA-SMI has failed because it could not communicate with the driver >&2; exit 9")
+    assert "could not communicate" in one(gpu.check(host(device="cuda")), "error").found
+    programs(nvidia_smi="echo [N/A]")
+    assert "cannot read" in one(gpu.check(host(device="cuda")), "unchecked").found
+
+
+def test_a_gpu_that_containers_do_not_see(programs: Programs, host: Hosts) -> None:
+    programs(nvidia_smi=smi(), docker=DOCKER % ("27.3.1", '{"nvidia":{},"runc":{}}', "2.29.7", "echo GPU 0: NVIDIA L4"))
+    assert "NVIDIA L4" in one(gpu_in_container.check(host(device="auto")), "ok").found
+    programs(docker=DOCKER % ("27.3.1", '{"runc":{}}', "2.29.7", "exit 1"))
+    assert "nvidia-container-toolkit" in one(gpu_in_container.check(host(device="auto")), "error").remedy
+    programs(docker=DOCKER % ("27.3.1", '{"nvidia":{}}', "2.29.7", "echo could not select device driver >&2; exit 125"))
+    assert "could not select device" in one(gpu_in_container.check(host(device="auto")), "error").found
+
+
+def test_without_an_image_the_gpu_in_containers_is_unchecked(programs: Programs, host: Hosts) -> None:
+    programs(nvidia_smi=smi(), docker='case "$1" in info) echo nvidia;; *) exit 1;; esac')
+    assert "make build" in one(gpu_in_container.check(host(device="auto")), "unchecked").found
+
+
+# Memory, disk, ports, folders
+
+
+@pytest.mark.parametrize(("available", "total", "severity"), [(8, 16, "ok"), (3, 16, "warning"), (3, 4, "error")])
+def test_memory(host: Hosts, monkeypatch: pytest.MonkeyPatch, available: int, total: int, severity: str) -> None:
+    @dataclass
+    class Memory:
+        available: int
+        total: int
+
+    monkeypatch.setattr("psutil.virtual_memory", lambda: Memory(available * 2**30, total * 2**30))
+    assert one(memory.check(host()), severity).found == f"{available:.1f} of {total:.1f} GiB are available"
+
+
+def test_a_full_disk_is_told_for_images_and_for_caches(
+    programs: Programs, host: Hosts, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    usage = type(shutil.disk_usage("/"))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(100 * 2**30, 100 * 2**30, 0))
+    programs(docker=f'case "$*" in *DockerRootDir*) echo {tmp_path};; *) exit 1;; esac')
+    findings = disk.check(host(engine="compose"))
+    assert {each.check for each in findings if each.severity == "error"} == {"disk for images", "disk for caches"}
+    assert all("0 GiB free" in each.found for each in findings)
+    findings = disk.check(host({"HF_HUB_OFFLINE": "1"}, engine="process", preset="l4"))
+    assert "disk for models" in {each.check for each in findings if each.severity == "error"}
+
+
+def test_a_taken_port_names_its_owner(host: Hosts) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        finding = one(ports.check(host(vllm_port=taken.getsockname()[1])), "error")
+    assert f"process {os.getpid()}" in finding.found
+    assert "STACK_VLLM_PORT" in finding.remedy
+
+
+def test_a_folder_that_cannot_be_written(host: Hosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    assert "is a file" in one(caches.check(host(engine="process", state=tmp_path / "file")), "error").found
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert "cannot be written by user" in one(caches.check(host(engine="process")), "error").found
+
+
+def test_a_read_only_cache(host: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass
+    class Stat:
+        f_flag: int = os.ST_RDONLY
+
+    monkeypatch.setattr(os, "statvfs", lambda path: Stat())
+    finding = one(caches.check(host(engine="process")), "error")
+    assert "read-only file system" in finding.found
+    assert "STACK_STATE" in finding.remedy
+
+
+# The hub
+
+
+@dataclass
+class Hub:
+    """A hub that answers every HEAD alike; remembers what was asked."""
+
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    asked: list[tuple[str, str | None]] = field(default_factory=list)
+    url: str = ""
+
+
+@pytest.fixture
+def simulated_hub() -> Iterator[Hub]:
+    """The hub, on loopback."""
+    state = Hub()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            state.asked.append((self.path, self.headers.get("Authorization")))
+            self.send_response(state.status)
+            for name, value in state.headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Nothing."""
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    state.url = f"http://127.0.0.1:{server.server_port}"
+    yield state
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "token", "found", "remedy"),
+    [
+        pytest.param(401, "GatedRepo", None, "is gated, and there is no hub token", "set HF_TOKEN", id="no token"),
+        pytest.param(403, "GatedRepo", "hf_x", "has not accepted the licence", "accept the licence", id="no licence"),
+        pytest.param(404, "RevisionNotFound", "hf_x", "no such revision", "correct `revision:`", id="no revision"),
+        pytest.param(401, "RepoNotFound", None, "no such model", "correct `model:`", id="no model"),
+        pytest.param(401, None, "hf_x", "refuses the token", "make a new token", id="bad token"),
+        pytest.param(404, "EntryNotFound", None, "has no config.json", "correct `model:`", id="no config"),
+    ],
+)
+def test_the_hubs_refusals_are_told_apart(
+    host: Hosts, simulated_hub: Hub, status: int, code: str | None, token: str | None, found: str, remedy: str
+) -> None:
+    simulated_hub.status = status
+    simulated_hub.headers = {"X-Error-Code": code} if code else {}
+    variables = {"HF_ENDPOINT": simulated_hub.url, **({"HF_TOKEN": token} if token else {})}
+    begin = time.monotonic()
+    finding = one(hub.check(host(variables, preset="l4")), "error")
+    assert time.monotonic() - begin < 2
+    assert found in finding.found
+    assert remedy in finding.remedy
+    ((path, authorization),) = simulated_hub.asked
+    assert path.startswith("/google/gemma-3n-E4B-it/resolve/c1221e9c62e34a43")
+    assert authorization == (f"Bearer {token}" if token else None)
+    assert "hf_x" not in str(finding)
+
+
+@pytest.mark.parametrize("status", [200, 302, 307])
+def test_a_model_that_can_be_fetched(host: Hosts, simulated_hub: Hub, status: int) -> None:
+    simulated_hub.status = status
+    simulated_hub.headers = {"Location": "http://127.0.0.1:9/"} if status > 300 else {}
+    assert "can be fetched" in one(hub.check(host({"HF_ENDPOINT": simulated_hub.url}, preset="l4")), "ok").found
+
+
+def test_the_hub_is_not_asked_without_need(host: Hosts, simulated_hub: Hub, tmp_path: Path) -> None:
+    variables = {"HF_ENDPOINT": simulated_hub.url}
+    assert one(hub.check(host(variables)), "ok").found.startswith("not asked")  # the CPU preset's model is a folder
+    assert (
+        "HF_HUB_OFFLINE" in one(hub.check(host({**variables, "HF_HUB_OFFLINE": "1"}, preset="l4")), "unchecked").found
+    )
+    cache_model(tmp_path / "hf" / "hub", "google/gemma-3n-E4B-it", "c1221e9c62e34a43ab7ffacd1be0ea71f126ef10")
+    assert one(hub.check(host({**variables, "HF_HUB_OFFLINE": ""}, preset="l4")), "ok").found.startswith("not asked")
+    assert simulated_hub.asked == []
+
+
+def test_a_hub_that_cannot_be_reached_is_unchecked(host: Hosts) -> None:
+    finding = one(hub.check(host({"HF_ENDPOINT": "http://127.0.0.1:9"}, preset="l4")), "unchecked")
+    assert "cannot be reached" in finding.found
+
+
+# Clock, proxy, locks
+
+
+def test_the_clock(host: Hosts, simulated_hub: Hub) -> None:
+    context = host({"HF_ENDPOINT": simulated_hub.url}, preset="l4")
+    assert one(clock.check(context), "ok").found.startswith("within")
+    assert "s ahead" in one(clock.check(context, lambda: time.time() + 3600), "error").found
+    assert "before these files" in one(clock.check(context, lambda: 0.0), "error").found
+
+
+@pytest.mark.parametrize(
+    ("variables", "severity"),
+    [
+        ({}, "ok"),
+        ({"HTTPS_PROXY": "http://user:secret@proxy:3128", "NO_PROXY": "127.0.0.1,localhost"}, "ok"),
+        ({"https_proxy": "http://user:secret@proxy:3128", "no_proxy": "example.org"}, "warning"),
+    ],
+)
+def test_the_proxy(host: Hosts, variables: dict[str, str], severity: str) -> None:
+    finding = one(proxy.check(host(variables)), severity)
+    assert "secret" not in str(finding)
+
+
+def test_the_locks_are_in_step_and_a_change_is_seen(tmp_path: Path) -> None:
+    assert locks.missing_pins(ROOT / "pyproject.toml", LOCKS) == {}
+    changed = tmp_path / "pyproject.toml"
+    changed.write_text((ROOT / "pyproject.toml").read_text().replace("mosec==0.9.8", "mosec==9.9.9"))
+    assert locks.missing_pins(changed, LOCKS) == {name: ["mosec==9.9.9"] for name in ("detector-cpu", "detector-cuda")}
+
+
+# All of them
+
+
+def test_a_check_that_fails_is_never_green(host: Hosts) -> None:
+    def broken(_: Context) -> list[Finding]:
+        raise RuntimeError("no idea")
+
+    findings = command.examine(host(), {"fine": lambda _: [Finding("fine", "ok", "yes")], "broken": broken})
+    assert [(each.check, each.severity) for each in findings] == [("fine", "ok"), ("broken", "unchecked")]
+    assert "RuntimeError: no idea" in findings[1].found
+
+
+def test_a_check_that_hangs_does_not_hold_up_the_others(host: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "LIMIT_S", 0.3)
+    release = threading.Event()
+
+    def hanging(_: Context) -> list[Finding]:
+        release.wait(10)
+        return []
+
+    begin = time.monotonic()
+    findings = command.examine(host(), {"hanging": hanging, "fine": lambda _: [Finding("fine", "ok", "yes")]})
+    release.set()
+    assert time.monotonic() - begin < 2
+    assert {each.check: each.severity for each in findings} == {"hanging": "unchecked", "fine": "ok"}
+
+
+def test_the_report_and_its_exit_code(programs: Programs, host: Hosts, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = io.StringIO()
+    settings = host(engine="compose").settings
+    assert command.run(settings, Console(file=shown, width=200)) == 1
+    assert "do: install Docker Engine" in shown.getvalue()
+    assert command.run(settings, Console(file=shown), json_output=True) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"] is False
+    assert {"check", "severity", "found", "required", "remedy"} == set(report["findings"][0])
+
+
+def test_a_finding_that_complains_must_help() -> None:
+    with pytest.raises(ValueError, match="not what is required"):
+        Finding("x", "error", "broken")
+    assert exit_code([Finding("x", "unchecked", "?"), Finding("y", "warning", "a", "b", "c")]) == 0
+
+
+def test_the_doctor_changes_nothing(host: Hosts, tmp_path: Path) -> None:
+    context = host(engine="process")
+    before = sorted(tmp_path.rglob("*"))
+    command.examine(context)
+    assert sorted(tmp_path.rglob("*")) == before
