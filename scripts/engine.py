@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import NoReturn, Protocol
 
-from scripts.services import Service
+from scripts.services import Service, Stack
 
 
 class Engine(Protocol):
@@ -30,6 +30,14 @@ class Engine(Protocol):
         """Whether the service runs, answering or not."""
         ...
 
+    def was_started(self, name: str) -> bool:
+        """Whether the service was started and not stopped since, running or not."""
+        ...
+
+    def locate(self, service: Service) -> Service:
+        """The service with the address under which this host reaches it, once it has been started."""
+        ...
+
     def start(self, service: Service) -> None:
         """Start a service; does not wait for it.
 
@@ -42,6 +50,14 @@ class Engine(Protocol):
         """Stop a service, which may take `grace_s` seconds to finish its requests; whether there was one to stop."""
         ...
 
+    def tear_down(self) -> None:
+        """Remove what the engine keeps beside the services, once they have been stopped; caches stay.
+
+        Raises:
+            StackError: it cannot be removed.
+        """
+        ...
+
     def exit_code(self, name: str) -> int | None:
         """The exit code of a service that has ended, where it is known."""
         ...
@@ -51,5 +67,34 @@ class Engine(Protocol):
         ...
 
     def log(self, name: str) -> Path:
-        """Where a service's log is, or how to see it."""
+        """Where a service's log is, at the latest when it has been stopped."""
+        ...
+
+    def show_logs(self, names: list[str], follow: bool) -> NoReturn:
+        """Become a program that shows the services' logs.
+
+        Raises:
+            StackError: there are none.
+        """
+        ...
+
+    def describe(self, name: str) -> tuple[str, float | None]:
+        """What a service runs as (process or container id), and for how many seconds; empty where it does not run."""
+        ...
+
+    def open_shell(self, service: Service) -> NoReturn:
+        """Become a shell where the service runs.
+
+        Raises:
+            StackError: it does not run, and there is no such place without it.
+        """
+        ...
+
+    def run_job(self, stack: Stack, options: list[str]) -> NoReturn:
+        """Become the job, with these options, on the stack's services.
+
+        Raises:
+            StackError: it cannot be started.
+            UsageError: its settings cannot be.
+        """
         ...

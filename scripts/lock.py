@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Resolve every dependency group of pyproject.toml anew into images/locks/<group>.lock, with hashes.
 
-Needs a package index. What changed is for `git diff` to show: nothing is installed here.
+The bases that images/Dockerfile names get the digests that they have now, where their registry can be asked. Needs a
+package index. What changed is for `git diff` to show: nothing is installed here.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from scripts import bases
 from scripts.environments import LOCKS, NAMES, PYTHON, ROOT, EnvironmentFailed, ensure_uv, run, torch_arguments, uv
 from scripts.environments import uv_environment as uv_settings
 
@@ -47,9 +49,11 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         ensure_uv()
-        for group in ("uv", "pipeline", *NAMES):
+        for group in ("uv", *NAMES):
             lock(group, arguments.upgrade)
             print(f"images/locks/{group}.lock")
+        for line in bases.refresh():
+            print(line)
     except EnvironmentFailed as failure:
         print(f"error: {failure}", file=sys.stderr)
         return 1

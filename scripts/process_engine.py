@@ -14,12 +14,13 @@ import subprocess
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import psutil
 
 from scripts import environments
 from scripts.environments import ROOT
-from scripts.services import Service
+from scripts.services import Service, Stack
 from scripts.settings import StackError
 
 
@@ -45,6 +46,10 @@ class ProcessEngine:
     def log(self, name: str) -> Path:
         """Where a service's output goes."""
         return self.logs / f"{name}.log"
+
+    def was_started(self, name: str) -> bool:
+        """Whether the service was started and not stopped since, running or not."""
+        return self.started(name) is not None
 
     def started(self, name: str) -> Started | None:
         """What was last started for a service and not stopped since, running or not."""
@@ -86,6 +91,13 @@ class ProcessEngine:
         """Whether the service runs with the settings as they are now."""
         known = self.started(service.name)
         return known is not None and known.fingerprint == service.fingerprint and self.is_running(service.name)
+
+    def locate(self, service: Service) -> Service:
+        """The service as it is: a process listens where its settings say."""
+        return service
+
+    def tear_down(self) -> None:
+        """Nothing: processes leave nothing behind."""
 
     def exit_code(self, name: str) -> int | None:
         """The exit code of a service that this engine started and that has ended."""
@@ -150,6 +162,29 @@ class ProcessEngine:
             return "\n".join(self.log(name).read_text(errors="replace").splitlines()[-count:])
         except OSError:
             return ""
+
+    def show_logs(self, names: list[str], follow: bool) -> NoReturn:
+        """Become `tail`, on the services' logs."""
+        present = [str(self.log(name)) for name in names if self.log(name).exists()]
+        if not present:
+            raise StackError("no logs yet: start the stack with 'make up'")
+        os.execvp("tail", ["tail", "-n", "100", *(["-F"] if follow else []), *present])
+
+    def describe(self, name: str) -> tuple[str, float | None]:
+        """A service's process id, and for how many seconds it runs."""
+        process = self.running(name)
+        return (str(process.pid), uptime(process)) if process else ("", None)
+
+    def open_shell(self, service: Service) -> NoReturn:
+        """Become a shell that finds the service's environment first, with the service's variables."""
+        shell = os.environ.get("SHELL", "/bin/sh")
+        path = f"{environments.folder(service.environment) / 'bin'}:{os.environ.get('PATH', '')}"
+        os.execve(shell, [shell], {**os.environ, **dict(service.variables), "PATH": path})
+
+    def run_job(self, stack: Stack, options: list[str]) -> NoReturn:
+        """Become the job, as a process."""
+        python = str(environments.python("operator"))
+        os.execve(python, [python, "-m", "pipeline", *options], {**os.environ, **stack.job_variables})
 
 
 def session_members(known: Started) -> list[psutil.Process]:

@@ -81,7 +81,7 @@ def vllm(settings: StackSettings, device: str, preset: Path) -> Service:
     name = "vllm-cuda" if device == "cuda" else "vllm-cpu"
     variables_file = preset.with_suffix(".env")
     cache = {"VLLM_CACHE_ROOT": str(settings.state / "cache" / "vllm")}
-    variables = cache | read_variables(variables_file) | user_variables("VLLM_")
+    variables = cache | read_variables(variables_file) | user_variables("VLLM_") | user_variables("HF_")
     listen = ("--host", settings.host, "--port", str(settings.vllm_port))
     return Service(
         name="vllm",

@@ -26,11 +26,15 @@ class StackSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=ENV_FILE, extra="ignore")
 
+    engine: Literal["auto", "compose", "process"] = Field(
+        "auto", description="auto: compose where Docker answers and has the images or can build them, else process"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where nvidia-smi finds a GPU")
     preset: str = Field("auto", description="a file of services/vllm/presets by its name, or a path; auto: by the GPU")
     host: str = Field("127.0.0.1", description="the address that the services listen on")
     vllm_port: int = Field(8000, ge=1, le=65535, description="the model server's port")
     detector_port: int = Field(8001, ge=1, le=65535, description="the detector's port")
+    publish: bool = Field(False, description="compose: let programs of this host reach the services, at host and ports")
     start_timeout_s: float = Field(1800.0, gt=0, description="longest that a service may take to become ready")
     state: Path = Field(ROOT / ".spotter", description="folder for process ids, logs and caches")
 

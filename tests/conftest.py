@@ -15,6 +15,9 @@ from scripts.bench.simulated import Simulated, serve
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# Here, because pytest takes them from its topmost conftest alone.
+pytest_plugins = ["tests.stack.detector_process", "tests.stack.gemma3n_server", "tests.stack.container_stack"]
+
 # A test must not depend on what the developer has set, nor report to anyone.
 for name in [name for name in os.environ if name.startswith(("SPOTTER_", "STACK_", "DETECTOR_"))]:
     del os.environ[name]

@@ -46,7 +46,7 @@ def test_settings_that_are_named_exist(name: str) -> None:
     text = DOCUMENTS[name]
     for variable in re.findall(r"\b(?:SPOTTER|STACK)_[A-Z_]+\b", text):
         assert variable in VARIABLES, variable
-    makes_own = {"SERVICE", "FOLLOW", "TESTS", "OPTIONS"}
+    makes_own = {"SERVICE", "FOLLOW", "TESTS", "OPTIONS", "FULL", "JSON", "CACHES", "YES"}
     for command in commands(text):
         for variable in re.findall(r"\b([A-Z][A-Z_]+)=", command):
             assert variable in {*VARIABLES, *SHORT_NAMES, *makes_own}, command

@@ -15,17 +15,13 @@ import pytest
 from scripts import compose_engine, environments
 from tests.conftest import ROOT, environment_python
 
-pytest_plugins = ["tests.stack.detector_process", "tests.stack.gemma3n_server", "tests.stack.container_stack"]
-
 # Where no Docker engine is to be had, `.ci/run` says so.
 collect_ignore_glob = [] if compose_engine.answers() else ["test_compose_*.py"]
 
 
 def pytest_report_header() -> str:
     """Whether containers are tested."""
-    return (
-        "containers: left out, no Docker with Compose answers" if collect_ignore_glob else "containers: tested"
-    )
+    return "containers: left out, no Docker with Compose answers" if collect_ignore_glob else "containers: tested"
 
 
 def free_port() -> int:

@@ -1,0 +1,444 @@
+"""The engine for hosts with Docker: runs the services in the containers that the compose files describe.
+
+One command brings up one service, as on the process engine, so that order, waiting and messages are the same. What was
+started, and with what settings, is known again by the container's id and a fingerprint in a state file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import NoReturn
+
+import yaml
+from dotenv import dotenv_values
+from python_on_whales import Container, DockerClient, DockerException
+from python_on_whales.exceptions import NoSuchContainer
+from rich.console import Console
+
+from pipeline import settings as job_settings
+from scripts import images, job_container
+from scripts.environments import ROOT, STATE
+from scripts.services import DETECTOR_PRESETS, Service, Stack, preset_file, read_variables
+from scripts.settings import StackError, StackSettings, user_variables
+
+COMPOSE_FILE = ROOT / "compose.yaml"
+OVERLAYS = ROOT / "services" / "compose"
+OVERLAY_OF_DEVICE = {"cpu": "cpu.yaml", "cuda": "gpu.yaml"}
+
+# Where the services listen in their containers, and where images/health.py finds them.
+PORTS = {"detector": 8001, "vllm": 8000}
+READY_PATHS = {"detector": "/", "vllm": "/health"}
+
+# scripts/docker_engine.sh puts Compose here where the host's docker has none.
+OWN_CLIENT_CONFIG = STATE / "docker" / "config"
+
+# A container's state is asked for this often at most: asking takes 30 ms of CPU.
+STATE_AGE_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A container that was started for a service, and the settings it has."""
+
+    id: str
+    fingerprint: str
+
+
+@cache
+def client_config() -> Path | None:
+    """The Docker client's configuration folder that has Compose: the user's own (None), or ours.
+
+    Raises:
+        StackError: no Docker engine answers, or there is no Compose.
+    """
+    if images.docker("info", "--format", "{{.ServerVersion}}", timeout_s=20) is None:
+        raise StackError("no Docker engine answers (`docker info`): start one, or set STACK_ENGINE=process")
+    if images.docker("compose", "version") is not None:
+        return None
+    if images.docker("--config", str(OWN_CLIENT_CONFIG), "compose", "version") is not None:
+        return OWN_CLIENT_CONFIG
+    raise StackError(
+        "docker has no Compose (`docker compose version`): install its plugin, or set STACK_ENGINE=process"
+    )
+
+
+def answers() -> bool:
+    """Whether there are Docker and Compose to ask."""
+    try:
+        client_config()
+    except StackError:
+        return False
+    return True
+
+
+def left_over(project: str) -> tuple[list[str], list[str]]:
+    """The containers and networks of a Compose project, whatever overlays and settings made them."""
+    label = f"label=com.docker.compose.project={project}"
+    containers = images.docker("ps", "--all", "--quiet", "--filter", label) or ""
+    return containers.split(), (images.docker("network", "ls", "--quiet", "--filter", label) or "").split()
+
+
+def volumes(project: str) -> list[str]:
+    """The volumes of a Compose project, by name."""
+    label = f"label=com.docker.compose.project={project}"
+    return (images.docker("volume", "ls", "--quiet", "--filter", label) or "").split()
+
+
+def why_not(device: str) -> str | None:
+    """Why this host cannot run the stack in containers; None where it can, as far as one can tell beforehand."""
+    try:
+        client_config()
+    except StackError as error:
+        return str(error).split(":")[0]
+    if device == "cuda" and "nvidia" not in (images.docker("info", "--format", "{{json .Runtimes}}") or ""):
+        return "Docker has no NVIDIA runtime (install nvidia-container-toolkit)"
+    if all(images.has(images.IMAGES[name].tag) for name in images.OF_DEVICE[device]):
+        return None
+    return images.why_not_buildable()
+
+
+class ComposeEngine:
+    """Starts and stops services as containers; knows them by the files in `state`."""
+
+    name = "compose"
+
+    def __init__(self, settings: StackSettings, device: str, preset_name: str) -> None:
+        """Containers of this device and vLLM preset; nothing is started yet."""
+        self.settings = settings
+        self.device = device
+        self.preset = preset_file(preset_name)
+        self.state = settings.state / "containers"
+        self.logs = settings.state / "logs"
+        self.project = project_name(settings.state)
+        self.files = [COMPOSE_FILE, OVERLAYS / OVERLAY_OF_DEVICE[device]]
+        if settings.publish:
+            self.files.append(OVERLAYS / "publish.yaml")
+        self._seen: dict[str, tuple[float, Container | None]] = {}
+        self._restarts: dict[str, int] = {}
+
+    def variables(self) -> dict[str, str]:
+        """The compose files' variables."""
+        return {
+            "VLLM_PRESET": str(self.preset.resolve()),
+            "VLLM_ENV": str(self.state / "vllm.env"),
+            "DETECTOR_ENV": str(self.state / "detector.env"),
+            "PUBLISH_HOST": self.settings.host,
+            "PUBLISH_VLLM_PORT": str(self.settings.vllm_port),
+            "PUBLISH_DETECTOR_PORT": str(self.settings.detector_port),
+        }
+
+    def service_variables(self) -> dict[str, dict[str, str]]:
+        """Each service's variables: its preset's, and over them those that the user set.
+
+        Raises:
+            StackError: a secret is among them, which a container's variables would show to anyone who may use Docker.
+        """
+        preset = self.preset.with_suffix(".env")
+        vllm = read_variables(preset) | user_variables("VLLM_")
+        vllm.pop("VLLM_CACHE_ROOT", None)  # a folder of this host; in the container it is a volume
+        if "VLLM_API_KEY" in vllm:
+            raise StackError(
+                "VLLM_API_KEY is set, and containers take none: only the job reaches them. Unset it, or set "
+                "STACK_ENGINE=process"
+            )
+        detector = read_variables(DETECTOR_PRESETS / f"{self.device}.env") | user_variables("DETECTOR_")
+        return {"vllm": vllm, "detector": detector}
+
+    def write_variables(self) -> None:
+        """Write the files that Compose reads: its variables, and the services'. They are left to look at."""
+        self.state.mkdir(parents=True, exist_ok=True)
+        write_env(self.state / "compose.env", self.variables())
+        for name, values in self.service_variables().items():
+            write_env(self.state / f"{name}.env", values)
+
+    def compose_client(self) -> DockerClient:
+        """Docker and Compose with this stack's files and variables.
+
+        Raises:
+            StackError: a variable is set that containers do not take.
+        """
+        self.write_variables()
+        return DockerClient(
+            config=client_config(),
+            compose_files=list(self.files),
+            compose_project_name=self.project,
+            compose_project_directory=ROOT,
+            compose_env_files=[self.state / "compose.env"],
+        )
+
+    def container_name(self, name: str) -> str:
+        """Compose's name for the one container of a service."""
+        return f"{self.project}-{name}-1"
+
+    def container(self, name: str) -> Container | None:
+        """A service's container, running or not, as it was at most STATE_AGE_S ago; None where there is none."""
+        asked, found = self._seen.get(name, (0.0, None))
+        if time.monotonic() - asked > STATE_AGE_S:
+            try:
+                found = DockerClient(config=client_config()).container.inspect(self.container_name(name))
+            except NoSuchContainer:
+                found = None
+            self._seen[name] = (time.monotonic(), found)
+        return found
+
+    def image(self, name: str) -> images.Image:
+        """The image of a service."""
+        detector, vllm, _ = images.OF_DEVICE[self.device]
+        return images.IMAGES[{"detector": detector, "vllm": vllm}[name]]
+
+    def fingerprint(self, service: Service) -> str:
+        """Changes when the service has to be started anew to be what settings, compose files and image say."""
+        parts = [service.fingerprint, self.image(service.name).fingerprint(), json.dumps(self.variables())]
+        parts.append(json.dumps(self.service_variables()[service.name]))
+        parts += [path.read_text() for path in self.files]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+    def was_started(self, name: str) -> bool:
+        """Whether the service was started and not stopped since, running or not."""
+        return self.started(name) is not None
+
+    def started(self, name: str) -> Started | None:
+        """What was last started for a service and not stopped since, running or not."""
+        try:
+            return Started(**json.loads((self.state / f"{name}.json").read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def prepare(self, services: list[Service]) -> None:
+        """Build the images that are missing or old, and fetch a GPU's models into their cache.
+
+        Raises:
+            StackError: an image cannot be built, or a model not be fetched.
+        """
+        console = Console()
+        images.ensure([self.image(service.name).name for service in services], self.logs, console)
+        if self.device == "cuda":
+            for service in services:
+                self._fetch_model(service, console)
+
+    def _fetch_model(self, service: Service, console: Console) -> None:
+        """See that a service's model is in the cache that the services read."""
+        model, revision = model_of(service, self.preset)
+        if (ROOT / model).exists() or Path(model).is_absolute():
+            raise StackError(
+                f"{service.name}: the model {model} is a folder, and a GPU's containers take models from the hub: "
+                "mount it in a compose overlay of yours, or set STACK_ENGINE=process"
+            )
+        console.print(f"{service.name}: looking for {model} in the cache, or fetching it", highlight=False)
+        command = self.compose("run", "--rm", "-T", "fetch", model, *(["--revision", revision] if revision else []))
+        log = self.logs / f"fetch-{service.name}.log"
+        self.logs.mkdir(parents=True, exist_ok=True)
+        token = os.environ.get("HF_TOKEN") or dotenv_values(ROOT / ".env").get("HF_TOKEN") or ""
+        code, output = images.feed(command, f"{token}\n")
+        log.write_text(output)
+        if code:
+            raise StackError(
+                f"{service.name}: {model} could not be fetched. The last lines:\n{last_lines(output, 8)}\nWhole log: "
+                f"{log}\nIs the hub reachable, and for a gated model: has its licence been accepted, and HF_TOKEN set?"
+            )
+
+    def is_running(self, name: str) -> bool:
+        """Whether the service's container runs, and has not been restarted since this engine first looked."""
+        container = self.container(name)
+        if container is None:
+            return False
+        before = self._restarts.setdefault(name, container.restart_count or 0)
+        return container.state.status == "running" and (container.restart_count or 0) <= before
+
+    def is_current(self, service: Service) -> bool:
+        """Whether the service runs with the settings as they are now."""
+        known, container = self.started(service.name), self.container(service.name)
+        return (
+            known is not None
+            and container is not None
+            and known == Started(container.id, self.fingerprint(service))
+            and self.is_running(service.name)
+        )
+
+    def locate(self, service: Service) -> Service:
+        """The service with the address under which this host reaches its container; unchanged where none runs."""
+        container = self.container(service.name)
+        networks = (container.network_settings.networks or {}) if container else {}
+        inside = networks.get(f"{self.project}_inside")
+        if inside is None or not inside.ip_address:
+            return service
+        address = f"http://{inside.ip_address}:{PORTS[service.name]}{READY_PATHS[service.name]}"
+        return replace(service, ready_url=address, port=PORTS[service.name])
+
+    def start(self, service: Service) -> None:
+        """Start a service's container, anew where there is one.
+
+        Raises:
+            StackError: Docker cannot start it; says why.
+        """
+        self._seen.pop(service.name, None)
+        self._restarts[service.name] = 0
+        client = self.compose_client()
+        try:
+            client.compose.up(
+                [service.name], detach=True, no_build=True, force_recreate=True, dependencies=False, quiet=True
+            )
+            container = client.container.inspect(self.container_name(service.name))
+        except DockerException as error:
+            raise cannot_start(service, error.stderr or str(error)) from error
+        known = Started(container.id, self.fingerprint(service))
+        (self.state / f"{service.name}.json").write_text(json.dumps(asdict(known)))
+
+    def stop(self, name: str, grace_s: float) -> bool:
+        """Stop and remove a service's container; its log is kept in a file. Whether there was one."""
+        self._seen.pop(name, None)
+        container = self.container(name)
+        if container is None:
+            return False
+        try:
+            container.stop(time=round(grace_s))
+            self.logs.mkdir(parents=True, exist_ok=True)
+            self.log(name).write_text(container_log(container.id))
+            container.remove(force=True)
+        except NoSuchContainer:  # another command was quicker
+            return False
+        finally:
+            self._seen.pop(name, None)
+            (self.state / f"{name}.json").unlink(missing_ok=True)
+        return True
+
+    def tear_down(self) -> None:
+        """Remove what is left beside the services: jobs that were cut off, networks. The caches' volumes stay."""
+        containers, networks = left_over(self.project)
+        for identifier in containers:
+            images.docker("stop", identifier)
+            images.docker("rm", "--force", identifier)
+        for identifier in networks:
+            if images.docker("network", "rm", identifier) is None:
+                raise StackError(f"network {identifier} cannot be removed: `docker network inspect` shows who uses it")
+
+    def exit_code(self, name: str) -> int | None:
+        """The exit code of a service's container when it last ended; also after a restart."""
+        container = self.container(name)
+        if container is None:
+            return None
+        if container.state.status == "exited":
+            return container.state.exit_code
+        for _ in range(4):  # an event of the current second is not always among the answers
+            seen = images.docker(
+                *("events", "--since", container.created.isoformat(), "--until", "0s", "--filter", "event=die"),
+                *("--filter", f"container={container.id}", "--format", "{{.Actor.Attributes.exitCode}}"),
+            )
+            if seen:
+                return int(seen.splitlines()[-1])
+            time.sleep(0.4)
+        return None
+
+    def last_lines(self, name: str, count: int = 20) -> str:
+        """The end of a service's log."""
+        container = self.container(name)
+        if container is not None:
+            return container_log(container.id, count).rstrip()
+        try:
+            return last_lines(self.log(name).read_text(errors="replace"), count)
+        except OSError:
+            return ""
+
+    def log(self, name: str) -> Path:
+        """Where a service's log is once it has been stopped; `show_logs` has it before."""
+        return self.logs / f"{name}.log"
+
+    def show_logs(self, names: list[str], follow: bool) -> NoReturn:
+        """Become a program that shows the services' logs."""
+        if not any(self.container(name) for name in names):
+            stopped = [str(self.log(name)) for name in names if self.log(name).exists()]
+            raise StackError(f"nothing is running; the last logs: {', '.join(stopped) or 'none'}")
+        become(self.compose("logs", "--tail", "100", *(["--follow"] if follow else []), *names))
+
+    def describe(self, name: str) -> tuple[str, float | None]:
+        """What a service runs as, and for how many seconds."""
+        container = self.container(name)
+        if container is None:
+            return "", None
+        age = time.time() - container.state.started_at.timestamp() if container.state.started_at else None
+        return container.id[:12], age
+
+    def open_shell(self, service: Service) -> NoReturn:
+        """Become a shell in the service's container."""
+        if not self.is_running(service.name):
+            raise StackError(f"{service.name} does not run: 'make up' starts it")
+        become(self.compose("exec", service.name, "/bin/sh"))
+
+    def compose(self, *arguments: str) -> list[str]:
+        """A Compose command for this stack."""
+        return [*(str(part) for part in self.compose_client().compose.docker_compose_cmd), *arguments]
+
+    def run_job(self, stack: Stack, options: list[str]) -> NoReturn:
+        """Run the job, in a container that sees the images and the runs' folder at the same places as this host.
+
+        This process ends with the job's exit code.
+
+        Raises:
+            StackError: its image cannot be built, or a service's address leads nowhere from a container.
+            UsageError: the job's settings cannot be.
+        """
+        images.ensure(["pipeline"], self.logs, Console())
+        variables = user_variables(job_settings.PREFIX)
+        if revision := stack.job_variables.get("SPOTTER_MODEL_REVISION"):
+            variables["SPOTTER_MODEL_REVISION"] = revision
+        told = job_container.arguments(job_settings.load(options), variables, options, self.state / "api_key")
+        sys.exit(job_container.run(self.compose(), told))
+
+
+def project_name(state: Path) -> str:
+    """The Compose project of a stack: `spotter`, or for another state folder one of its own."""
+    if state.resolve() == STATE.resolve():
+        return "spotter"
+    return f"spotter-{hashlib.sha256(str(state.resolve()).encode()).hexdigest()[:8]}"
+
+
+def model_of(service: Service, preset: Path) -> tuple[str, str | None]:
+    """A service's model and its revision, as its preset names them."""
+    if service.name == "vllm":
+        content = yaml.safe_load(preset.read_text())
+        return content["model"], content.get("revision")
+    variables = read_variables(DETECTOR_PRESETS / "cuda.env") | user_variables("DETECTOR_")
+    return variables["DETECTOR_MODEL"], variables.get("DETECTOR_REVISION")
+
+
+def cannot_start(service: Service, said: str) -> StackError:
+    """The error for a container that Docker does not start."""
+    reason = last_lines(said, 1)
+    if "could not select device driver" in said:
+        remedy = "install nvidia-container-toolkit and restart Docker, or set STACK_DEVICE=cpu"
+    elif "port is already allocated" in said or "address already in use" in said:
+        remedy = f"end the program that listens there, or set {service.port_variable} to a free port"
+    else:
+        remedy = "the container's settings are in compose.yaml and services/compose"
+    return StackError(f"{service.name}: Docker cannot start its container: {reason}: {remedy}")
+
+
+def last_lines(text: str, count: int) -> str:
+    """The end of a text."""
+    return "\n".join(text.rstrip().splitlines()[-count:])
+
+
+def write_env(path: Path, variables: Mapping[str, str]) -> None:
+    """Write a file of variables as Compose reads it, which takes `$` in a value for another variable."""
+    quoted = {name: json.dumps(value, ensure_ascii=False).replace("$", "\\$") for name, value in variables.items()}
+    path.write_text("".join(f"{name}={value}\n" for name, value in quoted.items()))
+
+
+def container_log(identifier: str, count: int | None = None) -> str:
+    """A container's output, both streams in the order in which they were written; the whole, or its last lines."""
+    return images.feed(["docker", "logs", "--tail", str(count or "all"), identifier], "")[1]
+
+
+def become(command: list[str]) -> NoReturn:
+    """Replace this process by a command, which so gets the terminal's signals, and whose exit code is ours."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execvp(command[0], command)

@@ -1,0 +1,242 @@
+"""Whether the whole thing works on this host: the stack from nothing, the job, its answers, the logs, nothing left.
+
+Runs the operator's own commands, with the tiny models and the bundled pictures, as a stack of its own beside whatever
+is running: own state, own ports, own containers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+from rich.console import Console
+
+from samples.agreement import compare
+from scripts import compose_engine, environments, images, stack
+from scripts.environments import ROOT
+from scripts.settings import PREFIX, StackError, StackSettings
+
+# What tests/stack/test_main_job.py asks of the bundled pictures.
+LEAST_FOUND = 0.95
+LEAST_RIGHT = 0.90
+
+COMPLAINT = re.compile(r"\b(WARNING|ERROR|CRITICAL|FATAL|Warning:|Error:|Traceback)")
+
+# Lines that may complain, each with the reason why it does not matter.
+ALLOWED = {
+    r"Found ulimit of \d+ and failed to automatically increase": "20,000 open files are enough: a request needs one",
+    r"Enforce eager set, disabling torch\.compile": "the preset asks for it",
+    r"Inductor compilation was disabled by user settings": "the same",
+    r"Triton is not installed": "left out of the lock: 1 GB that a CPU does not need",
+    r"Model Runner V2 requires Triton": "the same",
+    r"Reset SSM cache type to float32": "about models of another kind (Mamba)",
+    r"(libtcmalloc|libiomp) is not found in LD_PRELOAD": "an allocator and a runtime that would be faster; not needed",
+    r"CPU backend doesn't allow to use `torch\.set_num_threads`": "the preset sets the number of threads",
+    r"NUMA binding: Using MEMBIND policy": "says what it does, as a warning",
+    r"numa_(migrate_pages|set_membind) failed": "Docker forbids moving memory between sockets: a matter of speed",
+}
+# The line after which a vLLM server is stopping, and what it may say then.
+STOPPING = "[shutdown] API server: shutdown triggered"
+ALLOWED_STOPPING = {
+    r"\[async_llm\.py:\d+\]": "a race in an orderly stop: its reader of answers misses the engine it just stopped",
+}
+
+
+class SmokeFailed(Exception):
+    """A step found something wrong; the message says what."""
+
+
+class Smoke:
+    """One pass; each public method is a step, in the order of `run`."""
+
+    def __init__(self, settings: StackSettings, engine: str) -> None:
+        """Prepare a stack of its own on this engine; nothing happens yet."""
+        self.engine = engine
+        self.state = settings.state / "smoke"
+        self.output = self.state / "runs"
+        self.project = compose_engine.project_name(self.state)
+        self.ports = [free_port(), free_port()]
+        self.variables = {
+            "STACK_ENGINE": engine,
+            "STACK_DEVICE": "cpu",
+            "STACK_PRESET": "cpu",
+            "STACK_STATE": str(self.state),
+            "STACK_VLLM_PORT": str(self.ports[0]),
+            "STACK_DETECTOR_PORT": str(self.ports[1]),
+        }
+
+    def operate(self, *arguments: str) -> str:
+        """Run one of the operator's commands; what it printed.
+
+        Raises:
+            SmokeFailed: it did not end with 0.
+        """
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith((PREFIX, "SPOTTER_"))}
+        done = subprocess.run(
+            [environments.python("operator"), "-m", "scripts", *arguments],
+            cwd=ROOT,
+            env={**inherited, **self.variables},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        if done.returncode:
+            raise SmokeFailed(f"'{arguments[0]}' ended with {done.returncode}:\n{done.stdout}")
+        return done.stdout
+
+    def from_nothing(self) -> str:
+        """See that nothing is left of an earlier pass."""
+        self.operate("clean", "--yes", "--caches")
+        shutil.rmtree(self.state, ignore_errors=True)
+        return "no state, no caches"
+
+    def prepare(self) -> str:
+        """Make the environments or images, which the other steps' times should not count."""
+        if self.engine == "compose":
+            self.operate("build")
+            sizes = ", ".join(f"{name} {images.size(images.IMAGES[name])}" for name in images.OF_DEVICE["cpu"])
+            return f"images: {sizes}"
+        for name in ("detector-cpu", "vllm-cpu"):
+            environments.prepare(name)
+        return "environments are current"
+
+    def up(self) -> str:
+        """Bring the stack up."""
+        return last_line(self.operate("up"))
+
+    def up_again(self) -> str:
+        """See that a second `up` does nothing."""
+        before = self.operate("status")
+        self.operate("up")
+        ids = [re.findall(r"^(\w+) +ready +(\w+)", text, re.MULTILINE) for text in (before, self.operate("status"))]
+        if ids[0] != ids[1] or len(ids[0]) != 2:
+            raise SmokeFailed(f"a second 'up' changed something: {ids[0]} became {ids[1]}")
+        return "changes nothing"
+
+    def job(self) -> str:
+        """Run the bundled job."""
+        self.operate("run", "--images", "samples/images", "--output", str(self.output), "--run-name", "smoke")
+        owners = {path.stat().st_uid for path in (self.output / "smoke").rglob("*")}
+        if owners != {os.getuid()}:
+            raise SmokeFailed(f"the run's files belong to the users {owners}, not to {os.getuid()}")
+        counts = json.loads((self.output / "smoke" / "run.json").read_text())["counts"]
+        return f"{counts['images']['total']} images, {counts['detections']['answered']} answers"
+
+    def answers(self) -> str:
+        """Compare what the run says with what was drawn."""
+        truth = json.loads((ROOT / "samples" / "truth.json").read_text())["images"]
+        rows = pq.read_table(self.output / "smoke" / "detections.parquet").to_pylist()
+        agreement = compare(rows, truth)
+        if short := agreement.shortfalls(LEAST_FOUND, LEAST_RIGHT):
+            raise SmokeFailed("; ".join(short))
+        right = ", ".join(f"{name} {right}" for name, right in agreement.right.items())
+        return f"{agreement.found} of {agreement.drawn} dogs found, {agreement.false} false; right: {right}"
+
+    def down(self) -> str:
+        """Take the stack down."""
+        return last_line(self.operate("down"))
+
+    def logs(self) -> str:
+        """See that the services did not complain, but for what is known to be harmless."""
+        strange: list[str] = []
+        count = 0
+        for name in ("detector", "vllm"):
+            lines = (self.state / "logs" / f"{name}.log").read_text(errors="replace").splitlines()
+            count += len(lines)
+            strange += [f"{name}: {line}" for line in complaints(lines)]
+        if strange:
+            raise SmokeFailed("complaints that nothing allows (scripts/smoke.py has the list):\n" + "\n".join(strange))
+        return f"{count} lines, no complaint"
+
+    def nothing_left(self) -> str:
+        """See that no process, port, container, network or volume is left; then remove state and caches."""
+        self.operate("clean", "--yes", "--caches")
+        left = [f"port {port}" for port in self.ports if answers_at(port)]
+        left += [f"process {each.pid}" for each in psutil.process_iter(["environ"]) if self.is_ours(each)]
+        if compose_engine.answers():
+            containers, networks = compose_engine.left_over(self.project)
+            left += [f"container {found}" for found in containers] + [f"network {found}" for found in networks]
+            left += [f"volume {found}" for found in compose_engine.volumes(self.project)]
+        if left:
+            raise SmokeFailed(f"left behind: {', '.join(left)}")
+        shutil.rmtree(self.state)
+        return "no process, port, container, network or volume"
+
+    def is_ours(self, process: psutil.Process) -> bool:
+        """Whether a process was started by this pass."""
+        environ = process.info["environ"] or {}
+        return environ.get("STACK_STATE") == str(self.state) and process.pid != os.getpid()
+
+
+def run(settings: StackSettings, console: Console) -> int:
+    """All steps, a line for each; 0 when all went well, 1 at the first that did not (the stack is taken down).
+
+    Raises:
+        StackError: the engine that was asked for is not there.
+    """
+    _, engine, why = stack.plan(settings.model_copy(update={"device": "cpu", "preset": "cpu"}))
+    plain: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
+    console.print(f"smoke test: {why}", **plain)
+    smoke = Smoke(settings, engine.name)
+    steps: list[Callable[[], str]] = [smoke.from_nothing, smoke.prepare, smoke.up, smoke.up_again, smoke.job]
+    steps += [smoke.answers, smoke.down, smoke.logs, smoke.nothing_left]
+    begin = time.monotonic()
+    for step in steps:
+        started, name = time.monotonic(), step.__name__.replace("_", " ")
+        try:
+            said = step()
+        except (SmokeFailed, StackError, environments.EnvironmentFailed, OSError) as error:
+            console.print(
+                f"FAILED  {name:<14}{time.monotonic() - started:6.1f} s  {error}", highlight=False, markup=False
+            )
+            try:
+                smoke.operate("down")
+            except SmokeFailed as also:
+                console.print(f"and 'down' failed too: {also}", **plain)
+            console.print(f"smoke test failed at '{name}'; logs: {smoke.state / 'logs'}", **plain)
+            return 1
+        console.print(f"ok      {name:<14}{time.monotonic() - started:6.1f} s  {said}", **plain)
+    console.print(
+        f"smoke test passed: {len(steps)} steps in {time.monotonic() - begin:.0f} s, engine {engine.name}",
+        highlight=False,
+    )
+    return 0
+
+
+def complaints(lines: list[str]) -> list[str]:
+    """The lines of a log that complain of something, but for what is allowed."""
+    found, allowed = [], list(ALLOWED)
+    for line in lines:
+        if STOPPING in line:
+            allowed += ALLOWED_STOPPING
+        if COMPLAINT.search(line) and not any(re.search(pattern, line) for pattern in allowed):
+            found.append(line)
+    return found
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def answers_at(port: int) -> bool:
+    """Whether something listens on a port of this host."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def last_line(text: str) -> str:
+    """The last line of an output."""
+    return text.strip().splitlines()[-1]

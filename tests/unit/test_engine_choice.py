@@ -1,0 +1,75 @@
+"""Which engine runs the stack, and what the smoke test takes for a complaint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scripts import compose_engine, images, smoke, stack
+from scripts.settings import StackError, StackSettings
+
+
+@pytest.fixture
+def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A stand-in for docker, first in the path, that fails at everything until a test writes another."""
+    fake = tmp_path / "bin" / "docker"
+    fake.parent.mkdir()
+    write(fake, "exit 1")
+    monkeypatch.setenv("PATH", str(fake.parent), prepend=":")
+    for cached in (compose_engine.client_config, images.why_not_buildable):
+        cached.cache_clear()
+    yield fake
+    for cached in (compose_engine.client_config, images.why_not_buildable):
+        cached.cache_clear()
+
+
+def write(fake: Path, script: str) -> None:
+    """Make docker do this."""
+    fake.write_text(f"#!/bin/sh\n{script}\n")
+    fake.chmod(0o755)
+
+
+def test_without_docker_processes_and_why(docker: Path, tmp_path: Path) -> None:
+    engine, why = stack.choose_engine(StackSettings(state=tmp_path), "cpu", "cpu")
+    assert engine.name == "process"
+    assert "no Docker engine answers" in why
+
+
+def test_without_a_base_to_build_on_processes_and_why(docker: Path, tmp_path: Path) -> None:
+    write(docker, 'case "$1" in info|compose) echo 28;; *) exit 1;; esac')
+    engine, why = stack.choose_engine(StackSettings(state=tmp_path), "cpu", "cpu")
+    assert engine.name == "process"
+    assert "no container registry can be reached" in why
+
+
+def test_where_docker_has_the_images_containers(docker: Path, tmp_path: Path) -> None:
+    write(docker, "echo found")
+    engine, why = stack.choose_engine(StackSettings(state=tmp_path), "cpu", "cpu")
+    assert (engine.name, why) == ("compose", "Docker answers")
+
+
+def test_a_gpu_needs_dockers_nvidia_runtime(docker: Path, tmp_path: Path) -> None:
+    write(docker, "echo runc")
+    engine, why = stack.choose_engine(StackSettings(state=tmp_path), "cuda", "l4")
+    assert engine.name == "process"
+    assert "nvidia-container-toolkit" in why
+
+
+def test_the_engine_that_is_asked_for_or_none(docker: Path, tmp_path: Path) -> None:
+    with pytest.raises(StackError, match=r"no Docker engine answers.*STACK_ENGINE=process"):
+        stack.choose_engine(StackSettings(state=tmp_path, engine="compose"), "cpu", "cpu")
+    write(docker, "echo found")
+    engine, why = stack.choose_engine(StackSettings(state=tmp_path, engine="process"), "cpu", "cpu")
+    assert (engine.name, why) == ("process", "STACK_ENGINE=process")
+
+
+def test_complaints_of_a_log() -> None:
+    known = "WARNING 11-22 06:54:26 [cpu.py:224] Triton is not installed. triton-cpu is expected on x86 CPUs."
+    dying = "ERROR 11-22 06:56:50 [async_llm.py:906] AsyncLLM output_handler failed."
+    new = "WARNING 11-22 06:54:26 [new.py:1] The sky is falling."
+    assert smoke.complaints(["INFO all is well", known]) == []
+    assert smoke.complaints([known, new]) == [new]
+    assert smoke.complaints([dying]) == [dying]
+    assert smoke.complaints([f"INFO {smoke.STOPPING}", dying, new]) == [new]
