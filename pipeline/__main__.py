@@ -15,7 +15,7 @@ os.environ.setdefault("DAFT_PROGRESS_BAR", "0")
 
 
 def main(arguments: list[str]) -> int:
-    """0: every row is accounted for. 1: stopped, or nothing could be answered. 2: a usage error. 130: interrupted."""
+    """0: every row is accounted for. 1: stopped, or every row failed. 2: a usage error. 130: interrupted."""
     from pipeline.settings import load
 
     console = Console(stderr=False)
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
     show_next(console, done.folder, done.manifest)
     if done.status == INTERRUPTED:
         return 130
-    return 1 if done.status == STOPPED or (done.failures and not done.answered) else 0
+    return 1 if done.status == STOPPED or (done.failures and not done.succeeded) else 0
 
 
 if __name__ == "__main__":

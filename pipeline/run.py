@@ -54,6 +54,11 @@ class Run:
         return int(self.manifest["counts"]["detections"][tables.ANSWERED])
 
     @property
+    def succeeded(self) -> int:
+        """Rows that ended well: answered detections, and images that have none."""
+        return self.answered + int(self.manifest["counts"]["images"][tables.NO_OBJECT])
+
+    @property
     def failures(self) -> int:
         """Images and detections that failed."""
         counts = self.manifest["counts"]

@@ -182,6 +182,17 @@ def test_passing_trouble_costs_attempts_but_no_row(run_job: RunJob, simulated: S
     assert sorted(row["attempts"] for row in table(done, "detections")) == [1, 1, 2]
 
 
+@pytest.mark.parametrize(("boxes", "code"), [(1, 1), (0, 0)], ids=["every row failed", "nothing there, which is fine"])
+def test_exit_codes(simulated: Simulated, photos: Path, tmp_path: Path, cli: Cli, boxes: int, code: int) -> None:
+    (photos / "text.jpg").write_text("no picture")
+    simulated.boxes = lambda image: [[0, 0, 50, 50]] * boxes
+    simulated.model_fault = lambda number: web.Response(status=400, text="no") if number > 1 else None
+    options = ("--images", str(photos), "--output", str(tmp_path / "runs"))
+    done = cli(*options, env=simulated.settings)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "1 failed" in done.stdout
+
+
 def test_lasting_trouble_is_a_reason_in_each_row(run_job: RunJob, simulated: Simulated, photos: Path) -> None:
     simulated.model_fault = lambda number: web.Response(status=400, text="no") if number > 1 else None
     done = run_job(photos)
