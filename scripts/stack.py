@@ -18,12 +18,9 @@ from scripts.engine import Engine
 from scripts.environments import ROOT
 from scripts.preflight import command as preflight
 from scripts.process_engine import ProcessEngine
-from scripts.services import Service, Stack, make_stack
+from scripts.services import STOP_GRACE_S, Service, Stack, make_stack
 from scripts.settings import StackError, StackSettings, user_variables
 from scripts.warmup import is_ready, wait
-
-# How long each may finish its requests when it is stopped: a Service's stop_grace_s, for those that are not planned.
-GRACES_S = {"vllm": 75.0, "detector": 70.0}
 
 
 def plan(settings: StackSettings) -> tuple[Stack, Engine, str]:
@@ -51,7 +48,7 @@ def choose_engine(settings: StackSettings, device: str, preset: str) -> tuple[En
     if settings.engine == "compose":
         compose_engine.client_config()
         return ComposeEngine(settings, device, preset), "STACK_ENGINE=compose"
-    if any(process.is_running(name) for name in GRACES_S):
+    if any(process.is_running(name) for name in STOP_GRACE_S):
         return process, "services run as processes already"
     if reason := compose_engine.why_not(device):
         return process, reason
@@ -62,7 +59,7 @@ def engines_in_use(settings: StackSettings, leftovers: bool = False) -> list[Eng
     """The engines that have services of this stack, running or not, or, with `leftovers`, anything of it."""
     used: list[Engine] = []
     process = ProcessEngine(settings.state)
-    if any(process.was_started(name) for name in GRACES_S):
+    if any(process.was_started(name) for name in STOP_GRACE_S):
         used.append(process)
     containers = any((settings.state / "containers").glob("*.json"))
     if (containers or leftovers) and compose_engine.answers():
@@ -133,7 +130,7 @@ def down(settings: StackSettings, console: Console) -> None:
     with one_at_a_time(settings):
         stopped = []
         for engine in engines_in_use(settings, leftovers=True):
-            stopped += [name for name, grace_s in GRACES_S.items() if engine.stop(name, grace_s)]
+            stopped += [name for name, grace_s in STOP_GRACE_S.items() if engine.stop(name, grace_s)]
             engine.tear_down()
     console.print(f"stopped {', '.join(stopped)}" if stopped else "nothing was running", highlight=False)
 
