@@ -26,9 +26,8 @@ from scripts.compose_engine import (
     project_name,
 )
 from scripts.job_container import KEY_FILE, arguments, folder_to_mount
-from scripts.services import DETECTOR_PRESETS, VLLM_PRESETS, make_stack
+from scripts.services import DETECTOR_PRESETS, STOP_GRACE_S, VLLM_PRESETS, make_stack
 from scripts.settings import StackError, StackSettings
-from scripts.stack import GRACES_S
 from tests.conftest import ROOT
 
 SERVICES = ("detector", "vllm")
@@ -111,7 +110,7 @@ def test_health_and_order(stack: tuple[str, dict[str, Any]]) -> None:
 def test_both_engines_give_a_service_the_same_time_to_stop(stack: tuple[str, dict[str, Any]]) -> None:
     device, content = stack
     planned = make_stack(StackSettings(), device, "cpu" if device == "cpu" else "l4", {})
-    assert {service.name: service.stop_grace_s for service in planned.services} == GRACES_S
+    assert {service.name for service in planned.services} == set(STOP_GRACE_S)  # what `down` stops
     for service in planned.services:
         match = re.fullmatch(r"(?:(\d+)m)?(\d+)s", content["services"][service.name]["stop_grace_period"])
         assert match
