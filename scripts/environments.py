@@ -26,7 +26,7 @@ STATE = ROOT / ".spotter"
 
 # The one Python of all environments: torch's CPU wheel is locked for it. uv fetches it where the host has another.
 PYTHON = "3.11"
-NAMES = ("pipeline", "operator", "dev", "detector-cpu", "detector-cuda", "vllm-cpu", "vllm-cuda")
+NAMES = ("pipeline", "operator", "bench", "dev", "detector-cpu", "detector-cuda", "vllm-cpu", "vllm-cuda")
 
 # The PyTorch index that a lock's local version (`+cpu`) comes from, in uv's words.
 TORCH_BACKENDS = {"detector-cpu": "cpu", "vllm-cpu": "cpu"}

@@ -19,7 +19,7 @@ from scripts.environments import uv_environment as uv_settings
 
 # The services run on Linux hosts; the operator's side also on others.
 PLATFORM = ["--python-platform", "x86_64-manylinux_2_28"]
-PORTABLE = ("uv", "pipeline", "operator", "dev")
+PORTABLE = ("uv", "pipeline", "operator", "bench", "dev")
 # Not an environment of its own, but laid over one that has what it depends on.
 OVERLAY = "gemma3n-test"
 
