@@ -1,0 +1,157 @@
+"""What a run's profile says: the shape of `profile/profile.json`.
+
+The pipeline measures and writes it at the end of each run; `make profile` reads it to show tables, pages and a trace.
+All times are seconds since the run began, unless a name says otherwise.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+FILE = Path("profile", "profile.json")
+
+
+class Shape(BaseModel):
+    """A part of the profile; a field that it does not know is refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Phase(Shape):
+    """One part of the run's wall time; phases follow each other without overlap: list, probe, flow, write, report."""
+
+    name: str
+    start_s: float
+    end_s: float
+
+
+class Percentiles(Shape):
+    """Of a stage's rows, in seconds."""
+
+    p50: float
+    p90: float
+    p99: float
+    max: float
+
+
+class Concurrency(Shape):
+    """Rows of a stage that are worked on at once."""
+
+    limit: int
+    """What the settings allow: requests in flight, or threads."""
+    mean: float
+    """Over the time in which at least one row was worked on."""
+    peak: int
+
+
+class Stage(Shape):
+    """What one stage did: read, detect, crop, ask, store, or collect (rows into tables, on the main thread)."""
+
+    name: str
+    rows: int
+    failed: int
+    first_s: float
+    last_s: float
+    busy_s: float
+    """Wall time in which at least one row was worked on."""
+    work_s: float
+    """Row-seconds of work: each row's own time, summed."""
+    waiting_s: float
+    """Row-seconds between a row's arrival at the stage and its work: for a free slot, or for a retry's time."""
+    queue_peak: int
+    """Most rows that had arrived and were not worked on."""
+    concurrency: Concurrency
+    latency_s: Percentiles
+    bytes_in: int
+    bytes_out: int
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cpu_s: float | None = None
+    """CPU time of the stage's own threads while it worked; None for stages that only wait for a service."""
+
+
+class Samples(Shape):
+    """Measured at the same moments, some times a second: `series[name][i]` belongs to `t_s[i]`.
+
+    Names are `<who>.<what>`: `read.working`, `ask.waiting` (rows of a stage), `pipeline.cpu` (cores),
+    `pipeline.memory_bytes`, `host.cpu` (cores), `host.memory_bytes`, `gpu.utilisation` (0 to 1), `gpu.memory_bytes`,
+    `model.running`, `model.waiting`, `model.kv_cache` (0 to 1), `detector.waiting`. None where nothing was measured.
+    """
+
+    t_s: list[float]
+    series: dict[str, list[float | None]]
+
+
+class Span(Shape):
+    """One row's work in a stage, for the trace. A long run keeps a bounded, even selection of them."""
+
+    stage: str
+    row: str
+    start_s: float
+    end_s: float
+    waited_s: float = 0.0
+
+
+class Advice(Shape):
+    """A lever: what to change, and what to expect of it."""
+
+    setting: str
+    """A variable of .env.example or a key of a preset or job file."""
+    now: str
+    to: str
+    why: str
+    seconds_saved: float | None = None
+    """What the run's wall time is expected to lose; None where it cannot be said."""
+
+
+class Diagnosis(Shape):
+    """Where the wall time went, and what to do about it."""
+
+    bottleneck: str
+    """A stage's or a phase's name."""
+    cost_s: dict[str, float]
+    """Wall time that each stage or phase is to blame for; they add up to the wall time that is explained."""
+    explained: float
+    """Share of the wall time that cost_s explains, 0 to 1."""
+    evidence: list[str]
+    advice: list[Advice]
+
+
+class Machine(Shape):
+    """Where the run took place."""
+
+    cpus: int
+    memory_bytes: int
+    gpus: list[str] = Field(default_factory=list)
+
+
+class Profile(Shape):
+    """A run's profile."""
+
+    run: str
+    started: str
+    """ISO 8601, UTC."""
+    wall_s: float
+    machine: Machine
+    settings: dict[str, str | int | float | bool | None]
+    """The ones that a lever can move."""
+    phases: list[Phase]
+    stages: list[Stage]
+    services: dict[str, dict[str, float]] = Field(default_factory=dict)
+    """What the services' own metrics changed over the run, by service and metric: time to first token, tokens per
+    second, cache hits, batch sizes ... in the units that the names say."""
+    samples: Samples
+    spans: list[Span] = Field(default_factory=list)
+    diagnosis: Diagnosis
+
+    @classmethod
+    def of(cls, folder: Path) -> Profile:
+        """The profile in a run's folder.
+
+        Raises:
+            OSError: there is none.
+            ValueError: it is not one of this version.
+        """
+        return cls.model_validate_json((folder / FILE).read_bytes())
