@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
 
+# Where Compose puts the key that a vLLM server asks for.
+KEY = Path("/run/secrets/api_key")
 # Written once the server has answered a question. /tmp is a tmpfs: it goes with the container.
 ANSWERED = Path("/tmp/answered")
 
@@ -33,7 +35,9 @@ def fetch(url: str, body: dict[str, Any] | None = None) -> Any:
     """A URL's answer, as JSON where it is; a status other than 200 is an error."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    key = KEY.read_text().strip() if KEY.exists() else ""
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    request = urllib.request.Request(url, data, headers)
     with opener.open(request, timeout=30) as response:
         content = response.read()
         if response.status != 200:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -14,6 +15,17 @@ os.environ.setdefault("DO_NOT_TRACK", "true")
 os.environ.setdefault("DAFT_PROGRESS_BAR", "0")
 
 
+# Allocations between two looks of the garbage collector; Python's own 700 cost a fifth of the CPU of 256 requests in
+# flight, whose objects are freed without it. No cycles are made that would wait for it.
+COLLECT_EVERY = 10_000
+
+
+def collect_rarely() -> None:
+    """Let the garbage collector pass by what is loaded, and look less often at the rest."""
+    gc.freeze()
+    gc.set_threshold(COLLECT_EVERY)
+
+
 def main(arguments: list[str]) -> int:
     """0: every row is accounted for. 1: stopped, or every row failed. 2: a usage error. 130: interrupted."""
     from pipeline.settings import load
@@ -24,6 +36,7 @@ def main(arguments: list[str]) -> int:
         from pipeline.display import show_next, show_summary  # after the settings: a wrong one is told at once
         from pipeline.run import INTERRUPTED, STOPPED, run
 
+        collect_rarely()
         done = run(settings, console)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import zlib
-from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from pipeline.crop import BadBox, check_box
 from pipeline.images import decode
 
 # Large enough to read a caption on, small enough that 200 of them make a page.
@@ -24,7 +24,8 @@ def color(caption: str) -> str:
 
 
 def annotated(data: bytes, detections: list[dict[str, Any]]) -> bytes:
-    """The JPEG of an encoded image, at most MAX_SIDE pixels wide and high, with a captioned box for each detection.
+    """The JPEG of an encoded image, at most MAX_SIDE pixels wide and high, with a captioned box for each detection
+    that can be drawn.
 
     A detection holds `box` (`xyxy`, pixels of the upright image) and `caption`.
 
@@ -32,13 +33,17 @@ def annotated(data: bytes, detections: list[dict[str, Any]]) -> bytes:
         BadImage: the image cannot be decoded.
     """
     image = decode(data).pixels
-    full_width = image.width
+    full_size = image.size
     image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.BILINEAR)
-    scale = image.width / full_width
+    scale = image.width / full_size[0]
     draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(size=max(12, max(image.size) // 55))
     line = max(2, max(image.size) // 320)
     for found in detections:
+        try:
+            check_box(found["box"], full_size)
+        except BadBox:
+            continue
         x1, y1, x2, y2 = (value * scale for value in found["box"])
         ink = color(found["caption"])
         draw.rectangle((x1, y1, x2, y2), outline=ink, width=line)
@@ -51,13 +56,3 @@ def annotated(data: bytes, detections: list[dict[str, Any]]) -> bytes:
     encoded = io.BytesIO()
     image.save(encoded, "JPEG", quality=85)
     return encoded.getvalue()
-
-
-def annotate_file(source: Path, target: Path, detections: list[dict[str, Any]]) -> None:
-    """Write the annotated copy of an image file.
-
-    Raises:
-        BadImage: the image cannot be decoded (any more).
-        OSError: the image cannot be read, or the copy not written.
-    """
-    target.write_bytes(annotated(source.read_bytes(), detections))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline import tables
+from pipeline.account import Account
 from pipeline.parts import Parts
 from pipeline.progress import Progress
 
@@ -12,9 +13,10 @@ from pipeline.progress import Progress
 class Collector:
     """Holds the rows of an image until all of its detections have ended, then hands them to the parts."""
 
-    def __init__(self, parts: Parts, progress: Progress) -> None:
+    def __init__(self, parts: Parts, progress: Progress, account: Account) -> None:
         self.parts = parts
         self.progress = progress
+        self.account = account
         self.open: dict[bytes, list[dict[str, Any]]] = {}
 
     def add(self, row: dict[str, Any]) -> None:
@@ -23,6 +25,11 @@ class Collector:
         Raises:
             OSError: a part cannot be written.
         """
+        began = self.account.collect.begin()
+        self._add(row)
+        self.account.finish(self.account.collect, began, key=row["key"], index=row["at"] and row["at"]["index"])
+
+    def _add(self, row: dict[str, Any]) -> None:
         rows = self.open.setdefault(row["path"], [])
         failed = row["image_failure"]
         if row["at"] is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,6 +90,26 @@ def live(console: Console, progress: Progress) -> Iterator[Display]:
     with display.bar:
         yield display
         display.update(at_once=True)
+
+
+@contextmanager
+def waiting(console: Console, what: str) -> Iterator[None]:
+    """Say what takes so long, if it does, until the block ends."""
+    ended = threading.Event()
+
+    def say() -> None:
+        seconds = 0.0
+        while not ended.wait(PLAIN_LINE_S / 2):
+            seconds += PLAIN_LINE_S / 2
+            console.print(f"{what}: {seconds:.0f} s so far", highlight=False, markup=False, soft_wrap=True)
+
+    thread = threading.Thread(target=say, name="waiting", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def show_summary(console: Console, manifest: dict[str, Any]) -> None:

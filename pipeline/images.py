@@ -7,10 +7,14 @@ import io
 import warnings
 from dataclasses import dataclass
 
+import pillow_heif
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+# HEIC, what phones take. Its decoder applies the rotation that such a file has, and leaves none in the EXIF.
+pillow_heif.register_heif_opener(thumbnails=False)
+
 # What is decoded. Pillow's other formats run external programs (EPS) or are not pictures that people batch-process.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "HEIF", "PPM")
 
 # A picture with more pixels is refused before any is decoded: the limit at which Pillow warns, 256 MiB of RGB. The
 # detector service has the same one.
@@ -57,7 +61,9 @@ def decode(data: bytes) -> Upright:
             if width * height > MAX_PIXELS:
                 raise BadImage(f"{width} x {height} pixels: more than {MAX_PIXELS // 1_000_000} megapixels")
             image.load()
-            upright = to_rgb(ImageOps.exif_transpose(image))
+            # In place, and no conversion of what is RGB: each copy of 81 megapixels is 243 MB.
+            ImageOps.exif_transpose(image, in_place=True)
+            upright = to_rgb(image)
     except BadImage:
         raise
     except UnidentifiedImageError:
@@ -76,7 +82,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         ground = Image.new("RGB", layer.size, "white")
         ground.paste(layer, mask=layer.getchannel("A"))
         return ground
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def for_detector(data: bytes, upright: Upright) -> bytes:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, NoReturn, Self
 
-import jsonschema
+import jsonschema_rs
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StringConstraints, ValidationError, model_validator
 
@@ -16,6 +16,11 @@ from pipeline.tables import DETECTION_COLUMNS
 BUNDLED = Path(__file__).parent / "jobs"
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+
+
+def refuse_elsewhere(uri: str) -> NoReturn:
+    """A schema is complete in its job file: reading one must not make requests, and the model server would not."""
+    raise ValueError(f"$ref to {uri}: write the schema into the job file")
 
 
 class Crop(BaseModel):
@@ -57,13 +62,21 @@ class Job(BaseModel):
         properties: dict[str, dict[str, Any]] = self.answer_schema["properties"]
         return properties
 
+    def validator(self) -> jsonschema_rs.Draft202012Validator:
+        """What tells whether an answer fits the schema.
+
+        Raises:
+            jsonschema_rs.ValidationError: the schema is none.
+        """
+        return jsonschema_rs.Draft202012Validator(self.answer_schema, retriever=refuse_elsewhere)
+
     @model_validator(mode="after")
     def check_schema(self) -> Self:
         """Refuse a schema that cannot constrain an answer or cannot become columns."""
         try:
-            jsonschema.Draft202012Validator.check_schema(self.answer_schema)
-        except jsonschema.SchemaError as error:
-            where = "/".join(str(part) for part in error.absolute_path) or "its top level"
+            self.validator()
+        except jsonschema_rs.ValidationError as error:
+            where = "/".join(str(part) for part in error.instance_path) or "its top level"
             raise ValueError(f"schema is not a JSON Schema: at {where}: {error.message}") from error
         if self.answer_schema.get("type") != "object" or not self.answer_schema.get("properties"):
             raise ValueError("schema must have 'type: object' and at least one entry in 'properties'")

@@ -15,6 +15,7 @@ from pipeline.job import Job
 from pipeline.probe import Services
 from pipeline.progress import count
 from pipeline.settings import Settings
+from pipeline.sources import canonical
 
 VERSION = "0.1.0"
 
@@ -53,9 +54,8 @@ def totals(written: dict[str, pa.Table]) -> dict[str, float]:
 
 def identify(settings: Settings, job: Job, services: Services) -> dict[str, Any]:
     """What decides a run's answers: a run with another identity is another run."""
-    place = Path(settings.images).expanduser()
     return {
-        "images": str(place.resolve() if place.exists() else place.absolute()),
+        "images": canonical(settings.images, settings.column),
         "job": job.fingerprint(),
         "model": services.model,
         "model_root": services.model_root,

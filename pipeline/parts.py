@@ -96,7 +96,7 @@ class Parts:
 
     def latest(self) -> dict[str, dict[str, Any]]:
         """The last row of each image, by its path."""
-        columns = ["path", "key", "outcome", "file_bytes", "modified_ns"]
+        columns = ["path", "key", "outcome", "version"]
         return {row["path"]: row for row in self.read("images", columns).to_pylist()}
 
     def merge(self, listed: set[str]) -> dict[str, pa.Table]:
@@ -146,7 +146,7 @@ def resolve_duplicates(
         if images[original]["outcome"] == tables.DUPLICATE:
             continue  # its original is still to be asked
         canonical = first.get(image["key"], path)
-        own = {"path": path, "modified_ns": image["modified_ns"], "read_s": image["read_s"]}
+        own = {"path": path, "version": image["version"], "read_s": image["read_s"]}
         rows["images"].append(images[original] | own | {"duplicate_of": None if canonical == path else canonical})
         rows["detections"] += [row | {"path": path} for row in detections.get(original, [])]
     return rows
@@ -159,13 +159,11 @@ def still_to_do(sources: list[Source], latest: dict[str, dict[str, Any]], retry:
     }
 
     def done(source: Source) -> bool:
-        path = tables.shown_path(os.fsencode(source.path))
-        row = latest.get(path)
-        if row is None or path in retry:
+        row = latest.get(source.shown)
+        if row is None or source.shown in retry:
             return False
         if row["outcome"] == tables.DUPLICATE and row["key"] not in asked:
             return False
-        unread = row["file_bytes"] is None  # it could not be read: the time is all there is to compare
-        return bool(row["modified_ns"] == source.modified_ns and (unread or row["file_bytes"] == source.file_bytes))
+        return bool(row["version"] == source.version)
 
     return [source for source in sources if not done(source)]

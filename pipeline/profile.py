@@ -20,7 +20,11 @@ class Shape(BaseModel):
 
 
 class Phase(Shape):
-    """One part of the run's wall time; phases follow each other without overlap: list, probe, flow, write, report."""
+    """One part of the run's wall time; phases follow each other without overlap.
+
+    list (images), probe (services), prepare (folder, what is done already), start (of the flow, until its first row),
+    flow, write (tables), report.
+    """
 
     name: str
     start_s: float
@@ -64,12 +68,13 @@ class Stage(Shape):
     """Most rows that had arrived and were not worked on."""
     concurrency: Concurrency
     latency_s: Percentiles
+    """Of the work alone: a request's time at its service, without waiting for a slot; each try of one that failed."""
     bytes_in: int
     bytes_out: int
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cpu_s: float | None = None
-    """CPU time of the stage's own threads while it worked; None for stages that only wait for a service."""
+    """CPU time of the stage's own threads while it worked; None for stages that wait, for a service or the disk."""
 
 
 class Samples(Shape):
@@ -82,6 +87,11 @@ class Samples(Shape):
 
     t_s: list[float]
     series: dict[str, list[float | None]]
+
+    def mean(self, name: str) -> float | None:
+        """The mean of a series; None where nothing was measured."""
+        known = [value for value in self.series.get(name, []) if value is not None]
+        return sum(known) / len(known) if known else None
 
 
 class Span(Shape):

@@ -43,7 +43,7 @@ class Progress:
     def row(self, stage_failed: str | None) -> None:
         """Count one row of the flow."""
         self.rows += 1
-        self.service_failures += stage_failed in ("detect", "ask")
+        self.service_failures += stage_failed in ("fetch", "detect", "ask")
         self.last_row = time.monotonic()
 
     def image(self, outcome: str, detections: list[dict[str, Any]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,10 +15,12 @@ import jinja2
 import pyarrow as pa
 
 from pipeline import tables
-from pipeline.annotate import annotate_file
+from pipeline.annotate import annotated
 from pipeline.images import BadImage
 from pipeline.job import Job
+from pipeline.objects import StoreError
 from pipeline.run_folder import write_atomically
+from pipeline.sources import Reader, Source
 
 # A browser shows 200 pictures at once with ease; all are in the folder.
 SHOWN_IMAGES = 200
@@ -33,7 +36,7 @@ def caption(row: dict[str, Any], job: Job) -> str:
 
 
 def annotate_all(
-    found: dict[str, list[dict[str, Any]]], sources: dict[str, Path], folder: Path, redone: set[str]
+    found: dict[str, list[dict[str, Any]]], sources: dict[str, Source], reader: Reader, folder: Path, redone: set[str]
 ) -> dict[str, str]:
     """Annotate the images that have detections; the paths of the copies within `folder`, by image path.
 
@@ -43,11 +46,15 @@ def annotate_all(
 
     def one(path: str) -> tuple[str, str] | None:
         place = hashlib.sha256(path.encode()).hexdigest()[:8]
-        target = Path("annotated", f"{Path(path).stem[:80]}-{place}.jpg")
+        # Of a name only what no browser, web server or shell stumbles over.
+        stem = re.sub(r"[^\w.-]+", "_", Path(path).stem)[:60]
+        target = Path("annotated", f"{stem}-{place}.jpg")
         try:
             if path in redone or not (folder / target).exists():
-                annotate_file(sources[path], folder / target, found[path])
-        except (BadImage, OSError):
+                source = sources[path]
+                copy = annotated(reader.read(source.path, source.row), found[path])
+                (folder / target).write_bytes(copy)
+        except (BadImage, StoreError, OSError, pa.ArrowException):
             return None
         return path, target.as_posix()
 
@@ -60,23 +67,25 @@ def write_report(
     manifest: dict[str, Any],
     written: dict[str, pa.Table],
     job: Job,
-    sources: Iterable[Path],
+    sources: Iterable[Source],
+    reader: Reader,
     redone: set[str],
 ) -> Path:
     """Write report.html and the annotated images into a run's folder.
 
-    `written` holds the run's two tables; `sources` are the image files, `redone` the paths that were done just now.
+    `written` holds the run's two tables; `sources` are the images, which `reader` reads again, `redone` the paths
+    that were done just now.
 
     Raises:
         OSError: the report cannot be written.
     """
-    by_path = {tables.shown_path(os.fsencode(source)): source for source in sources}
+    by_path = {source.shown: source for source in sources}
     found: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in written["detections"].to_pylist():
         row["caption"] = caption(row, job)
         row["answer"] = [row[name] for name in job.properties] if row["outcome"] == tables.ANSWERED else []
         found[row["path"]].append(row)
-    copies = annotate_all(found, by_path, folder, redone)
+    copies = annotate_all(found, by_path, reader, folder, redone)
     images = written["images"].to_pylist()
     failures = [row for row in images if row["outcome"] == tables.FAILED]
     failures += [row for rows in found.values() for row in rows if row["outcome"] == tables.FAILED]

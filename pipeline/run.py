@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,22 +11,26 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import daft
 from rich.console import Console
 
-from pipeline import display, flow, run_folder, tables
+from pipeline import daft_plan, display, flow, profiler, run_folder, tables
+from pipeline.account import Account
 from pipeline.clients.connect import Clients, make_clients
 from pipeline.collector import Collector
 from pipeline.errors import RunStopped
+from pipeline.held import Held
 from pipeline.job import Job
 from pipeline.job import load as load_job
 from pipeline.manifest import begun, ended, identify
+from pipeline.objects import Objects
 from pipeline.parts import Parts, still_to_do
 from pipeline.probe import Services, probe
+from pipeline.profiler import Profiler
 from pipeline.progress import Progress
+from pipeline.publish import Publication
 from pipeline.report import write_report
 from pipeline.settings import Settings
-from pipeline.sources import Source, list_images
+from pipeline.sources import Reader, Source, list_images
 from pipeline.stop import Stop
 from pipeline.watch import Stream, follow
 
@@ -66,20 +69,22 @@ class Run:
 
 
 def rows(
-    sources: list[Source], job: Job, clients: Clients, folder: Path, known: flow.Keys, stop: Stop
+    sources: list[Source],
+    reader: Reader,
+    job: Job,
+    clients: Clients,
+    folder: Path,
+    known: flow.Keys,
+    stop: Stop,
+    held: Held,
+    account: Account,
 ) -> Iterator[dict[str, Any]]:
     """Execute the flow; its rows come as they end, in no order."""
-    frame = daft.from_pydict(
-        {
-            "path": [os.fsencode(source.path) for source in sources],
-            "modified_ns": [source.modified_ns for source in sources],
-        }
-    )
-    frame = flow.read(frame, known)
-    frame = flow.detect(frame, clients.detector)
-    frame = flow.crop(frame, job)
-    frame = flow.ask(frame, clients.model)
-    frame = flow.store(frame, folder, stop)
+    frame = flow.read(flow.listed(sources), reader, known, held, account)
+    frame = flow.detect(frame, clients.detector, held, account)
+    frame = flow.crop(frame, job, held, account)
+    frame = flow.ask(frame, clients.model, account)
+    frame = flow.store(frame, folder, stop, held, account)
     for batch in frame.to_arrow_iter():
         yield from batch.to_pylist()
 
@@ -103,15 +108,28 @@ def run(settings: Settings, console: Console) -> Run:
         UsageError: something the user gave cannot work; nothing was asked of any image yet.
         RunStopped: the folder cannot be written any more.
     """
+    measured = Profiler()
+    measured.phase(profiler.LIST)
     job = load_job(settings.job)
-    sources = list_images(settings.images)
+    objects = Objects(settings.endpoint)
+    with display.waiting(console, f"listing {settings.images}"):
+        sources = list_images(settings.images, settings.column, objects)
+    measured.phase(profiler.PROBE)
     services = probe(settings, job)
+    measured.phase(profiler.PREPARE)
     identity = identify(settings, job, services)
     fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
-    folder = settings.output.expanduser() / (settings.run_name or f"{job.name}-{fingerprint}")
+    folder = settings.runs / (settings.run_name or f"{job.name}-{fingerprint}")
     say_if_another(folder, identity, job, console)
-    with run_folder.open_run_folder(folder, identity, settings.force):
-        return execute(settings, console, job, sources, services, identity, folder)
+    publication = Publication(folder, f"{settings.published}/{folder.name}", objects) if settings.published else None
+
+    def fetch() -> None:
+        if publication and (said := publication.fetch(settings.force)):
+            console.print(said, highlight=False, soft_wrap=True)
+
+    with run_folder.open_run_folder(folder, identity, settings.force, fetch):
+        reader = Reader(objects)
+        return execute(settings, console, job, sources, reader, services, identity, folder, publication, measured)
 
 
 def say_if_another(folder: Path, identity: dict[str, Any], job: Job, console: Console) -> None:
@@ -131,9 +149,12 @@ def execute(
     console: Console,
     job: Job,
     sources: list[Source],
+    reader: Reader,
     services: Services,
     identity: dict[str, Any],
     folder: Path,
+    publication: Publication | None,
+    measured: Profiler,
 ) -> Run:
     """Do what is still to do of a run, and write its folder."""
     started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
@@ -141,7 +162,7 @@ def execute(
     latest = parts.latest()
     retry = retried(parts, latest) if settings.retry_failed else set()
     todo = still_to_do(sources, latest, retry)
-    redone = {tables.shown_path(os.fsencode(source.path)) for source in todo}
+    redone = {source.shown for source in todo}
     known = flow.Keys(row["key"] for path, row in latest.items() if path not in redone and row["key"])
     heading = f"{job.name}: {len(sources)} images, detector {services.detector}, model {services.model}"
     if len(todo) < len(sources):
@@ -149,21 +170,28 @@ def execute(
     console.print(heading, highlight=False, soft_wrap=True)
     manifest = begun(folder, started, identity, settings, job, services)
     run_folder.write_manifest(folder, manifest)
-    listed = {tables.shown_path(os.fsencode(source.path)) for source in sources}
+    if publication:
+        publication.begin()
+    listed = {source.shown for source in sources}
     stop = Stop()
-    clients = make_clients(settings, job, services, stop)
-    collector = Collector(parts, Progress(total=len(todo)))
+    held = Held(settings.bytes_in_flight, stop)
+    account = measured.flow_begins(settings, job, len(todo)) if todo else Account.nowhere()
+    clients = make_clients(settings, job, services, stop, account)
+    collector = Collector(parts, Progress(total=len(todo)), account)
     status = COMPLETE
     try:
-        with display.live(console, collector.progress) as shown:
+        with display.live(console, collector.progress) as shown, daft_plan.recorded(folder, settings.profile):
             if todo:
-                follow(Stream(rows(todo, job, clients, folder, known, stop)), collector, clients, settings, stop, shown)
+                stream = Stream(rows(todo, reader, job, clients, folder, known, stop, held, account))
+                follow(stream, collector, clients, settings, stop, shown)
     except KeyboardInterrupt:
         stop.pull("interrupted")
         status = INTERRUPTED
     if stop.reason is not None and status == COMPLETE:
         status = STOPPED
+    measured.flow_ended()
     clients.close()
+    measured.phase(profiler.WRITE)
     try:
         parts.commit()
         written = parts.merge(listed)
@@ -177,8 +205,13 @@ def execute(
         manifest |= {"reason": stop.reason} if status == STOPPED else {}
         manifest |= ended(written, len(listed), job)
         run_folder.write_manifest(folder, manifest)
-        write_report(folder, manifest, written, job, [source.path for source in sources], redone)
+        measured.phase(profiler.REPORT)
+        write_report(folder, manifest, written, job, sources, reader, redone)
+        measured.write(folder)
         run_folder.point_latest_at(folder)
+        if publication:
+            published = publication.publish()
+            console.print(f"published {published} files to {publication.address}", highlight=False, soft_wrap=True)
     except OSError as error:
         why = stop.reason or f"cannot write {folder}: {error.strerror or error}: make room, then run again"
         raise RunStopped(f"{why}; what was committed until then is safe") from error

@@ -7,7 +7,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,19 @@ import pyarrow.parquet as pq
 from pipeline.errors import UsageError
 
 # What a run makes in its folder; nothing else is ever removed from it.
-CONTENTS = ("images.parquet", "detections.parquet", "report.html", "run.json", "crops", "annotated", ".parts")
+CONTENTS = (
+    "images.parquet",
+    "detections.parquet",
+    "report.html",
+    "run.json",
+    "crops",
+    "annotated",
+    "profile",
+    ".parts",
+)
+# What the folder is held with, and what is known of its copy in a bucket.
+LOCK = ".lock"
+PUBLISHED = ".published"
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -66,10 +78,13 @@ def differences(identity: dict[str, Any], other: dict[str, Any]) -> list[str]:
 
 
 @contextlib.contextmanager
-def open_run_folder(folder: Path, identity: dict[str, Any], force: bool) -> Iterator[Path]:
+def open_run_folder(
+    folder: Path, identity: dict[str, Any], force: bool, fetch: Callable[[], None] = lambda: None
+) -> Iterator[Path]:
     """Make or continue a run's folder, and hold it against other runs until the block ends.
 
-    The lock belongs to the process: a crash does not leave it behind. `force` begins anew.
+    The lock belongs to the process: a crash does not leave it behind. `force` begins anew. `fetch` may bring a run's
+    files from elsewhere before they are looked at.
 
     Raises:
         UsageError: another run writes there, the folder holds something else, or it cannot be written.
@@ -78,7 +93,7 @@ def open_run_folder(folder: Path, identity: dict[str, Any], force: bool) -> Iter
     remedy = "give a folder of yours with OUTPUT=... or --output"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = (folder / ".lock").open("w")
+        handle = (folder / LOCK).open("w")
     except OSError as error:
         raise UsageError(f"{cannot}: {error.strerror}: {remedy}") from error
     with handle:
@@ -87,6 +102,7 @@ def open_run_folder(folder: Path, identity: dict[str, Any], force: bool) -> Iter
         except BlockingIOError as error:
             raise UsageError(f"output: another run writes to {folder}: wait for it, or give a --run-name") from error
         try:
+            fetch()
             prepare(folder, identity, force)
         except OSError as error:
             raise UsageError(f"{cannot}: {error.strerror}: {remedy}") from error
@@ -101,7 +117,7 @@ def prepare(folder: Path, identity: dict[str, Any], force: bool) -> None:
     """
     manifest = read_manifest(folder)
     if manifest is None:
-        strange = [path.name for path in folder.iterdir() if path.name not in (".lock", *CONTENTS)]
+        strange = [path.name for path in folder.iterdir() if path.name not in (LOCK, PUBLISHED, *CONTENTS)]
         if strange:
             raise UsageError(f"output: {folder} holds other things ({strange[0]}): give another --run-name or --output")
     elif not force and (changed := differences(identity, manifest.get("identity", {}))):

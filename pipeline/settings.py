@@ -10,10 +10,11 @@ import os
 from pathlib import Path
 
 from dotenv import dotenv_values
-from pydantic import AnyHttpUrl, Field, SecretStr, ValidationError
+from pydantic import AnyHttpUrl, ByteSize, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, CliApp, CliSuppress, SettingsConfigDict
 
 from pipeline.errors import UsageError
+from pipeline.places import is_object
 
 PREFIX = "SPOTTER_"
 ENV_FILE = Path(".env")
@@ -36,8 +37,20 @@ class Settings(BaseSettings):
         cli_implicit_flags=True,
     )
 
-    images: str = Field("samples/images", description="a folder, a glob in quotes, or one file")
-    output: Path = Field(Path("runs"), description="folder for the runs; each gets its own folder in it")
+    images: str = Field(
+        "samples/images",
+        description="a folder, a glob in quotes, one file, a list (.txt), Parquet (.parquet), or s3://bucket/...",
+    )
+    column: str | None = Field(
+        None, description="the images' column in Parquet, of bytes or paths; by default the only one there is"
+    )
+    output: str = Field(
+        "runs", description="folder for the runs, each gets its own folder in it; s3://bucket/... publishes them there"
+    )
+    work: Path = Field(Path("runs"), description="folder in which a run is made that is published to an s3:// output")
+    s3_endpoint: AnyHttpUrl | None = Field(
+        None, description="an S3 server other than Amazon's; by default AWS_ENDPOINT_URL"
+    )
     run_name: str | None = Field(
         None, description="name of the run's folder; by default the job's name and what tells it from other runs"
     )
@@ -55,6 +68,12 @@ class Settings(BaseSettings):
 
     detector_concurrency: int = Field(16, ge=1, le=1024, description="images at the detector at once, at most")
     model_concurrency: int = Field(64, ge=1, le=4096, description="crops at the model server at once, at most")
+    bytes_in_flight: ByteSize = Field(
+        # Some 40 images, twice each, of up to 6 MB: photos never wait for each other, scans of 100 MB do.
+        ByteSize(512 * 1024**2),
+        gt=0,
+        description="images and crops that are held at once, at most, such as 512MiB; one larger image goes alone",
+    )
     request_timeout_s: float = Field(120.0, gt=0, description="longest that one request may take")
     attempts: int = Field(5, ge=1, le=100, description="tries per request, for failures that can heal")
     outage_limit_s: float = Field(900.0, gt=0, description="longest to wait for a service that went away")
@@ -62,6 +81,25 @@ class Settings(BaseSettings):
     failure_limit: float = Field(0.5, ge=0, le=1, description="stop when a larger share of rows fails at a service")
     retry_failed: bool = Field(False, description="do again what failed before")
     force: bool = Field(False, description="begin anew in the run's folder")
+    profile: bool = Field(
+        False, description="write Daft's explain-analyze into profile/, beside what every run measures"
+    )
+
+    @property
+    def runs(self) -> Path:
+        """The folder in which a run is made."""
+        return (self.work if is_object(self.output) else Path(self.output)).expanduser()
+
+    @property
+    def endpoint(self) -> str | None:
+        """The S3 server's address; None for Amazon's. The variables are those of Amazon's own tools."""
+        chosen = self.s3_endpoint and str(self.s3_endpoint)
+        return chosen or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+
+    @property
+    def published(self) -> str | None:
+        """The prefix that runs are published under; None where the output is a folder of this host."""
+        return self.output.rstrip("/") if is_object(self.output) else None
 
     def public(self) -> dict[str, object]:
         """The settings as they may be written down: without secrets."""

@@ -1,65 +1,266 @@
-"""Where images come from."""
+"""Where images come from: folders, globs, files, lists, Parquet files and buckets, all as one list of sources."""
 
 from __future__ import annotations
 
+import codecs
 import glob
 import os
+import re
+import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote, urljoin, urlsplit
 
+from pipeline import parquet
 from pipeline.errors import UsageError
+from pipeline.images import BadImage
+from pipeline.objects import WILDCARD, Objects, StoreError, refuse
+from pipeline.places import SCHEME, is_object
+from pipeline.tables import shown_path
 
 # What a folder is searched for. A file named otherwise can still be given by a glob.
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".avif", ".ppm", ".mpo"})
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".avif", ".heic", ".heif", ".ppm", ".mpo"}
+)
+LIST_SUFFIX = ".txt"
+
+# Twice the pixels that are decoded at most, as 8-bit RGB without compression. No camera's file comes near, and what
+# hides behind a picture's name (a disk image, an endless device) does not fill the memory.
+MAX_FILE_BYTES = 512 * 1024**2
+
+GIVE = "give a folder, a glob, a file, a list (.txt), Parquet or s3:// with IMAGES=... or --images"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of a Parquet file, where an image's bytes are, or where they should be."""
+
+    table: str
+    column: str
+    number: int
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One image file as the file system knows it."""
+    """One image, before anybody has looked at it."""
 
-    path: Path
-    file_bytes: int
-    modified_ns: int
+    path: bytes
+    """Its name in all tables: a file's path as the file system has it, an object's address, or a row's name."""
+    version: str | None
+    """Another one tells that the content has changed: a file's time and size, an object's size, which is all that
+    Daft's listing knows; None where nothing is known before the image is read."""
+    row: Row | None = None
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of its file or object; None where nothing is known before it is read."""
+        return int(self.version.rpartition("-")[2]) if self.version and self.row is None else None
+
+    @property
+    def shown(self) -> str:
+        """The path as text, as in the tables."""
+        return shown_path(self.path)
 
 
-def list_images(source: str) -> list[Source]:
-    """The image files of a folder (searched through, by SUFFIXES), of a glob such as `photos/**/*.jpg`, or one file.
+def list_images(place: str, column: str | None = None, objects: Objects | None = None) -> list[Source]:
+    """The images of a place, in an order that is the same in every run; none twice.
 
-    Sorted by path, so that two runs see the same order. Hidden files and folders of a folder are passed over.
+    A folder or a prefix `s3://bucket/photos/` is searched through for SUFFIXES, or, where it has no image, for Parquet;
+    hidden files and folders are passed over. A glob (`photos/**/*.jpg`, also in a bucket) or a single file may have any
+    name. A Parquet file stands for the images in its `column`. A list (LIST_SUFFIX) has a path or an address on each
+    line; blank lines and those that begin with `#` are passed over. A path in a list or in a Parquet file is relative
+    to the folder of that file. What is listed and not there is a source all the same: it fails when it is read.
 
     Raises:
-        UsageError: there is nothing there.
+        UsageError: there is nothing there, or it cannot be listed.
     """
-    place = Path(source).expanduser()
+    objects = objects or Objects()
+    if is_object(place):
+        found, expected = list_objects(place, objects)
+    elif re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", place) and not place.startswith("file:"):
+        raise UsageError(f"images: {place}: only {SCHEME} is understood of such addresses: {GIVE}")
+    else:
+        found, expected = list_files(Path(place).expanduser())
+    if column is not None and not any(parquet.is_parquet(name) for name, _ in found):
+        raise UsageError(f"images: {place!r} is no Parquet, which alone has columns: leave SPOTTER_COLUMN empty")
+    sources = (source for name, version in found for source in expand(name, version, column, objects))
+    unique = {source.path: source for source in sources}
+    if not unique:
+        raise UsageError(f"images: {expected}: {GIVE}")
+    return list(unique.values())
+
+
+def list_files(place: Path) -> tuple[list[tuple[str, str | None]], str]:
+    """Path and version of the files of a folder, a glob or a path; and what to say if there are none.
+
+    Raises:
+        UsageError: the folder may not be listed.
+    """
     if place.is_dir():
         if not os.access(place, os.R_OK | os.X_OK):
-            raise UsageError(f"images: no permission to list the folder {source!r}")
-        found = sorted(path for path in walk(place) if path.suffix.lower() in SUFFIXES)
-        expected = f"no image in the folder {source!r} (searched for {', '.join(sorted(SUFFIXES))})"
+            raise UsageError(f"images: no permission to list the folder {str(place)!r}")
+        names = sorted(walk(place))
+        expected = f"no image in the folder {str(place)!r} (searched for {', '.join(sorted(SUFFIXES))}, .parquet)"
+        names = wanted(names)
     elif place.exists():
-        found, expected = [place], ""
+        names, expected = [str(place)], f"{str(place)!r} is empty"
     else:
-        matches = (Path(match) for match in glob.glob(str(place), recursive=True))  # noqa: PTH207 absolute globs too
-        found = sorted(path for path in matches if path.is_file())
-        expected = f"{source!r} is no file, no folder and matches nothing as a glob"
-    if not found:
-        raise UsageError(f"images: {expected}: give a folder, a glob or a file with IMAGES=... or --images")
-    return [describe(path) for path in found]
+        matches = glob.glob(str(place), recursive=True)  # noqa: PTH207 absolute globs too
+        names = sorted(match for match in matches if Path(match).is_file())
+        expected = f"{str(place)!r} is no file, no folder and matches nothing as a glob"
+    return [(name, version(name)) for name in names], expected
 
 
-def describe(path: Path) -> Source:
-    """A file's size and time, without opening it."""
+def list_objects(place: str, objects: Objects) -> tuple[list[tuple[str, str | None]], str]:
+    """The same for a bucket.
+
+    Raises:
+        UsageError: the store cannot be reached, refuses the credentials or has no such bucket.
+    """
+    if not place.lower().startswith(SCHEME):  # a web server has no listing
+        return [(place, None)], f"{place} is empty"
     try:
-        status = path.stat()
-    except OSError:  # a dangling link, or gone since: reading it will tell
-        return Source(path, 0, 0)
-    return Source(path, status.st_size, status.st_mtime_ns)
+        found = {address: str(size) for address, size in objects.list(place)}
+    except StoreError as error:
+        raise refuse("images", place, error) from error
+    names = sorted(found)
+    if names != [place] and not WILDCARD.search(place):
+        prefix = place.rstrip("/") + "/"
+        names = wanted([name for name in names if "/." not in "/" + name.removeprefix(prefix)])
+    return [(name, found[name]) for name in names], f"{place} is no object, no prefix and matches nothing as a glob"
 
 
-def walk(folder: Path) -> list[Path]:
+def wanted(names: list[str]) -> list[str]:
+    """Of a folder's files the images, or, where there are none, the Parquet files."""
+    images = [name for name in names if os.path.splitext(name)[1].lower() in SUFFIXES]  # noqa: PTH122 100,000 of them
+    return images or [name for name in names if parquet.is_parquet(name)]
+
+
+def walk(folder: Path) -> Iterator[str]:
     """All files below a folder, but for hidden ones."""
-    files: list[Path] = []
     for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        files += [Path(parent, name) for name in names if not name.startswith(".")]
-    return files
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (os.path.join(parent, name) for name in names if not name.startswith("."))  # noqa: PTH118 as above
+
+
+def version(path: str) -> str | None:
+    """A file's time and size, without opening it."""
+    try:
+        status = os.stat(path)  # noqa: PTH116 100,000 of them
+    except (OSError, ValueError):  # a dangling link, or gone since: reading it will tell
+        return None
+    return f"{status.st_mtime_ns}-{status.st_size}"
+
+
+def expand(name: str, seen: str | None, column: str | None, objects: Objects) -> Iterator[Source]:
+    """The images that a file stands for: those that it lists or holds, or itself."""
+    if parquet.is_parquet(name):
+        yield from rows(name, seen, column, objects)
+    elif name.lower().endswith(LIST_SUFFIX):
+        for line in lines(name, objects):
+            yield listed(line, name)
+    else:
+        yield Source(os.fsencode(name), seen)
+
+
+def rows(table: str, seen: str | None, column: str | None, objects: Objects) -> Iterator[Source]:
+    """The images of a Parquet file: its rows, or the files that these name."""
+    column, in_bytes, number_of_rows = parquet.examine(table, column, objects)
+    if in_bytes:
+        for number in range(number_of_rows):
+            yield Source(os.fsencode(parquet.row_name(table, number)), seen, Row(table, column, number))
+        return
+    for number, value in enumerate(parquet.texts(table, column, objects)):
+        if value is None or not value.strip():
+            yield Source(os.fsencode(parquet.row_name(table, number)), seen, Row(table, column, number))
+        else:
+            yield listed(value, table)
+
+
+def lines(name: str, objects: Objects) -> list[str]:
+    """A list's entries. Its bytes are kept, as names of files have them; or it is UTF-16, as Windows' shell writes it.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        content = objects.read(name) if is_object(name) else Path(name).read_bytes()
+    except StoreError as error:
+        raise refuse("images", name, error) from error
+    except OSError as error:
+        raise UsageError(f"images: the list {name} cannot be read: {error.strerror or error}") from error
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        content = content.decode("utf-16", "replace").encode()
+    found = [line.strip() for line in os.fsdecode(content.removeprefix(codecs.BOM_UTF8)).split("\n")]
+    return [line for line in found if line and not line.startswith("#")]
+
+
+def listed(entry: str, where: str) -> Source:
+    """The image that a line of a list or a row of a Parquet file names; a path is relative to that file's folder."""
+    if entry.startswith("file://"):
+        entry = unquote(urlsplit(entry).path)
+    if is_object(entry):
+        return Source(os.fsencode(entry), None)
+    if is_object(where):
+        base = where[: where.rindex("/") + 1]
+        return Source(os.fsencode(base + entry if where.startswith(SCHEME) else urljoin(base, entry)), None)
+    path = os.path.normpath(Path(where).parent / Path(entry).expanduser())
+    return Source(os.fsencode(path), version(path))
+
+
+def has_entries(place: str) -> bool:
+    """Whether a place names other places, by its own name: a list, or Parquet, which may have paths."""
+    return place.lower().endswith((LIST_SUFFIX, *parquet.SUFFIXES))
+
+
+def canonical(place: str, column: str | None) -> str:
+    """The same text for the same place, however it is written."""
+    if not is_object(place):
+        path = Path(place).expanduser()
+        place = str(path.resolve() if path.exists() else path.absolute())
+    return place if column is None else f"{place}, column {column}"
+
+
+class Reader:
+    """Reads the bytes of sources; safe from several threads."""
+
+    def __init__(self, objects: Objects) -> None:
+        self.objects = objects
+        self.rows = parquet.Rows(objects)
+
+    def __reduce__(self) -> tuple[type[Reader], tuple[Objects]]:
+        """A copy elsewhere opens its own files."""
+        return Reader, (self.objects,)
+
+    def read(self, path: bytes, row: Row | None) -> bytes:
+        """An encoded image.
+
+        Raises:
+            BadImage: what is there can be no image.
+            StoreError: its store does not give it.
+            OSError, pyarrow.ArrowException: it cannot be read.
+        """
+        if row is not None:
+            value = self.rows.get(row.table, row.column, row.number)
+            if value is None or isinstance(value, str):
+                raise BadImage(f"column {row.column} is empty in this row")
+            return value
+        name = os.fsdecode(path)
+        data = self.objects.read(name, MAX_FILE_BYTES + 1) if is_object(name) else read_file(name)
+        if len(data) > MAX_FILE_BYTES:
+            raise BadImage(f"the file has more than {MAX_FILE_BYTES // 1024**2} MiB")
+        return data
+
+
+def read_file(path: str) -> bytes:
+    """A regular file's content, of one that is too large the beginning; a pipe or a device is not waited for.
+
+    Raises:
+        BadImage: it is no regular file.
+        OSError: it cannot be read.
+    """
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as handle:  # noqa: PTH123 a descriptor
+        if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
+            raise BadImage("not a regular file")
+        return handle.read(MAX_FILE_BYTES + 1)

@@ -28,7 +28,7 @@ IMAGES = pa.schema(
         pa.field("height", pa.int32()),
         pa.field("format", pa.string()),
         pa.field("file_bytes", pa.int64()),
-        pa.field("modified_ns", pa.int64()),  # since 1970; with the size it tells a changed file
+        pa.field("version", pa.string()),  # another one tells a changed source: a file's time and size, for example
         pa.field("duplicate_of", pa.string()),  # the path of the image with the same bytes whose answers these are
         pa.field("detections", pa.int32()),
         pa.field("stage", pa.string()),  # where it failed; null unless `outcome` is failed
@@ -114,7 +114,7 @@ def image_row(row: dict[str, Any]) -> dict[str, Any]:
 def detection_row(row: dict[str, Any], schema: pa.Schema) -> dict[str, Any]:
     """A row of detections.parquet from a row of the flow that has a detection."""
     at, answer, stored = row["at"], row["answer"] or {}, row["stored"] or {}
-    failed = answer.get("failure") or stored.get("failure")
+    failed = row["uncut"] or answer.get("failure") or stored.get("failure")
     fields = json.loads(answer["raw"]) if answer.get("raw") and not answer.get("failure") else {}
     return {
         "path": shown_path(row["path"]),

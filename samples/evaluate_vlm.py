@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import itertools
 import json
+import os
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -106,12 +107,15 @@ async def ask_without_picture(client: ModelClient) -> Fields:
     return client.parse(reply.body, reply.attempts, reply.latency_s).fields
 
 
-async def evaluate_server(url: str, model: str, crops: Sequence[LabelledCrop], concurrency: int) -> Figures:
+async def evaluate_server(
+    url: str, model: str, crops: Sequence[LabelledCrop], concurrency: int, api_key: str | None = None
+) -> Figures:
     """Evaluate a model behind an OpenAI-compatible API with at most `concurrency` requests in flight.
 
     Raises RequestFailed or BadAnswer at the first request without an answer that fits the job's schema.
     """
-    http = HttpClient(url, Limits(concurrency=concurrency, attempts=1), name="model server")
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    http = HttpClient(url, Limits(concurrency=concurrency, attempts=1), name="model server", headers=headers)
     client = ModelClient(http, model, jobs.load("dog_breeds"))
 
     async def ask(jpeg: bytes | None) -> Fields:
@@ -126,7 +130,8 @@ async def evaluate_server(url: str, model: str, crops: Sequence[LabelledCrop], c
 def main() -> int:
     parser = argparse.ArgumentParser(
         description="Measure a served model's answers about fresh crops of drawn dogs.",
-        epilog="Exit code: 0 when all limits are kept, 1 when one is not, 2 when the server does not answer as asked.",
+        epilog="A key that the server asks for is taken from SPOTTER_API_KEY. Exit code: 0 when all limits are kept, "
+        "1 when one is not, 2 when the server does not answer as asked.",
     )
     parser.add_argument("--url", default="http://127.0.0.1:8000/v1", help="API, with its /v1 (default: %(default)s)")
     parser.add_argument("--model", default="tiny-vlm", help="the model's name at the server (default: %(default)s)")
@@ -138,7 +143,8 @@ def main() -> int:
     crops = list(itertools.islice(labelled_crops(arguments.seed, BOX_SPREAD), arguments.crops))
     started = time.monotonic()
     try:
-        figures = asyncio.run(evaluate_server(arguments.url, arguments.model, crops, arguments.concurrency))
+        key = os.environ.get("SPOTTER_API_KEY")
+        figures = asyncio.run(evaluate_server(arguments.url, arguments.model, crops, arguments.concurrency, key))
     except (RequestFailed, BadAnswer) as error:
         print(f"{arguments.url}, model {arguments.model}: {error}; is it up, and does it serve this model?")
         return 2

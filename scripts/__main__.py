@@ -8,10 +8,12 @@ import sys
 from rich.console import Console
 
 from pipeline.errors import UsageError
-from scripts import clean, smoke, stack
+from scripts import clean, offline, smoke, stack
 from scripts.doctor import command as doctor
 from scripts.preflight import command as preflight
+from scripts.profile import command as profile
 from scripts.settings import StackError, load
+from scripts.startup_causes import remedy_for
 
 SERVICES = ("detector", "vllm")
 
@@ -21,6 +23,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m scripts", description="Operate Spotter's stack.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("up", help="start what is not running, wait until it answers")
+    commands.add_parser("fetch", help="get the services' models from the hub: what is missing; verifies all")
     commands.add_parser("down", help="stop the stack")
     commands.add_parser("status", help="show the services")
     commands.add_parser("build", help="build the containers' images, where they are missing or old")
@@ -42,6 +45,18 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     check.add_argument("--full", action="store_true", help="also with vLLM's own code")
     check.add_argument("--json", action="store_true", help="for a machine or an issue report")
     commands.add_parser("run", help="up, then the job; takes the options of `python -m pipeline`", add_help=False)
+    profiling = commands.add_parser(
+        "profile",
+        help="run the job afresh and say where its time went; takes the options of `python -m pipeline` as well",
+        description="Run the job in a folder of its own, so that nothing is done already, and say where its time went. "
+        "Every other option is the job's: see `python -m scripts run --help`.",
+        allow_abbrev=False,
+    )
+    profiling.add_argument("--run", metavar="FOLDER", help="show this run's profile; nothing is run")
+    profiling.add_argument("--compare", metavar="FOLDER", help="show the profile beside this run's")
+    if arguments[:1] == ["profile"]:
+        parsed, options = parser.parse_known_args(arguments)
+        return argparse.Namespace(**vars(parsed), options=options)
     if arguments[:1] == ["run"]:  # its options are the pipeline's to read
         return argparse.Namespace(command="run", options=arguments[1:])
     return parser.parse_args(arguments)
@@ -61,6 +76,10 @@ def main(arguments: list[str]) -> int:
     except StackError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:  # of this host: a full disk, a folder that cannot be written
+        told = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        print(f"error: {told} -> {remedy_for(told) or '`make doctor` says what this host lacks'}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -69,12 +88,16 @@ def main(arguments: list[str]) -> int:
 def command(parsed: argparse.Namespace, console: Console) -> int:
     """Do what the command line says."""
     settings = load()
+    if settings.offline:
+        offline.enforce()
     if parsed.command == "up":
         running, engine = stack.up(settings, console)
         console.print(
             f"the stack is up (engine {engine.name}, {running.device}, preset {running.preset}); next: make run",
             highlight=False,
         )
+    elif parsed.command == "fetch":
+        stack.fetch_models(settings, console)
     elif parsed.command == "down":
         stack.down(settings, console)
     elif parsed.command == "status":
@@ -92,7 +115,12 @@ def command(parsed: argparse.Namespace, console: Console) -> int:
     elif parsed.command == "doctor":
         return doctor.run(settings, console, json_output=parsed.json)
     elif parsed.command == "preflight":
-        return preflight.run(settings, console, preset=parsed.preset, with_full=parsed.full, json_output=parsed.json)
+        if parsed.preset:
+            settings = settings.model_copy(update={"preset": parsed.preset})
+        place = stack.preflight_place(settings) if parsed.full else None
+        return preflight.run(settings, console, place=place, json_output=parsed.json)
+    elif parsed.command == "profile":
+        return profile.run(console, existing=parsed.run, compare=parsed.compare, options=parsed.options)
     elif parsed.command == "run":
         stack.run(settings, console, parsed.options)
     return 0

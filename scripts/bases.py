@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 from scripts.environments import ROOT
@@ -24,20 +25,19 @@ def digest(base: str) -> str | None:
     return found if re.fullmatch(r"sha256:[0-9a-f]{64}", found) else None
 
 
-def refresh(dockerfile: Path = DOCKERFILE) -> list[str]:
-    """Write the bases' digests as they are now, and say for each what became of it."""
-    text, said = dockerfile.read_text(), []
+def refresh(say: Callable[[str], None], dockerfile: Path = DOCKERFILE) -> None:
+    """Say of each base what its digest was and is now; then, when all is said, write the new ones."""
+    before_all = text = dockerfile.read_text()
     for match in BASE.finditer(text):
         _, base, before = match.groups()
         now = digest(base)
         if now is None:
             pinned = f"stays at {before}" if before else "stays at its tag, without a digest"
-            said.append(f"{base}: no registry can be asked (it takes docker with buildx): {pinned}")
+            say(f"{base}: no registry can be asked (it takes docker with buildx): {pinned}")
         elif now == before:
-            said.append(f"{base}: {now}, as before")
+            say(f"{base}: {now}, as before")
         else:
-            said.append(f"{base}: {before or 'no digest'} -> {now}")
+            say(f"{base}: {before or 'no digest'} -> {now}")
             text = text.replace(match[0], f"ARG {match[1]}={base}@{now}")
-    if text != dockerfile.read_text():
+    if text != before_all:
         dockerfile.write_text(text)
-    return said

@@ -7,8 +7,12 @@ import sys
 
 from rich.console import Console
 
-from scripts import compose_engine, images, stack
-from scripts.settings import StackSettings
+from scripts import api_key, compose_engine, images, stack
+from scripts.devices import choose, find_gpus
+from scripts.engine import Engine
+from scripts.process_engine import ProcessEngine
+from scripts.services import cache_key, preset_file
+from scripts.settings import StackError, StackSettings
 
 
 def run(settings: StackSettings, console: Console, caches: bool, confirmed: bool) -> int:
@@ -17,22 +21,26 @@ def run(settings: StackSettings, console: Console, caches: bool, confirmed: bool
     Runs are the person's: no command removes them.
 
     Raises:
-        StackError: something cannot be stopped.
+        StackError: something cannot be stopped or removed.
     """
     project = compose_engine.project_name(settings.state)
     folders = [settings.state / name for name in ("containers", "processes", "logs")]
+    files = [api_key.file_in(settings.state)]
     own = [image.tag for image in images.IMAGES.values()] if project == "spotter" else []
     tags = [tag for tag in own if images.has(tag)] if compose_engine.answers() else []
     volumes = []
     if caches:
         folders.append(settings.state / "cache")
         volumes = compose_engine.volumes(project) if compose_engine.answers() else []
-    present = [str(folder) for folder in folders if folder.exists()]
+    present = [str(place) for place in [*folders, *files] if place.exists()]
     console.print("stops the stack, and removes:", highlight=False)
     for thing in [*present, *(f"image {tag}" for tag in tags), *(f"volume {name}" for name in volumes)]:
         console.print(f"  {thing}", highlight=False)
     if not caches:
-        console.print("keeps the caches of models and compiled kernels; CACHES=1 removes them too", highlight=False)
+        console.print(
+            "and compile caches of earlier settings; keeps models and the current cache: CACHES=1 removes them too",
+            highlight=False,
+        )
     if not confirmed:
         if not sys.stdin.isatty():
             console.print("nothing was removed: to do it without a question, YES=1", highlight=False)
@@ -41,10 +49,31 @@ def run(settings: StackSettings, console: Console, caches: bool, confirmed: bool
             console.print("nothing was removed", highlight=False)
             return 1
     stack.down(settings, console)
-    for tag in tags:
-        images.docker("image", "rm", tag)
-    for name in volumes:
-        images.docker("volume", "rm", name)
+    if not caches:
+        prune_compile_caches(settings, console)
     for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(folder)
+    for file in files:
+        file.unlink(missing_ok=True)
+    kept = [f"image {tag}" for tag in tags if images.docker("image", "rm", tag) is None]
+    kept += [f"volume {name}" for name in volumes if images.docker("volume", "rm", name) is None]
+    if kept:
+        raise StackError(f"{', '.join(kept)}: cannot be removed: `docker ps --all` shows which container uses it")
     return 0
+
+
+def prune_compile_caches(settings: StackSettings, console: Console) -> None:
+    """Remove what was compiled for other settings, models, drivers or versions than those of now, on both engines."""
+    try:
+        device, preset, _ = choose(settings, find_gpus() if settings.device != "cpu" else [])
+        current = cache_key(settings, device, preset_file(preset))
+    except StackError as error:  # no key is current where there is nothing to serve
+        console.print(f"compile caches are kept: {error}", highlight=False)
+        return
+    engines: list[Engine] = [ProcessEngine(settings.state, device)]
+    if compose_engine.answers():
+        engines.append(compose_engine.ComposeEngine(settings, device, preset))
+    for engine in engines:
+        for name in engine.prune_compile_caches(current):
+            console.print(f"removed compile cache {name}", highlight=False)

@@ -9,29 +9,47 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
-import yaml
-from dotenv import dotenv_values
 from python_on_whales import Container, DockerClient, DockerException
 from python_on_whales.exceptions import NoSuchContainer
 from rich.console import Console
 
 from pipeline import settings as job_settings
-from scripts import images, job_container
+from scripts import api_key, compile_cache, images, job_container
+from scripts.compile_cache import Kept
 from scripts.environments import ROOT, STATE
-from scripts.services import DETECTOR_PRESETS, Service, Stack, preset_file, read_variables
+from scripts.preflight import full
+from scripts.preflight.full import Place
+from scripts.services import (
+    DETECTOR_PRESETS,
+    Service,
+    Stack,
+    cache_key,
+    preset_file,
+    read_variables,
+    start_arguments,
+)
 from scripts.settings import StackError, StackSettings, user_variables
 
 COMPOSE_FILE = ROOT / "compose.yaml"
 OVERLAYS = ROOT / "services" / "compose"
 OVERLAY_OF_DEVICE = {"cpu": "cpu.yaml", "cuda": "gpu.yaml"}
+
+# Where vLLM's container has the volumes of its caches and of the hub's models.
+VLLM_CACHE, CACHE_VOLUME = PurePosixPath("/cache/vllm"), "vllm-cache"
+HUB_CACHE, HUB_VOLUME = PurePosixPath("/cache/hub"), "hub-cache"
+# And where it has the preset, and for a check vLLM's own code to run.
+PRESET, CHECKER = PurePosixPath("/spotter/preset.yaml"), PurePosixPath("/spotter/in_vllm.py")
+# What the hub's client needs to know to reach the hub from a container.
+WAY_OUT = ("HF_ENDPOINT", "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY")
 
 # Where the services listen in their containers, and where images/health.py finds them.
 PORTS = {"detector": 8001, "vllm": 8000}
@@ -92,7 +110,7 @@ def volumes(project: str) -> list[str]:
     return (images.docker("volume", "ls", "--quiet", "--filter", label) or "").split()
 
 
-def why_not(device: str) -> str | None:
+def why_not(device: str, *, offline: bool = False) -> str | None:
     """Why this host cannot run the stack in containers; None where it can, as far as one can tell beforehand."""
     try:
         client_config()
@@ -102,7 +120,7 @@ def why_not(device: str) -> str | None:
         return "Docker has no NVIDIA runtime (install nvidia-container-toolkit)"
     if all(images.has(images.IMAGES[name].tag) for name in images.OF_DEVICE[device]):
         return None
-    return images.why_not_buildable()
+    return "the images are not built, and STACK_OFFLINE forbids it" if offline else images.why_not_buildable()
 
 
 class ComposeEngine:
@@ -121,6 +139,7 @@ class ComposeEngine:
         self.files = [COMPOSE_FILE, OVERLAYS / OVERLAY_OF_DEVICE[device]]
         if settings.publish:
             self.files.append(OVERLAYS / "publish.yaml")
+        self.key_file = self.state / "secrets" / "api_key"
         self._seen: dict[str, tuple[float, Container | None]] = {}
         self._restarts: dict[str, int] = {}
 
@@ -128,27 +147,21 @@ class ComposeEngine:
         """The compose files' variables."""
         return {
             "VLLM_PRESET": str(self.preset.resolve()),
+            "VLLM_ARGUMENTS": " ".join(shlex.quote(each) for each in start_arguments(self.settings)),
             "VLLM_ENV": str(self.state / "vllm.env"),
             "DETECTOR_ENV": str(self.state / "detector.env"),
+            "API_KEY_FILE": str(self.key_file),
             "PUBLISH_HOST": self.settings.host,
             "PUBLISH_VLLM_PORT": str(self.settings.vllm_port),
             "PUBLISH_DETECTOR_PORT": str(self.settings.detector_port),
         }
 
     def service_variables(self) -> dict[str, dict[str, str]]:
-        """Each service's variables: its preset's, and over them those that the user set.
-
-        Raises:
-            StackError: a secret is among them, which a container's variables would show to anyone who may use Docker.
-        """
+        """Each service's variables: its preset's, and over them those that the user set, but for the key."""
         preset = self.preset.with_suffix(".env")
-        vllm = read_variables(preset) | user_variables("VLLM_")
-        vllm.pop("VLLM_CACHE_ROOT", None)  # a folder of this host; in the container it is a volume
-        if "VLLM_API_KEY" in vllm:
-            raise StackError(
-                "VLLM_API_KEY is set, and containers take none: only the job reaches them. Unset it, or set "
-                "STACK_ENGINE=process"
-            )
+        chosen = compile_cache.without(api_key.without(user_variables("VLLM_")))  # this host's places are not there
+        cache_folder = VLLM_CACHE / cache_key(self.settings, self.device, self.preset)
+        vllm = read_variables(preset) | chosen | compile_cache.variables(cache_folder)
         detector = read_variables(DETECTOR_PRESETS / f"{self.device}.env") | user_variables("DETECTOR_")
         return {"vllm": vllm, "detector": detector}
 
@@ -160,11 +173,7 @@ class ComposeEngine:
             write_env(self.state / f"{name}.env", values)
 
     def compose_client(self) -> DockerClient:
-        """Docker and Compose with this stack's files and variables.
-
-        Raises:
-            StackError: a variable is set that containers do not take.
-        """
+        """Docker and Compose with this stack's files and variables."""
         self.write_variables()
         return DockerClient(
             config=client_config(),
@@ -213,37 +222,105 @@ class ComposeEngine:
             return None
 
     def prepare(self, services: list[Service]) -> None:
-        """Build the images that are missing or old, and fetch a GPU's models into their cache.
+        """Build the images that are missing or old.
 
         Raises:
-            StackError: an image cannot be built, or a model not be fetched.
+            StackError: one cannot be built, or must not be, without a network.
         """
-        console = Console()
-        images.ensure([self.image(service.name).name for service in services], self.logs, console)
-        if self.device == "cuda":
-            for service in services:
-                self._fetch_model(service, console)
+        for service in services:
+            self.refuse_folder(service)
+        self.ensure_images([self.image(service.name) for service in services])
 
-    def _fetch_model(self, service: Service, console: Console) -> None:
-        """See that a service's model is in the cache that the services read."""
-        model, revision = model_of(service, self.preset)
-        if (ROOT / model).exists() or Path(model).is_absolute():
+    def ensure_images(self, wanted: list[images.Image]) -> None:
+        """Build the images that are missing or old, where that is allowed.
+
+        Raises:
+            StackError: one cannot be built, or must not be, for that needs a network.
+        """
+        old = [image.tag for image in wanted if not images.is_current(image)] if self.settings.offline else []
+        if old:
             raise StackError(
-                f"{service.name}: the model {model} is a folder, and a GPU's containers take models from the hub: "
-                "mount it in a compose overlay of yours, or set STACK_ENGINE=process"
+                f"{', '.join(old)}: not built from the files as they are now: `make build`, or set STACK_ENGINE=process"
             )
-        console.print(f"{service.name}: looking for {model} in the cache, or fetching it", highlight=False)
-        command = self.compose("run", "--rm", "-T", "fetch", model, *(["--revision", revision] if revision else []))
-        log = self.logs / f"fetch-{service.name}.log"
-        self.logs.mkdir(parents=True, exist_ok=True)
-        token = os.environ.get("HF_TOKEN") or dotenv_values(ROOT / ".env").get("HF_TOKEN") or ""
-        code, output = images.feed(command, f"{token}\n")
-        log.write_text(output)
-        if code:
+        images.ensure([image.name for image in wanted], self.logs, Console())
+
+    def refuse_folder(self, service: Service) -> None:
+        """See that a service's model is one that its container can have: of the hub, or in its image.
+
+        Raises:
+            StackError: it is a folder of this host.
+        """
+        inside = self.device == "cpu" and service.model in self.image(service.name).sources
+        if not inside and (ROOT / service.model).is_dir():
             raise StackError(
-                f"{service.name}: {model} could not be fetched. The last lines:\n{last_lines(output, 8)}\nWhole log: "
-                f"{log}\nIs the hub reachable, and for a gated model: has its licence been accepted, and HF_TOKEN set?"
+                f"{service.name}: the model {service.model} is a folder of this host, and its container takes models "
+                "from the hub: mount it in a compose overlay of yours, or set STACK_ENGINE=process"
             )
+
+    def prepared(self, services: list[Service]) -> list[str]:
+        """The images that are there and current."""
+        wanted = [self.image(service.name) for service in services]
+        return [f"image {image.tag} ({images.size(image)})" for image in wanted if images.is_current(image)]
+
+    def in_cache(self, script: str) -> str | None:
+        """What a shell says in the volume of vLLM's caches; None where there is no volume, or no image to look with."""
+        volume = f"{self.project}_{CACHE_VOLUME}"
+        if volume not in volumes(self.project):
+            return None
+        mount = f"type=volume,source={volume},target={VLLM_CACHE}"
+        shell = ("--entrypoint=/bin/sh", self.image("vllm").tag, "-c", f"cd {VLLM_CACHE} && {script}")
+        return images.docker("run", "--rm", "--network=none", "--mount", mount, *shell)
+
+    def compile_caches(self) -> list[Kept]:
+        """What is kept of compiled kernels, by key."""
+        rows = [line.split("\t") for line in (self.in_cache("du -sk -- *") or "").splitlines()]
+        return [Kept(name, int(kib) * 1024) for kib, name in rows if compile_cache.NAME.fullmatch(name)]
+
+    def prune_compile_caches(self, current: str) -> list[str]:
+        """Remove what is kept under other keys; their names."""
+        old = [each.name for each in self.compile_caches() if each.name != current]
+        if old:
+            self.in_cache(f"rm -rf -- {' '.join(map(shlex.quote, old))}")
+        return old
+
+    def preflight_place(self) -> Place:
+        """A container of vLLM's image: with the preset, the volumes of models and caches, and no network."""
+        image = self.image("vllm")
+        if not images.has(image.tag):
+            return Place((), "", f"image {image.tag} is not built yet: `make build` makes it")
+        told = ["docker", "run", "--rm", "--interactive", "--network=none", "--read-only", "--tmpfs=/tmp"]
+        told += ["--cap-drop=ALL", "--security-opt=no-new-privileges:true", "--entrypoint=python3"]
+        told += ["--gpus=device=0"] if self.device == "cuda" else []
+        there = volumes(self.project)
+        variables = self.service_variables()["vllm"] | {"HF_HUB_OFFLINE": "1"}
+        if (
+            f"{self.project}_{CACHE_VOLUME}" not in there
+        ):  # nothing was started yet: a start's caches are its own to make
+            variables |= compile_cache.variables(PurePosixPath("/tmp/vllm"))
+        for name, value in variables.items():
+            told += ["--env", f"{name}={value}"]
+        for name, target, mode in ((CACHE_VOLUME, VLLM_CACHE, "rw"), (HUB_VOLUME, HUB_CACHE, "ro")):
+            kept = f"{self.project}_{name}"
+            told += ["--volume", f"{kept}:{target}:{mode}"] if kept in there else []
+        told += ["--volume", f"{self.preset.resolve()}:{PRESET}:ro", "--volume", f"{full.CHECKER}:{CHECKER}:ro"]
+        return Place((*told, image.tag, "-P", str(CHECKER)), str(PRESET))
+
+    def fetch_command(self, service: Service, arguments: list[str]) -> list[str]:
+        """How to run scripts/hub_download.py: in a container that has a way out, and the volume of models to write."""
+        way_out = {name.upper(): value for name, value in os.environ.items() if name.upper() in WAY_OUT}
+        given = [
+            part
+            for name, value in (way_out | user_variables("HF_ENDPOINT")).items()
+            for part in ("--env", f"{name}={value}")
+        ]
+        return self.compose("run", "--rm", "-T", *given, "fetch", *arguments)
+
+    def stop_fetching(self) -> None:
+        """End a download's container that its command has left behind; what it has is kept."""
+        labels = (f"project={self.project}", "service=fetch", "oneoff=True")
+        filters = [part for label in labels for part in ("--filter", f"label=com.docker.compose.{label}")]
+        for identifier in (images.docker("ps", "--quiet", *filters) or "").split():
+            images.docker("stop", "--time", "2", identifier)
 
     def is_running(self, name: str) -> bool:
         """Whether the service's container runs, and has not been restarted since this engine first looked."""
@@ -252,6 +329,15 @@ class ComposeEngine:
             return False
         before = self._restarts.setdefault(name, container.restart_count or 0)
         return container.state.status == "running" and (container.restart_count or 0) <= before
+
+    def unhealthy(self, name: str) -> str | None:
+        """What the container's last health check said, once Docker holds it for unhealthy."""
+        container = self.container(name)
+        health = container.state.health if container else None
+        if health is None or health.status != "unhealthy":
+            return None
+        last = health.log[-1] if health.log else None
+        return (last.output or "").strip() if last else ""
 
     def is_current(self, service: Service) -> bool:
         """Whether the service runs with the settings as they are now."""
@@ -281,6 +367,8 @@ class ComposeEngine:
         """
         self._seen.pop(service.name, None)
         self._restarts[service.name] = 0
+        if service.key_file:
+            hand_over(api_key.ensure(service.key_file), self.key_file)
         client = self.compose_client()
         try:
             client.compose.up(
@@ -385,11 +473,18 @@ class ComposeEngine:
             StackError: its image cannot be built, or a service's address leads nowhere from a container.
             UsageError: the job's settings cannot be.
         """
-        images.ensure(["pipeline"], self.logs, Console())
+        self.ensure_images([images.IMAGES["pipeline"]])
         variables = user_variables(job_settings.PREFIX)
         if revision := stack.job_variables.get("SPOTTER_MODEL_REVISION"):
             variables["SPOTTER_MODEL_REVISION"] = revision
-        told = job_container.arguments(job_settings.load(options), variables, options, self.state / "api_key")
+        settings = job_settings.load(options)
+        if stack.key_file:
+            key = api_key.ensure(stack.key_file)
+        else:  # the model server is elsewhere: what the job tells it is not the key of a server here
+            key = settings.api_key.get_secret_value() if settings.api_key else ""
+            self.key_file = self.key_file.with_name("job_api_key")
+        hand_over(key, self.key_file)
+        told = job_container.arguments(settings, variables, options, self.state / "secrets")
         sys.exit(job_container.run(self.compose(), told))
 
 
@@ -398,15 +493,6 @@ def project_name(state: Path) -> str:
     if state.resolve() == STATE.resolve():
         return "spotter"
     return f"spotter-{hashlib.sha256(str(state.resolve()).encode()).hexdigest()[:8]}"
-
-
-def model_of(service: Service, preset: Path) -> tuple[str, str | None]:
-    """A service's model and its revision, as its preset names them."""
-    if service.name == "vllm":
-        content = yaml.safe_load(preset.read_text())
-        return content["model"], content.get("revision")
-    variables = read_variables(DETECTOR_PRESETS / "cuda.env") | user_variables("DETECTOR_")
-    return variables["DETECTOR_MODEL"], variables.get("DETECTOR_REVISION")
 
 
 def cannot_start(service: Service, said: str) -> StackError:
@@ -419,6 +505,17 @@ def cannot_start(service: Service, said: str) -> StackError:
     else:
         remedy = "the container's settings are in compose.yaml and services/compose"
     return StackError(f"{service.name}: Docker cannot start its container: {reason}: {remedy}")
+
+
+def hand_over(key: str, place: Path) -> None:
+    """Write a key where Compose takes it from.
+
+    Such a file keeps its owner and mode in the container, and this user cannot give it to the container's. So it is
+    readable for all, in a folder that nobody but this user may enter: the container gets the file without the folder.
+    """
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.parent.chmod(0o700)
+    api_key.write(place, key, 0o444)
 
 
 def last_lines(text: str, count: int) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NoReturn, Protocol
 
+from scripts.compile_cache import Kept
+from scripts.preflight.full import Place
 from scripts.services import Service, Stack
 
 
@@ -22,12 +24,43 @@ class Engine(Protocol):
         """
         ...
 
+    def prepared(self, services: list[Service]) -> list[str]:
+        """What services run in that is there and current, in words for people."""
+        ...
+
+    def compile_caches(self) -> list[Kept]:
+        """What is kept of compiled kernels, by key."""
+        ...
+
+    def prune_compile_caches(self, current: str) -> list[str]:
+        """Remove what is kept under other keys; their names."""
+        ...
+
+    def preflight_place(self) -> Place:
+        """Where vLLM's own code checks a configuration: where it would serve."""
+        ...
+
+    def fetch_command(self, service: Service, arguments: list[str]) -> list[str]:
+        """How to run scripts/hub_download.py where a service's models are kept; what it runs in has been prepared."""
+        ...
+
+    def stop_fetching(self) -> None:
+        """End a download that its command has left behind; what it has is kept."""
+        ...
+
     def is_current(self, service: Service) -> bool:
         """Whether the service runs with the settings as they are now."""
         ...
 
     def is_running(self, name: str) -> bool:
         """Whether the service runs, answering or not."""
+        ...
+
+    def unhealthy(self, name: str) -> str | None:
+        """What the last check of a service said that runs and, by the engine's own checks, answers no more; else None.
+
+        None as well where the engine makes no checks.
+        """
         ...
 
     def was_started(self, name: str) -> bool:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from urllib.parse import urlsplit
 
-from pydantic import AnyHttpUrl, ValidationError
+from pydantic import AnyHttpUrl, SecretStr, ValidationError
 
 from pipeline import probe
 from pipeline.errors import UsageError
 from pipeline.job import load as load_job
 from pipeline.settings import Settings
+from scripts import api_key
 from scripts.services import Service
 from scripts.settings import StackError
 from scripts.startup_causes import remedy_for
@@ -44,7 +45,10 @@ def ask(service: Service) -> None:
     address = "{0.scheme}://{0.netloc}".format(urlsplit(service.ready_url))
     try:
         if service.name == "vllm":
-            asyncio.run(ask_model(Settings(model_url=AnyHttpUrl(f"{address}/v1"))))
+            settings = Settings(model_url=AnyHttpUrl(f"{address}/v1"))
+            if service.key_file:
+                settings = settings.model_copy(update={"api_key": SecretStr(api_key.ensure(service.key_file))})
+            asyncio.run(ask_model(settings))
         elif service.name == "detector":
             asyncio.run(ask_detector(Settings(detector_url=AnyHttpUrl(address))))
     except (UsageError, ValidationError) as error:

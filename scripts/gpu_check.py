@@ -27,7 +27,7 @@ from pipeline import job as jobs
 from pipeline.clients.http import HttpClient, Limits, RequestFailed
 from pipeline.clients.model import BadAnswer, ModelClient
 from pipeline.probe import blank_jpeg
-from scripts import environments, warmup
+from scripts import api_key, environments, warmup
 from scripts.devices import PRESETS, Gpu, find_gpus
 from scripts.environments import ROOT, STATE
 from scripts.preflight.options import read_options
@@ -35,6 +35,7 @@ from scripts.process_engine import ProcessEngine
 from scripts.services import Service, preset_file, vllm
 from scripts.settings import StackError, StackSettings
 from scripts.start_history import StartHistory
+from scripts.startup_phases import summary
 
 BUILDER = ROOT / "tests" / "models" / "build_gemma3n.py"
 JOB = "dog_breeds"
@@ -130,11 +131,9 @@ def service_for(preset: str, card_mib: int, gpu: Gpu, checkpoint: Path, settings
     program, serve, *rest = made.command
     scaled = share * min(card_mib / gpu.memory_mib, 1.0)
     dummy = ("--load-format", "dummy", "--gpu-memory-utilization", f"{scaled:.3f}")
-    variables = dict(made.variables) | {"HF_HUB_OFFLINE": "1"}
     return replace(
         made,
         command=(program, serve, str(checkpoint), *rest, *dummy),
-        variables=tuple(sorted(variables.items())),
     )
 
 
@@ -144,9 +143,9 @@ def used_mib() -> int:
     return int(subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0])
 
 
-async def ask_many(url: str, model: str, count: int) -> tuple[int, float]:
+async def ask_many(url: str, model: str, count: int, headers: dict[str, str]) -> tuple[int, float]:
     """Ask the job's question `count` times; how many failed, and the seconds it took."""
-    http = HttpClient(url, Limits(CONCURRENCY, timeout_s=300.0, attempts=1))
+    http = HttpClient(url, Limits(CONCURRENCY, timeout_s=300.0, attempts=1), headers=headers)
     client = ModelClient(http, model, jobs.load(JOB))
 
     async def one() -> bool:
@@ -173,7 +172,8 @@ def measure(preset: str, service: Service, model: str, state: Path, count: int, 
     engine.start(service)
     try:
         warmup.wait(engine, [service], 1800.0, console, state=state)
-        failed, seconds = asyncio.run(ask_many(f"{service.ready_url.rpartition('/')[0]}/v1", model, count))
+        url = f"{service.ready_url.rpartition('/')[0]}/v1"
+        failed, seconds = asyncio.run(ask_many(url, model, count, api_key.headers(service.key_file)))
         used = used_mib()
     finally:
         engine.stop(service.name, service.stop_grace_s)
@@ -183,13 +183,12 @@ def measure(preset: str, service: Service, model: str, state: Path, count: int, 
 
 def report(gpu: Gpu, measured: list[Measured], console: Console) -> None:
     """The figures for people."""
-    table = Table("preset", "ready", "slowest phase", "memory used", "answers/s", "failed", title=gpu.name)
+    table = Table("preset", "ready", "phases", "memory used", "answers/s", "failed", title=gpu.name)
     for each in measured:
-        slowest = max(each.phases, key=each.phases.__getitem__)
         table.add_row(
             each.preset,
             f"{each.ready_s:.0f} s",
-            f"{slowest} {each.phases[slowest]:.0f} s",
+            summary(each.phases),
             f"{each.used_mib} MiB",
             f"{each.answers_per_s:.1f}",
             str(each.failed),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import re
 import subprocess
 import time
@@ -10,14 +11,21 @@ import tomllib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from rich.console import Console
+from rich.live import Live
+from rich.text import Text
 
 from scripts.environments import LOCKS, ROOT
 from scripts.settings import StackError
 
 DOCKERFILE = ROOT / "images" / "Dockerfile"
 SOURCES_LABEL = "spotter.sources"
+
+# How often a builder's log is looked at, and without a terminal how often a line of it is shown.
+POLL_S = 0.5
+PLAIN_LINE_S = 15.0
 
 # What scripts/offline_base.py makes; used wherever the engine has them.
 OFFLINE_BASES = {"BASE_IMAGE": "spotter-base", "BUILD_IMAGE": "spotter-build-base"}
@@ -56,15 +64,16 @@ class Image:
 
 
 _DETECTOR = ("services/__init__.py", "services/detector", "samples/models/tiny-detector", "images/health.py")
+_VLLM = ("images/health.py", "images/with_key.sh")
 
 IMAGES = {
     image.name: image
     for image in (
-        Image("pipeline", "pipeline", "the job", "pipeline", ("pipeline",)),
+        Image("pipeline", "pipeline", "the job", "pipeline", ("images/with_key.sh", "pipeline")),
         Image("detector-cpu", "detector", "the detector service on a CPU", "detector-cpu", _DETECTOR),
         Image("detector-cuda", "detector", "the detector service on a GPU", "detector-cuda", _DETECTOR),
-        Image("vllm-cpu", "vllm-cpu", "vLLM on a CPU", "vllm-cpu", ("samples/models/tiny-vlm", "images/health.py")),
-        Image("vllm", "vllm", "vLLM on a GPU", None, ("images/health.py",)),
+        Image("vllm-cpu", "vllm-cpu", "vLLM on a CPU", "vllm-cpu", ("samples/models/tiny-vlm", *_VLLM)),
+        Image("vllm", "vllm", "vLLM on a GPU", None, _VLLM),
     )
 }
 
@@ -116,19 +125,42 @@ def why_not_buildable() -> str | None:
     return f"no container registry can be reached for {base_image()}, and scripts/offline_base.py has made no base"
 
 
-def labels(image: Image) -> dict[str, str]:
-    """An image's labels."""
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+def git(*arguments: str) -> str | None:
+    """What git says of this repository; None for a bundle without its history, or without git."""
     try:
-        revision = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):  # a bundle without its history
-        revision = "unknown"
+        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
+    except OSError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def public_address(remote: str) -> str | None:
+    """Where people find a git remote, without credentials; None for a path or a host that only its site knows."""
+    if "://" not in remote and ":" in remote.partition("/")[0]:  # git@github.com:owner/name.git
+        remote = "ssh://" + remote.replace(":", "/", 1)
+    parts = urlsplit(remote)
+    if parts.scheme not in ("https", "http", "ssh", "git") or "." not in (parts.hostname or ""):
+        return None
+    try:
+        if not ipaddress.ip_address(parts.hostname or "").is_global:
+            return None
+    except ValueError:  # a name
+        pass
+    return f"https://{parts.hostname}{parts.path.removesuffix('/').removesuffix('.git')}"
+
+
+def labels(image: Image) -> dict[str, str]:
+    """An image's labels: those of the Open Containers Initiative, and what `is_current` compares."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    source = public_address(git("remote", "get-url", "origin") or "")
     return {
         "org.opencontainers.image.title": f"Spotter: {image.title}",
-        "org.opencontainers.image.licenses": "Apache-2.0",
-        "org.opencontainers.image.version": version,
-        "org.opencontainers.image.revision": revision,
+        "org.opencontainers.image.description": project["description"],
+        "org.opencontainers.image.licenses": project["license"],
+        "org.opencontainers.image.version": project["version"],
+        "org.opencontainers.image.revision": git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+        or "unknown",
+        **({"org.opencontainers.image.source": source} if source else {}),
         SOURCES_LABEL: image.fingerprint(),
     }
 
@@ -139,7 +171,8 @@ def build(image: Image, logs: Path, console: Console) -> None:
     Raises:
         StackError: it cannot be built; names the step, and the log.
     """
-    command = ["docker", "build", "--file", str(DOCKERFILE), "--target", image.target, "--tag", image.tag]
+    # --force-rm: a step that failed or was interrupted leaves no container.
+    command = ["docker", "build", "--force-rm", "--file", str(DOCKERFILE), "--target", image.target, "--tag", image.tag]
     if image.environment:
         command += ["--build-arg", f"ENVIRONMENT={image.environment}"]
     if has(OFFLINE_BASES["BASE_IMAGE"]):
@@ -152,14 +185,37 @@ def build(image: Image, logs: Path, console: Console) -> None:
     console.print(f"building image {image.name} ...", highlight=False)
     started = time.monotonic()
     with log.open("wb") as output:
-        done = subprocess.run([*command, str(ROOT)], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
-    if done.returncode:
+        builder = subprocess.Popen(
+            [*command, str(ROOT)], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+        )
+        try:
+            follow(builder, log, image, console)
+        finally:
+            builder.terminate()  # after an interrupt; to one that has ended it does nothing
+            builder.wait()
+    if builder.returncode:
         end = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
         raise StackError(
             f"image {image.name} cannot be built. The builder's last lines:\n{end}\nWhole log: {log}\nWhere no "
             "container registry can be reached, scripts/offline_base.py makes the base"
         )
     console.print(f"image {image.name}: {size(image)}, {time.monotonic() - started:.0f} s", highlight=False)
+
+
+def follow(builder: subprocess.Popen[bytes], log: Path, image: Image, console: Console) -> None:
+    """Show what a builder is at (pulling a base, a step), and for how long, until it ends."""
+    begin = time.monotonic()
+    next_line = begin + PLAIN_LINE_S
+    with Live(console=console, refresh_per_second=2, transient=True) as live:
+        while builder.poll() is None:
+            lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+            shown = f"image {image.name}, {time.monotonic() - begin:.0f} s  {lines[-1] if lines else ''}"
+            if console.is_terminal:
+                live.update(Text(shown[: console.width - 1], style="dim"))
+            elif time.monotonic() >= next_line:
+                next_line += PLAIN_LINE_S
+                console.print(shown, highlight=False, markup=False)
+            time.sleep(POLL_S)
 
 
 def size(image: Image) -> str:

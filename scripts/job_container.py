@@ -14,47 +14,74 @@ from types import FrameType
 from urllib.parse import urlsplit
 
 from pipeline.errors import UsageError
+from pipeline.objects import Objects
+from pipeline.places import is_object
 from pipeline.settings import Settings
+from pipeline.sources import has_entries, list_images
+from scripts import api_key, store_access
 from scripts.settings import StackError
 
-# Where the image's entry point looks for the model server's key: a variable would be shown by `docker inspect`.
-KEY_FILE = "/run/secrets/api_key"
-KEY_VARIABLE = "SPOTTER_API_KEY"
 
-
-def arguments(settings: Settings, variables: Mapping[str, str], options: list[str], key_file: Path) -> list[str]:
+def arguments(settings: Settings, variables: Mapping[str, str], options: list[str], secrets: Path) -> list[str]:
     """What `docker compose run` is told, from `--user` on to the job's own options.
 
     The container sees the images (read-only) and the runs' folder at the same paths as this host, and works in the same
     folder, so that the run's rows and messages name files as they are called here. `variables` are the job's, as
-    the user set them; `key_file` is where the key is written to, if there is one.
+    the user set them; the key is not passed on, since `docker inspect` would show it: the compose file has a secret.
+    Keys of a bucket are written to the folder `secrets`, for the same reason.
 
     Raises:
         StackError: a service's address leads nowhere from a container.
         UsageError: the runs' folder cannot be made.
     """
     told = ["--user", f"{os.getuid()}:{os.getgid()}", "--workdir", str(Path.cwd())]
-    for name, value in sorted(variables.items()):
-        if name.endswith("_URL") and urlsplit(value).hostname in ("localhost", "127.0.0.1", "::1"):
-            raise StackError(
-                f"{name}={value}: from a container that is the container itself: give this host's address in its "
-                "network, or set STACK_ENGINE=process"
-            )
-        if name != KEY_VARIABLE:
-            told += ["--env", f"{name}={value}"]
-    mounts = {folder_to_mount(settings.images): "ro"}
+    for name, value in sorted(api_key.without(variables).items()):
+        if name.endswith("_URL"):
+            refuse_loopback(name, value)
+        told += ["--env", f"{name}={value}"]
+    if uses_store(settings):
+        refuse_loopback("the S3 server's address", settings.endpoint or "")
+        told += store_access.arguments(os.environ, secrets)
+    mounts = dict.fromkeys(image_folders(settings), "ro")
     if (job := Path(settings.job).expanduser()).is_file():
         mounts[job.absolute()] = "ro"
     mounts[runs_folder(settings)] = "rw"
     for place, mode in mounts.items():
         told += ["--volume", f"{place}:{place}:{mode}"]
-    if settings.api_key:
-        with os.fdopen(os.open(key_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as handle:
-            handle.write(settings.api_key.get_secret_value())
-        told += ["--volume", f"{key_file.absolute()}:{KEY_FILE}:ro"]
     # The last of an option counts; `~` would be another folder in the container.
-    places = ["--images", str(Path(settings.images).expanduser()), "--output", str(settings.output.expanduser())]
+    images, output = (
+        place if is_object(place) else str(Path(place).expanduser()) for place in (settings.images, settings.output)
+    )
+    places = ["--images", images, "--output", output]
     return [*told, "pipeline", *options, *places]
+
+
+def refuse_loopback(name: str, address: str) -> None:
+    """See that an address leads out of a container.
+
+    Raises:
+        StackError: it is the host's own.
+    """
+    if urlsplit(address).hostname in ("localhost", "127.0.0.1", "::1"):
+        raise StackError(
+            f"{name}={address}: from a container that is the container itself: give this host's address in its "
+            "network, or set STACK_ENGINE=process"
+        )
+
+
+def uses_store(settings: Settings) -> bool:
+    """Whether the job reads or writes objects, or may: nobody has read the list of its images yet."""
+    return is_object(settings.images) or is_object(settings.output) or has_entries(settings.images)
+
+
+def image_folders(settings: Settings) -> set[Path]:
+    """The folders that a container has to see for the job's images; those that a list names are looked up in it."""
+    named = set() if is_object(settings.images) else {folder_to_mount(settings.images)}
+    if has_entries(settings.images):
+        sources = list_images(settings.images, settings.column, Objects(settings.endpoint))
+        files = (os.fsdecode(source.path) for source in sources if source.row is None)
+        named |= {folder_to_mount(str(Path(file).parent)) for file in files if not is_object(file)}
+    return {folder for folder in named if not named & set(folder.parents)}
 
 
 def runs_folder(settings: Settings) -> Path:
@@ -63,7 +90,7 @@ def runs_folder(settings: Settings) -> Path:
     Raises:
         UsageError: it cannot be made.
     """
-    folder = settings.output.expanduser().absolute()
+    folder = settings.runs.absolute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -56,8 +56,7 @@ def main() -> int:
         for group in ("uv", *NAMES, OVERLAY):
             lock(group, arguments.upgrade)
             print(f"images/locks/{group}.lock")
-        for line in bases.refresh():
-            print(line)
+        bases.refresh(print)
     except EnvironmentFailed as failure:
         print(f"error: {failure}", file=sys.stderr)
         return 1

@@ -6,21 +6,27 @@ session of its own, its output goes to a log file, and a state file says which p
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import subprocess
+import threading
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NoReturn
 
 import psutil
 
-from scripts import environments
+from scripts import api_key, compile_cache, environments
+from scripts.compile_cache import Kept
 from scripts.environments import ROOT
-from scripts.services import Service, Stack
+from scripts.preflight import full
+from scripts.preflight.full import Place
+from scripts.services import TOKEN_VARIABLES, Service, Stack, cache_root
 from scripts.settings import StackError
 
 
@@ -38,7 +44,10 @@ class ProcessEngine:
 
     name = "process"
 
-    def __init__(self, state: Path) -> None:
+    def __init__(self, state: Path, device: str = "cpu") -> None:
+        """Processes on this device; nothing is started yet."""
+        self.device = device
+        self.caches = cache_root(state)
         self.processes = state / "processes"
         self.logs = state / "logs"
         self.children: dict[str, subprocess.Popen[bytes]] = {}
@@ -83,9 +92,41 @@ class ProcessEngine:
         except environments.EnvironmentFailed as failure:
             raise StackError(str(failure)) from failure
 
+    def prepared(self, services: list[Service]) -> list[str]:
+        """The environments that are there and current."""
+        names = dict.fromkeys(service.environment for service in services)
+        return [f"environment {name}" for name in names if environments.is_current(name)]
+
+    def compile_caches(self) -> list[Kept]:
+        """What is kept of compiled kernels, by key."""
+        return compile_cache.kept(self.caches)
+
+    def prune_compile_caches(self, current: str) -> list[str]:
+        """Remove what is kept under other keys; their names."""
+        return compile_cache.prune(self.caches, current)
+
+    def preflight_place(self) -> Place:
+        """vLLM's environment."""
+        return full.in_environment(environments.python(f"vllm-{self.device}"))
+
+    def fetch_command(self, service: Service, arguments: list[str]) -> list[str]:
+        """How to run scripts/hub_download.py: in the service's environment, which has the hub's client."""
+        return [
+            str(environments.python(service.environment)),
+            "-P",
+            str(ROOT / "scripts" / "hub_download.py"),
+            *arguments,
+        ]
+
+    def stop_fetching(self) -> None:
+        """Nothing: a download is a child of the command that wants it."""
+
     def is_running(self, name: str) -> bool:
         """Whether the service's process lives."""
         return self.running(name) is not None
+
+    def unhealthy(self, name: str) -> str | None:
+        """None: nobody checks a process but who waits for it."""
 
     def is_current(self, service: Service) -> bool:
         """Whether the service runs with the settings as they are now."""
@@ -117,21 +158,21 @@ class ProcessEngine:
         if log.exists():
             log.replace(log.with_suffix(".log.1"))
         try:
-            with log.open("wb") as output:
+            with log.open("wb") as output, uninterrupted():
                 child = subprocess.Popen(
                     service.command,
                     cwd=ROOT,
-                    env={**os.environ, **dict(service.variables)},
+                    env=environment_of(service),
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
                 )
+                self.children[service.name] = child
+                known = Started(child.pid, psutil.Process(child.pid).create_time(), service.fingerprint)
+                (self.processes / f"{service.name}.json").write_text(json.dumps(asdict(known)))
         except OSError as error:
             raise StackError(f"{service.name}: {service.command[0]} cannot be started: {error.strerror}") from error
-        self.children[service.name] = child
-        known = Started(child.pid, psutil.Process(child.pid).create_time(), service.fingerprint)
-        (self.processes / f"{service.name}.json").write_text(json.dumps(asdict(known)))
 
     def stop(self, name: str, grace_s: float) -> bool:
         """Stop a service and whatever it started; whether there was anything to stop.
@@ -179,12 +220,36 @@ class ProcessEngine:
         """Become a shell that finds the service's environment first, with the service's variables."""
         shell = os.environ.get("SHELL", "/bin/sh")
         path = f"{environments.folder(service.environment) / 'bin'}:{os.environ.get('PATH', '')}"
-        os.execve(shell, [shell], {**os.environ, **dict(service.variables), "PATH": path})
+        os.execve(shell, [shell], {**environment_of(service), "PATH": path})
 
     def run_job(self, stack: Stack, options: list[str]) -> NoReturn:
         """Become the job, as a process."""
         python = str(environments.python("operator"))
-        os.execve(python, [python, "-m", "pipeline", *options], {**os.environ, **stack.job_variables})
+        key = {api_key.JOB_VARIABLE: api_key.ensure(stack.key_file)} if stack.key_file else {}
+        os.execve(python, [python, "-m", "pipeline", *options], {**os.environ, **stack.job_variables, **key})
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C back until the block has ended: no later command would know a process that was not written down."""
+    if threading.current_thread() is not threading.main_thread():  # signals come to the main thread
+        yield
+        return
+    held: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if held:
+        raise KeyboardInterrupt
+
+
+def environment_of(service: Service) -> dict[str, str]:
+    """The variables that a service's process has: the key is among them, if it asks for one, and nowhere else."""
+    key = {api_key.SERVER_VARIABLE: api_key.ensure(service.key_file)} if service.key_file else {}
+    inherited = {name: value for name, value in api_key.without(os.environ).items() if name not in TOKEN_VARIABLES}
+    return {**inherited, **dict(service.variables), **key}
 
 
 def session_members(known: Started) -> list[psutil.Process]:

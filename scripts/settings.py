@@ -31,6 +31,10 @@ class StackSettings(BaseSettings):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where nvidia-smi finds a GPU")
     preset: str = Field("auto", description="a file of services/vllm/presets by its name, or a path; auto: by the GPU")
+    start: Literal["full", "fast"] = Field(
+        "full", description="fast: a file of services/vllm/starts over the preset; sooner ready, slower answers"
+    )
+    offline: bool = Field(False, description="no network attempt at all: what is missing on this host is an error")
     host: str = Field("127.0.0.1", description="the address that the services listen on")
     vllm_port: int = Field(8000, ge=1, le=65535, description="the model server's port")
     detector_port: int = Field(8001, ge=1, le=65535, description="the detector's port")

@@ -195,14 +195,15 @@ def run(settings: StackSettings, console: Console) -> int:
         started, name = time.monotonic(), step.__name__.replace("_", " ")
         try:
             said = step()
+        except KeyboardInterrupt:
+            console.print(f"interrupted at '{name}': takes down what was started", **plain)
+            take_down(smoke, console)
+            raise
         except (SmokeFailed, StackError, environments.EnvironmentFailed, OSError) as error:
             console.print(
                 f"FAILED  {name:<14}{time.monotonic() - started:6.1f} s  {error}", highlight=False, markup=False
             )
-            try:
-                smoke.operate("down")
-            except SmokeFailed as also:
-                console.print(f"and 'down' failed too: {also}", **plain)
+            take_down(smoke, console)
             console.print(f"smoke test failed at '{name}'; logs: {smoke.state / 'logs'}", **plain)
             return 1
         console.print(f"ok      {name:<14}{time.monotonic() - started:6.1f} s  {said}", **plain)
@@ -211,6 +212,14 @@ def run(settings: StackSettings, console: Console) -> int:
         highlight=False,
     )
     return 0
+
+
+def take_down(smoke: Smoke, console: Console) -> None:
+    """Take down what a pass that did not end well has started."""
+    try:
+        smoke.operate("down")
+    except SmokeFailed as error:
+        console.print(f"and 'down' failed too: {error}", highlight=False, markup=False, soft_wrap=True)
 
 
 def complaints(lines: list[str]) -> list[str]:

@@ -6,21 +6,32 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NoReturn
 
+from pydantic import SecretStr
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 
-from scripts import compose_engine, images
+from pipeline import settings as job_settings
+from scripts import api_key, compose_engine, fetch, images
 from scripts.compose_engine import ComposeEngine
 from scripts.devices import choose, find_gpus
+from scripts.doctor import caches
+from scripts.doctor.context import Context
 from scripts.engine import Engine
 from scripts.environments import ROOT
+from scripts.fetch import Fetched
 from scripts.preflight import command as preflight
+from scripts.preflight import full
 from scripts.process_engine import ProcessEngine
-from scripts.services import STOP_GRACE_S, Service, Stack, make_stack
+from scripts.services import STOP_GRACE_S, Service, Stack, cache_key, make_stack
 from scripts.settings import StackError, StackSettings, user_variables
 from scripts.warmup import is_ready, wait
+
+# The job's settings that decide what the stack has to be.
+ADOPTED = ("job", "model", "model_url", "detector_url", "api_key")
 
 
 def plan(settings: StackSettings) -> tuple[Stack, Engine, str]:
@@ -42,7 +53,7 @@ def choose_engine(settings: StackSettings, device: str, preset: str) -> tuple[En
     Raises:
         StackError: containers were asked for, and Docker or Compose does not answer.
     """
-    process = ProcessEngine(settings.state)
+    process = ProcessEngine(settings.state, device)
     if settings.engine == "process":
         return process, "STACK_ENGINE=process"
     if settings.engine == "compose":
@@ -50,7 +61,7 @@ def choose_engine(settings: StackSettings, device: str, preset: str) -> tuple[En
         return ComposeEngine(settings, device, preset), "STACK_ENGINE=compose"
     if any(process.is_running(name) for name in STOP_GRACE_S):
         return process, "services run as processes already"
-    if reason := compose_engine.why_not(device):
+    if reason := compose_engine.why_not(device, offline=settings.offline):
         return process, reason
     return ComposeEngine(settings, device, preset), "Docker answers"
 
@@ -85,6 +96,8 @@ def up(settings: StackSettings, console: Console) -> tuple[Stack, Engine]:
         StackError: a service cannot start, or died; its log's last lines were shown.
     """
     with one_at_a_time(settings):
+        if not user_variables("SPOTTER_MODEL_URL"):
+            api_key.settle(settings.state)
         stack, engine, why = plan(settings)
         for other in engines_in_use(settings):
             if other.name != engine.name:
@@ -93,11 +106,12 @@ def up(settings: StackSettings, console: Console) -> tuple[Stack, Engine]:
         if not missing and all(is_ready(engine.locate(service)) for service in stack.services):
             return stack, engine
         console.print(why, highlight=False)
+        caches.require(Context(settings.model_copy(update={"engine": engine.name, "device": stack.device})))
         if any(service.name == "vllm" for service in missing):
             preflight.require(settings, console, in_containers=engine.name == "compose")
-        engine.prepare(missing)
         begun: list[Service] = []
         try:
+            obtain(settings, engine, stack, missing, console)
             for service in missing:
                 if engine.stop(service.name, service.stop_grace_s):
                     console.print(f"{service.name}: was running with other settings, starts anew", highlight=False)
@@ -119,6 +133,89 @@ def up(settings: StackSettings, console: Console) -> tuple[Stack, Engine]:
                 engine.tear_down()
             raise
     return stack, engine
+
+
+def obtain(settings: StackSettings, engine: Engine, stack: Stack, services: list[Service], console: Console) -> None:
+    """Make or get what services need before they start: environments or images, models. Say what was there already.
+
+    Raises:
+        StackError: something cannot be had, or the model could not do the job.
+    """
+    reused = engine.prepared(services)
+    prepare(settings, engine, services)
+    models = fetch.ensure(engine, services, console, offline=settings.offline)
+    for model in models:
+        if model.came:
+            console.print(f"{model.service}: {model}", highlight=False)
+    check_fetched(settings, engine, models, console)
+    key = cache_key(settings, stack.device, stack.preset_file)
+    reused += [str(model) for model in models if not model.came]
+    reused += [f"compile cache {decimal(each.size)}" for each in engine.compile_caches() if each.name == key]
+    reused += [f"running: {service.name}" for service in stack.services if service not in services]
+    if reused:
+        console.print(f"reused: {', '.join(reused)}", highlight=False, soft_wrap=True)
+
+
+def prepare(settings: StackSettings, engine: Engine, services: list[Service]) -> None:
+    """Make what the services run in.
+
+    Raises:
+        StackError: it cannot be made.
+    """
+    try:
+        engine.prepare(services)
+    except StackError as error:
+        why = "; STACK_OFFLINE forbids the network: do this step where there is one" if settings.offline else ""
+        raise StackError(f"{error}{why}") from error
+
+
+def check_fetched(settings: StackSettings, engine: Engine, models: list[Fetched], console: Console) -> None:
+    """Hold the model server's files against the job, once they are there.
+
+    Raises:
+        StackError: it could not do the job.
+    """
+    model = next((each for each in models if each.service == "vllm"), None)
+    if model is None:
+        return
+    if engine.name == "compose":  # its files are in a volume, where only a container looks
+        preflight.require_full(settings, console, engine.preflight_place(), settings.state / "containers")
+    elif model.came:
+        preflight.require(settings, console)
+
+
+def fetch_models(settings: StackSettings, console: Console) -> None:
+    """Get the models of this host's stack from the hub, and hold what is there against the hub's hashes.
+
+    Raises:
+        StackError: one cannot be had; says why.
+    """
+    with one_at_a_time(settings):
+        stack, engine, why = plan(settings)
+        console.print(why, highlight=False)
+        wanted = [service for service in stack.services if fetch.from_hub(service)]
+        for service in stack.services:
+            if service not in wanted:
+                console.print(f"{service.name}: {service.model} is a folder: nothing to fetch", highlight=False)
+        prepare(settings, engine, wanted)
+        try:
+            models = fetch.ensure(engine, wanted, console, offline=settings.offline, verify=True)
+        finally:
+            if not any(engine.is_running(service.name) for service in stack.services):
+                engine.tear_down()
+        for model in models:
+            verified = "" if model.came or settings.offline else ", verified"
+            console.print(f"{model.service}: {model}{verified}", highlight=False)
+
+
+def preflight_place(settings: StackSettings) -> full.Place:
+    """Where vLLM's own code is to check this host's preset: where it would serve.
+
+    Raises:
+        StackError: the settings cannot be met here.
+    """
+    _, engine, _ = plan(settings)
+    return engine.preflight_place()
 
 
 def down(settings: StackSettings, console: Console) -> None:
@@ -161,9 +258,23 @@ def run(settings: StackSettings, console: Console, options: list[str]) -> NoRetu
         UsageError: the job's settings cannot be.
     """
     if {"-h", "--help"} & set(options):  # the same words from every engine
-        ProcessEngine(settings.state).run_job(Stack("", "", (), {}), options)
+        ProcessEngine(settings.state).run_job(Stack("", "", Path(), (), {}), options)
+    adopt(options)
     stack, engine = up(settings, console)
     engine.run_job(stack, options)
+
+
+def adopt(options: list[str]) -> None:
+    """Let the job's options count for the stack as well, as the variables of the same names do.
+
+    Raises:
+        UsageError: they cannot be.
+    """
+    given, before = job_settings.load(options), job_settings.load([])
+    for name in ADOPTED:
+        if (value := getattr(given, name)) != getattr(before, name):
+            shown = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+            os.environ[job_settings.PREFIX + name.upper()] = shown
 
 
 def logs(settings: StackSettings, names: list[str], follow: bool) -> NoReturn:

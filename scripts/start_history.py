@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -60,7 +61,7 @@ class StartHistory:
 
     def add(self, key: str, fingerprint: str, ready_s: float, phases: dict[str, float]) -> str | None:
         """Write a start down; the sentence to show when it was slower than usual."""
-        usual_s = self.usual_s(key)
+        usual_s, recent = self.usual_s(key), self.read(key)[-RECENT:]
         rounded = {name: round(seconds, 2) for name, seconds in phases.items()}
         start = Start(datetime.now(UTC).isoformat(timespec="seconds"), key, fingerprint, round(ready_s, 2), rounded)
         self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -70,4 +71,14 @@ class StartHistory:
         partial.replace(self.file)
         if usual_s is None or ready_s < usual_s * SLOWER or ready_s < usual_s + SLOWER_S:
             return None
-        return f"slower than usual ({usual_s:.0f} s): {self.file} has the earlier starts by phase"
+        most = slowed_most(recent, phases)
+        return f"slower than usual ({usual_s:.0f} s){most}: {self.file} has the earlier starts by phase"
+
+
+def slowed_most(recent: Sequence[Start], phases: Mapping[str, float]) -> str:
+    """The phase that takes the largest part in a slower start, in words; nothing where none is known."""
+    usual = {name: statistics.median(start.phases.get(name, 0.0) for start in recent) for name in phases}
+    if not usual:
+        return ""
+    name = max(phases, key=lambda each: phases[each] - usual[each])
+    return f", most of it in phase {name}: {phases[name]:.0f} s, usually {usual[name]:.0f} s"

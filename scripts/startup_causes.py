@@ -20,18 +20,13 @@ def known(line: str, remedy: str) -> Known:
     return Known(re.compile(line, re.IGNORECASE), remedy)
 
 
-FETCH = "accept the model's licence on its page at the hub and set HF_TOKEN"
-
 # The first row whose line is in the text tells: particular ones stand before general ones.
 TABLE = (
-    # hub
-    known(r"GatedRepoError|gated repo|access to model .* is restricted", FETCH),
-    known(r"401 Client Error|Invalid (?:user )?token|Repository Not Found", f"correct the model's name; or {FETCH}"),
-    known(r"RevisionNotFoundError|is not a valid git identifier", "correct `revision:` in the preset"),
+    # hub: services look into its cache alone
     known(
-        r"LocalEntryNotFoundError|couldn't connect to .*hugg|cached snapshot folder|offline mode is enabled|"
-        r"Cannot find .* in the cached files|We have no connection",
-        "the model is not on this host: correct its name or path, or fetch it while the network is there",
+        r"LocalEntryNotFoundError|IncompleteSnapshotError|couldn't connect to .*hugg|cached snapshot folder|"
+        r"offline mode is enabled|Cannot find .* in the cached files|We have no connection",
+        "the model is not on this host, or not whole: `make fetch` gets it; or correct its name, `revision:` or path",
     ),
     # options and configuration
     known(
@@ -111,6 +106,8 @@ WRAPPERS = re.compile(
     r"Engine core initialization failed|initialization failed due to an exception|Failed core proc|"
     r"EngineDeadError|died unexpectedly|Worker proc .* died"
 )
+# A process of vLLM's says that it cannot start. Its server takes seconds more to end, many on a busy machine.
+GIVEN_UP = re.compile(r"(?:EngineCore|WorkerProc) failed to start\.")
 # What vLLM and its libraries put before a line.
 PREFIX = re.compile(r"^(?:\(\w+(?: pid=\d+)?\) )*(?:(?:ERROR|CRITICAL) [\d-]+ [\d:]+ (?:\[[^\]]+\] ?)?)?\s*")
 ERROR = re.compile(r"^(?:[\w.]+\.)?\w*(?:Error|Exception|Exit)\s*(?::(.*))?$")

@@ -14,7 +14,6 @@ OPENED_BY: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("configuration", re.compile(r"non-default args|█▄█▀")),
     ("engine process", re.compile(r"Multi-modal warmup completed|Final IR op priority|Asynchronous scheduling is")),
     ("model set-up", re.compile(r"Initializing a V1 LLM engine|Starting to load model")),
-    ("fetch", re.compile(r"[\w-]+\.(?:safetensors|bin): +\d+%|Fetching \d+ files")),
     ("weights", re.compile(r"Loading safetensors checkpoint shards|Loading weights took|Auto-prefetch is")),
     ("profile", re.compile(r"Model loading took|Profiling|Encoder cache will be initialized")),
     ("compile", re.compile(r"torch_compile_cache|Dynamo bytecode transform|Compiling a graph|compiled graph")),

@@ -18,7 +18,7 @@ from scripts.engine import Engine
 from scripts.services import Service
 from scripts.settings import StackError
 from scripts.start_history import StartHistory
-from scripts.startup_causes import find_cause
+from scripts.startup_causes import GIVEN_UP, Cause, find_cause, remedy_for
 from scripts.startup_phases import LAST_PHASE, Phases, summary
 
 POLL_S = 0.25
@@ -56,6 +56,7 @@ class Start:
         self.ready_s: float | None = None
         self.answer: Future[None] | None = None
         self.next_read_s = 0.0
+        self.given_up = False
 
     @property
     def key(self) -> str:
@@ -63,18 +64,32 @@ class Start:
         preset = self.service.inputs[0].stem if self.service.inputs else ""
         return "/".join(part for part in (self.engine.name, self.service.name, preset) if part)
 
+    def check(self) -> None:
+        """See that the service lives and, as far as its engine knows, is well.
+
+        Raises:
+            StackError: it does not, or is not.
+        """
+        if not self.engine.is_running(self.service.name):
+            raise died(self.engine, self.service)
+        if (said := self.engine.unhealthy(self.service.name)) is not None:
+            raise turned_unhealthy(self.engine, self.service, said)
+
     def look(self, elapsed_s: float, ask: FirstRequest, pool: ThreadPoolExecutor) -> bool:
         """Look where the start is; whether it has just become ready.
 
         Raises:
-            StackError: the service died, or refuses the first request.
+            StackError: the service died, is unhealthy, or refuses the first request.
         """
         name = self.service.name
-        if not self.engine.is_running(name):
-            raise died(self.engine, self.service)
+        self.check()
         if elapsed_s >= self.next_read_s and self.answer is None:
             self.next_read_s = elapsed_s + READ_LOG_S
-            self.phases.read(self.engine.last_lines(name, LOG_LINES), elapsed_s)
+            log = self.engine.last_lines(name, LOG_LINES)
+            if self.given_up:  # a second ago: by now the whole reason is in the log
+                raise failed(self.engine, self.service, "cannot start: it gave up", reason(log))
+            self.given_up = GIVEN_UP.search(log) is not None
+            self.phases.read(log, elapsed_s)
         healthy = self.answer is None and is_ready(self.service)
         if self.was_ready is None:
             self.was_ready = healthy
@@ -100,7 +115,9 @@ class Start:
             return
         phases = self.phases.seconds(self.ready_s)
         details = f" ({summary(phases)})" if summary(phases) else ""
-        console.print(f"{self.service.name}: ready after {self.ready_s:.0f} s{details}", highlight=False)
+        console.print(
+            f"{self.service.name}: ready after {self.ready_s:.0f} s{details}", highlight=False, soft_wrap=True
+        )
         slower = self.history.add(self.key, self.service.fingerprint, self.ready_s, phases) if self.history else None
         if slower:
             console.print(f"{self.service.name}: {slower}", highlight=False)
@@ -123,8 +140,8 @@ def wait(
     `state` is the folder that remembers how long starts took; without it nothing is estimated.
 
     Raises:
-        StackError: one died (told at once, with the cause in its log), refuses the job's request, or is not ready
-            after `timeout_s` seconds.
+        StackError: one died or turned unhealthy, before or after it was ready itself (told at once, with the cause in
+            its log), refuses the job's request, or is not ready after `timeout_s` seconds.
     """
     begin = time.monotonic()
     history = None if state is None else StartHistory(state)
@@ -133,10 +150,12 @@ def wait(
     pool = ThreadPoolExecutor(max_workers=max(len(services), 1))
     try:
         with Live(console=console, refresh_per_second=4, transient=True) as live:
-            while waiting := [start for start in starts if start.ready_s is None]:
+            while any(start.ready_s is None for start in starts):
                 elapsed = time.monotonic() - begin
-                for start in waiting:
-                    if start.look(elapsed, ask, pool):
+                for start in starts:
+                    if start.ready_s is not None:
+                        start.check()
+                    elif start.look(elapsed, ask, pool):
                         start.tell_ready(console)
                 waiting = [start for start in starts if start.ready_s is None]
                 if waiting and elapsed > timeout_s:
@@ -174,14 +193,28 @@ def progress(waiting: list[Start], elapsed_s: float, width: int) -> Text:
 
 
 def died(engine: Engine, service: Service) -> StackError:
-    """The error for a service that ended while it was waited for."""
+    """The error for a service that ended while the stack was waited for."""
     code = engine.exit_code(service.name)
     how = f"ended with exit code {code}" if code is not None else "ended"
-    cause = find_cause(engine.last_lines(service.name, LOG_LINES))
-    why = f"\nThe cause: {cause.message}" if cause else ""
-    remedy = f"\nWhat helps: {cause.remedy}" if cause and cause.remedy else ""
-    lines = engine.last_lines(service.name)
+    return failed(engine, service, how, reason(engine.last_lines(service.name, LOG_LINES)))
+
+
+def reason(log: str) -> Cause:
+    """The cause in a log, or that there is none."""
+    return find_cause(log) or Cause("no line of its log names an error", None)
+
+
+def turned_unhealthy(engine: Engine, service: Service, said: str) -> StackError:
+    """The error for a service that runs, and whose health check fails; `said` is what that printed last."""
+    shown = " ".join(said.split()) or "no answer in time"
+    cause = Cause(f"its health check says: {shown}", remedy_for(said))
+    return failed(engine, service, "turned unhealthy", cause)
+
+
+def failed(engine: Engine, service: Service, how: str, cause: Cause) -> StackError:
+    """The error for a service that kept the stack from being ready."""
+    remedy = cause.remedy or "what the lines below say; `make doctor` names what this host lacks"
     return StackError(
-        f"{service.name} {how} before it was ready.{why}{remedy}\nIts last lines:\n{lines}\n"
-        f"Whole log: {engine.log(service.name)}"
+        f"{service.name} {how} before the stack was ready.\nThe cause: {cause.message}\nWhat helps: {remedy}\n"
+        f"Its last lines:\n{engine.last_lines(service.name)}\nWhole log: {engine.log(service.name)}"
     )

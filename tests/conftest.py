@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from scripts import environments
 from scripts.bench.simulated import Simulated, serve
 
+if TYPE_CHECKING:
+    from tests.s3 import Store
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # Here, because pytest takes them from its topmost conftest alone.
-pytest_plugins = ["tests.stack.detector_process", "tests.stack.gemma3n_server", "tests.stack.container_stack"]
+pytest_plugins = [
+    "tests.browser.chromium",
+    "tests.stack.detector_process",
+    "tests.stack.gemma3n_server",
+    "tests.stack.container_stack",
+    "tests.two_at_once",
+]
 
 # A test must not depend on what the developer has set, nor report to anyone.
 for name in [name for name in os.environ if name.startswith(("SPOTTER_", "STACK_", "DETECTOR_"))]:
     del os.environ[name]
 os.environ["DO_NOT_TRACK"] = "true"
 os.environ["DAFT_PROGRESS_BAR"] = "0"
+# A shell's background job ignores Ctrl-C, and so would all that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
@@ -30,6 +43,24 @@ def simulated() -> Iterator[Simulated]:
     """Simulated detector and model servers; their answers and faults are the test's to set."""
     with serve() as servers:
         yield servers
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[Store]:
+    """An S3 server, for all tests of a process."""
+    from tests import s3  # takes a second to import
+
+    with s3.serve() as store:
+        yield store
+
+
+@pytest.fixture
+def store(s3_server: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """An S3 server with an empty bucket, named by the standard variables."""
+    s3_server.reset()
+    for name, value in s3_server.variables.items():
+        monkeypatch.setenv(name, value)
+    return s3_server
 
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]

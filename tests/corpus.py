@@ -1,11 +1,13 @@
 """A folder of pictures as the world has them, valid and hostile: `python -m tests.corpus FOLDER`.
 
-Each file's name begins with its kind; kinds that cannot become an image begin with `bad-`.
+Each file's name begins with its kind; kinds that cannot become an image begin with `bad-`. Those that begin with
+`boxes-` are fine, but a detector says strange things of them: see `boxes`.
 """
 
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import struct
 import sys
@@ -14,17 +16,24 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from tests.pictures import animated, encoded, gradient, rotated_by_exif, sixteen_bit
+from tests.pictures import animated, as_phones_take_it, encoded, gradient, rotated_by_exif, sixteen_bit
 
 JPEG = encoded(gradient())
 PNG = encoded(gradient(), "PNG")
 WEBP = encoded(gradient(), "WEBP")
+GIF = encoded(gradient(), "GIF")
+BMP = encoded(gradient(), "BMP")
+HEIC = encoded(gradient(), "HEIF")
+AVIF = encoded(gradient(), "AVIF")
 
 
 def valid() -> dict[str, bytes]:
     """Files that decode."""
     files: dict[str, bytes] = {}
-    formats = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF", "tif": "TIFF", "bmp": "BMP", "avif": "AVIF"}
+    formats = {
+        **{"jpg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF", "tif": "TIFF", "bmp": "BMP"},
+        **{"avif": "AVIF", "heic": "HEIF"},
+    }
     for suffix, kind in formats.items():
         for size in ((320, 240), (240, 320), (1, 1), (7, 500), (1920, 1080)):
             files[f"format-{size[0]}x{size[1]}.{suffix}"] = encoded(gradient(*size), kind)
@@ -48,6 +57,12 @@ def valid() -> dict[str, bytes]:
         exif[0x0112] = orientation
         files[f"exif-{orientation}.jpg"] = encoded(gradient(), exif=exif)
     files["exif-rotated.jpg"] = rotated_by_exif(gradient())
+    files["exif-rotated.avif"] = rotated_by_exif(gradient(), "AVIF")
+    files["exif-and-container-rotated.heic"] = as_phones_take_it(gradient())
+    files["giant-9000x9000.png"] = encoded(Image.new("RGB", (9000, 9000), "green"), "PNG")
+    files["giant-6000x4000.jpg"] = encoded(gradient(6000, 4000))
+    files["giant-30000x10.jpg"] = encoded(gradient(30_000, 10))
+    files["giant-1x20000.png"] = encoded(gradient(1, 20_000), "PNG")
     files["exif-garbage.jpg"] = encoded(gradient(), exif=b"Exif\0\0" + bytes(range(200)))
     files["sixteen-bit.png"] = sixteen_bit()
     files["animated.gif"] = animated()
@@ -70,13 +85,48 @@ def valid() -> dict[str, bytes]:
         "new\nline",
         "-rf",
         "..dots",
+        " leading and trailing ",
+        "per%20cent%2F",
+        "hash#question?",
+        "back\\slash",
+        "[glob]*",
+        "tab\there",
+        "s3:colon",
+        "\u202egpj.right-to-left",
+        os.fsdecode(b"no-utf-8-\xff\xfe"),
+        "<script>alert(1)</script>".replace("/", "\u2215"),
     ):
         files[f"name-{name}.jpg"] = encoded(gradient(200 + len(name), 100))
+    for name, (size, _) in BOXES.items():
+        files[f"{name}.jpg"] = encoded(gradient(*size))
     draw = gradient(800, 600)
     ImageDraw.Draw(draw).text((10, 10), "a word")
     for quality in range(20, 90, 2):
         files[f"similar-{quality}.jpg"] = encoded(draw, quality=quality)
     return files
+
+
+# What the simulated detector says of a picture of this size; a share of a real one's answers is as odd.
+NAN, INFINITE = float("nan"), float("inf")
+BOXES: dict[str, tuple[tuple[int, int], list[list[float]]]] = {
+    "boxes-5000": ((801, 600), [[x, y, x + 40, y + 40] for x in range(0, 750, 15) for y in range(0, 500, 5)]),
+    "boxes-no-area": ((802, 600), [[50, 50, 50, 50], [60, 10, 60, 90], [10, 10, 200, 200]]),
+    "boxes-inverted": ((803, 600), [[200, 200, 100, 100], [10, 10, 200, 200]]),
+    "boxes-nan": ((804, 600), [[NAN, NAN, NAN, NAN], [10, NAN, 50, 60], [10, 10, 200, 200]]),
+    "boxes-infinite": ((805, 600), [[0, 0, INFINITE, 50], [-INFINITE, 0, 50, 50], [10, 10, 200, 200]]),
+    "boxes-outside": ((806, 600), [[900, 10, 950, 60], [-90, -90, -10, -10], [10, 10, 200, 200]]),
+    "boxes-over-the-edge": ((807, 600), [[-50, -50, 100, 100], [700, 500, 2000, 2000]]),
+    "boxes-thinner-than-a-pixel": ((808, 600), [[10.2, 10.2, 10.3, 300], [5.5, 5.5, 5.6, 5.6]]),
+    "boxes-the-same-twice": ((809, 600), [[10, 10, 200, 200], [10, 10, 200, 200]]),
+    "boxes-whole-image": ((810, 600), [[0, 0, 810, 600]]),
+    "boxes-none": ((811, 600), []),
+}
+
+
+def boxes(image: Image.Image) -> list[list[float]]:
+    """What a simulated detector answers: for a picture of BOXES what stands there, or else one box."""
+    said = dict(BOXES.values())
+    return said.get(image.size, [[0, 0, image.width / 2, image.height / 2]])
 
 
 def png_chunk(kind: bytes, data: bytes) -> bytes:
@@ -93,6 +143,12 @@ def bomb(width: int, height: int) -> bytes:
         + png_chunk(b"IDAT", zlib.compress(b"\0" * 1000))
         + png_chunk(b"IEND", b"")
     )
+
+
+def with_chunk(png: bytes, kind: bytes, data: bytes) -> bytes:
+    """A PNG with one more chunk behind its header."""
+    header = 8 + 4 + 4 + 13 + 4
+    return png[:header] + png_chunk(kind, data) + png[header:]
 
 
 def hostile() -> dict[str, bytes]:
@@ -114,23 +170,36 @@ def hostile() -> dict[str, bytes]:
         "bad-header-only.jpg": JPEG[:200],
         "bad-header-only.png": PNG[:40],
         "bad-header-only.webp": WEBP[:40],
+        "bad-header-only.heic": HEIC[:40],
+        "bad-bomb-65535x65535.gif": b"GIF89a" + struct.pack("<HH", 65535, 65535) + GIF[10:],
+        "bad-bomb-50000x50000.bmp": BMP[:18] + struct.pack("<ii", 50_000, 50_000) + BMP[26:],
+        "bad-bomb-text.png": with_chunk(PNG, b"zTXt", b"a\0\0" + zlib.compress(bytes(80_000_000))),
         "bad-magic-only.gif": b"GIF89a",
         "bad-magic-only.tif": b"II*\x00",
         "bad-loop.tif": b"II*\x00\x08\x00\x00\x00\x00\x00\x08\x00\x00\x00",
     }
-    for name, data in (("jpg", JPEG), ("png", PNG), ("webp", WEBP), ("bmp", encoded(gradient(), "BMP"))):
+    for name, data in (("jpg", JPEG), ("png", PNG), ("webp", WEBP), ("bmp", BMP), ("heic", HEIC), ("avif", AVIF)):
         for share in (25, 50, 75):
             files[f"bad-truncated-{share}.{name}"] = data[: len(data) * share // 100]
     return files
 
 
+def special(folder: Path) -> list[str]:
+    """Things in a folder that are called pictures and are no files; their names."""
+    os.mkfifo(folder / "bad-pipe.jpg")
+    (folder / "bad-dangling-link.jpg").symlink_to("nowhere")
+    (folder / "bad-link-to-itself.jpg").symlink_to("bad-link-to-itself.jpg")
+    (folder / "bad-link-to-a-device.jpg").symlink_to("/dev/zero")
+    return ["bad-pipe.jpg", "bad-dangling-link.jpg", "bad-link-to-itself.jpg", "bad-link-to-a-device.jpg"]
+
+
 def write(folder: Path) -> list[str]:
     """Write all files; their names."""
     folder.mkdir(parents=True, exist_ok=True)
-    files = valid() | hostile()
+    files = {name.replace("/", "_"): data for name, data in (valid() | hostile()).items()}
     for name, data in files.items():
-        (folder / name.replace("/", "_")).write_bytes(data)
-    return [name.replace("/", "_") for name in files]
+        (folder / name).write_bytes(data)
+    return [*files, *special(folder)]
 
 
 if __name__ == "__main__":

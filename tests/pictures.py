@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import pillow_heif
 from PIL import Image
 
 
@@ -22,11 +23,11 @@ def encoded(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
     return target.getvalue()
 
 
-def rotated_by_exif(image: Image.Image) -> bytes:
-    """A JPEG stored lying on its side, whose EXIF orientation (6) turns it upright again."""
+def rotated_by_exif(image: Image.Image, kind: str = "JPEG") -> bytes:
+    """A picture stored lying on its side, whose EXIF orientation (6) turns it upright again."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    return encoded(image.transpose(Image.Transpose.ROTATE_90), exif=exif)
+    return encoded(image.transpose(Image.Transpose.ROTATE_90), kind, exif=exif)
 
 
 def sixteen_bit(width: int = 320, height: int = 240) -> bytes:
@@ -66,3 +67,15 @@ def awkward_folder(folder: Path) -> dict[str, str | None]:
         (folder / name).write_bytes(data)
     (folder / "no permission.jpg").chmod(0)
     return {name: reason for name, (_, reason) in files.items()}
+
+
+def as_phones_take_it(image: Image.Image) -> bytes:
+    """A HEIC stored lying on its side. As in a phone's files both the container and the EXIF tell how to turn it; only
+    the container counts (ISO/IEC 23008-12), and who does both turns it twice."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    heic = pillow_heif.from_pillow(image.transpose(Image.Transpose.ROTATE_90))
+    heic[0].info["exif"] = b"Exif\0\0" + exif.tobytes().removeprefix(b"Exif\0\0")
+    target = io.BytesIO()
+    heic.save(target, quality=90)
+    return target.getvalue()

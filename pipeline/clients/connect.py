@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pipeline.account import Account
 from pipeline.clients.detector import DetectorClient
 from pipeline.clients.http import HttpClient, Limits
 from pipeline.clients.model import ModelClient
@@ -41,13 +42,19 @@ class Clients:
         return [http.name for http in clients if http.connection and http.connection.outage.since is not None]
 
 
-def make_clients(settings: Settings, job: Job, services: Services, stop: Stop) -> Clients:
-    """Clients with the settings' limits."""
+def make_clients(settings: Settings, job: Job, services: Services, stop: Stop, account: Account) -> Clients:
+    """Clients with the settings' limits; their requests are noted in the account."""
 
     def limits(concurrency: int) -> Limits:
         return Limits(concurrency, settings.request_timeout_s, settings.attempts, outage_s=settings.outage_limit_s)
 
-    detector = HttpClient(str(settings.detector_url), limits(settings.detector_concurrency), name="detector", stop=stop)
+    detector = HttpClient(
+        str(settings.detector_url),
+        limits(settings.detector_concurrency),
+        name="detector",
+        stop=stop,
+        account=account.detect,
+    )
     model = HttpClient(
         str(settings.model_url),
         limits(settings.model_concurrency),
@@ -55,5 +62,6 @@ def make_clients(settings: Settings, job: Job, services: Services, stop: Stop) -
         check_path="/models",
         headers=model_headers(settings),
         stop=stop,
+        account=account.ask,
     )
     return Clients(DetectorClient(detector, job.label, job.threshold), ModelClient(model, services.model, job))

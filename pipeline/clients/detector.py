@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import msgpack
+from pydantic import BaseModel, FiniteFloat, PositiveInt
 
 from pipeline.clients.http import HttpClient
 
@@ -28,6 +29,26 @@ class Detected:
     model: str
     revision: str | None
     attempts: int
+    latency_s: float
+    """Of the request that was answered."""
+
+
+class Found(BaseModel):
+    """A detection, as the service sends it."""
+
+    box: tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
+    label: str
+    score: FiniteFloat | None
+
+
+class Answer(BaseModel):
+    """The service's answer, checked: what no column can hold fails its image here, and not the run later."""
+
+    boxes: list[Found]
+    width: PositiveInt
+    height: PositiveInt
+    model: str
+    revision: str | None
 
 
 class DetectorClient:
@@ -43,11 +64,20 @@ class DetectorClient:
 
         Raises:
             RequestFailed: the service refused the image or the label, or could not be reached.
+            ValueError: it answered in another form.
         """
         body = msgpack.packb({"image": image, "label": self.label, "threshold": self.threshold})
         reply = await self.http.post("/detect", body, "application/msgpack")
-        answer = msgpack.unpackb(reply.body)
-        boxes = [Box(tuple(found["box"]), found["label"], found["score"]) for found in answer["boxes"]]
+        answer = Answer.model_validate(msgpack.unpackb(reply.body))
+        boxes = [Box(found.box, found.label, found.score) for found in answer.boxes]
         # A detector without scores keeps its order; ties are broken by place, so that two runs agree.
         boxes.sort(key=lambda box: (-(box.score or 0.0), box.xyxy))
-        return Detected(boxes, answer["width"], answer["height"], answer["model"], answer["revision"], reply.attempts)
+        return Detected(
+            boxes,
+            answer.width,
+            answer.height,
+            answer.model,
+            answer.revision,
+            reply.attempts,
+            reply.latency_s,
+        )

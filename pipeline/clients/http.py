@@ -16,8 +16,10 @@ from typing import Any
 import aiohttp
 import tenacity
 
+from pipeline.account import StageAccount, Unaccounted
 from pipeline.clients.limits import Slots
 from pipeline.clients.outage import Outage
+from pipeline.clients.sockets import make_socket
 from pipeline.stop import Stop
 
 # Statuses that a later try can change: a full queue, a server that restarts or is behind.
@@ -57,6 +59,10 @@ class Temporary(Exception):
     def __init__(self, reason: str, retry_after_s: float = 0.0) -> None:
         super().__init__(reason)
         self.retry_after_s = retry_after_s
+
+
+class NoAnswer(Temporary):
+    """The request was sent, and nothing came back: a slow server, or one that is frozen, dead or cut off."""
 
 
 class Unreachable(Exception):
@@ -115,6 +121,7 @@ class HttpClient:
         check_path: str = "/",
         headers: dict[str, str] | None = None,
         stop: Stop | None = None,
+        account: StageAccount | None = None,
     ) -> None:
         self.base_url = base_url.rstrip("/")
         self.limits = limits
@@ -122,17 +129,18 @@ class HttpClient:
         self.check_path = check_path
         self.headers = headers or {}
         self.stop = stop or Stop()
+        self.account = account or Unaccounted()
         self.connection: Connection | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but what belongs to an event loop."""
-        return self.__dict__ | {"connection": None}
+        """All but what belongs to an event loop, or to this process's account of the run."""
+        return self.__dict__ | {"connection": None, "account": Unaccounted()}
 
     def connect(self) -> Connection:
         """The connection of the running event loop, made at the first call."""
         if self.connection is None:
             session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0),  # bounded by the slots
+                connector=aiohttp.TCPConnector(limit=0, socket_factory=make_socket),  # bounded by the slots
                 timeout=aiohttp.ClientTimeout(total=self.limits.timeout_s, sock_connect=self.limits.connect_s),
                 headers=self.headers,
             )
@@ -145,7 +153,7 @@ class HttpClient:
         timeout = aiohttp.ClientTimeout(total=CHECK_TIMEOUT_S)
         try:
             async with self.connect().session.get(self.base_url + self.check_path, timeout=timeout) as response:
-                return response.status == 200
+                return response.status < 500  # a proxy's word for a server that is away is 502 or 503
         except (TimeoutError, aiohttp.ClientError):
             return False
 
@@ -175,6 +183,7 @@ class HttpClient:
             retry=tenacity.retry_if_exception_type(Temporary),
             wait=wait_time,
             stop=tenacity.stop_after_attempt(self.limits.attempts),
+            before_sleep=lambda state: self.account.arrive(time.perf_counter()),
             reraise=True,
         )
         try:
@@ -194,17 +203,26 @@ class HttpClient:
         while True:
             await connection.outage.over()
             async with connection.slots:
+                if connection.outage.since is not None:  # since this one has waited for its turn
+                    continue
                 self.stop.check()
-                started = time.perf_counter()
+                began, data = self.account.begin(), b""
                 try:
                     data = await self._send(connection, path, body, content_type)
                 except Unreachable as error:
                     if not self.limits.outage_s:
                         raise Temporary(str(error)) from error
                     connection.outage.begin(str(error))
+                    self.account.arrive(time.perf_counter())
                     continue
+                except NoAnswer as error:
+                    if self.limits.outage_s:
+                        await connection.outage.suspect(str(error))
+                    raise
+                finally:
+                    ended = self.account.end(began, len(body), len(data))
                 connection.slots.answered()
-                return data, time.perf_counter() - started
+                return data, ended - began
 
     async def _send(self, connection: Connection, path: str, body: bytes, content_type: str) -> bytes:
         headers = {"Content-Type": content_type}
@@ -216,11 +234,11 @@ class HttpClient:
         except aiohttp.ConnectionTimeoutError:
             raise Unreachable(f"no connection within {self.limits.connect_s:g} s") from None
         except TimeoutError:
-            raise Temporary(f"no answer within {self.limits.timeout_s:g} s") from None
+            raise NoAnswer(f"no answer within {self.limits.timeout_s:g} s") from None
         except aiohttp.ClientConnectorError as error:
             raise Unreachable(describe(error)) from error
         except aiohttp.ClientError as error:
-            raise Temporary(describe(error)) from error
+            raise NoAnswer(describe(error)) from error
         if response.status == 200:
             return data
         reason = f"HTTP {response.status}: {' '.join(data.decode('utf-8', 'replace').split())[:300]}"

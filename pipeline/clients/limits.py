@@ -1,4 +1,9 @@
-"""How many requests may be at a server: a fixed bound, and below it what the server can take."""
+"""How many requests may be at a server: a fixed bound, and below it what the server can take.
+
+A server tells that by its own answers: 429 (the detector's queue is full) or 503 (vLLM's is, whose length the presets
+bound with max-num-queued-reqs). Metrics would tell a queue's length beforehand, but only vLLM's, only where they can be
+reached, and a short queue in the server is wanted: it keeps the batches full.
+"""
 
 from __future__ import annotations
 

@@ -10,13 +10,18 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-import jsonschema
+import jsonschema_rs
+import pyarrow as pa
 
 from pipeline.clients.http import HttpClient
 from pipeline.job import Job
+from pipeline.tables import answer_type, answer_value
 
 # Stands in a request for the picture's data URL, and nowhere else: job files are text.
 PICTURE = "\x00picture\x00"
+
+# What an answer cost, as a server tells it in `usage`, if it does.
+TOKENS = ("prompt_tokens", "completion_tokens")
 
 
 class BadAnswer(Exception):
@@ -52,8 +57,9 @@ class ModelClient:
     def __init__(self, http: HttpClient, model: str, job: Job) -> None:
         self.http = http
         self.job = job
-        self.validator = jsonschema.Draft202012Validator(job.answer_schema)
-        self.request = {
+        self.validator = job.validator()
+        self.columns = {name: answer_type(schema) for name, schema in job.properties.items()}
+        self.request: dict[str, Any] = {
             "model": model,
             "max_tokens": job.max_tokens,
             "temperature": job.temperature,
@@ -71,6 +77,10 @@ class ModelClient:
         body = json.dumps(self.request | {"messages": [{"role": "user", "content": content}]}).encode()
         self.around_picture = body.split(json.dumps(PICTURE)[1:-1].encode())
 
+    def __reduce__(self) -> tuple[type[ModelClient], tuple[HttpClient, str, Job]]:
+        """A copy elsewhere compiles the schema anew."""
+        return ModelClient, (self.http, self.request["model"], self.job)
+
     async def ask(self, crop: bytes) -> Answer:
         """Ask the job's question about one JPEG.
 
@@ -86,7 +96,7 @@ class ModelClient:
         """Turn a chat completion into an answer.
 
         Raises:
-            BadAnswer: cut at max_tokens, no JSON, or JSON that the schema does not allow.
+            BadAnswer: cut at max_tokens, no JSON, or JSON that the schema does not allow or no column can hold.
         """
         try:
             completion = json.loads(body)
@@ -94,6 +104,7 @@ class ModelClient:
             raw = choice["message"]["content"]
             if not isinstance(raw, str):
                 raise TypeError("the message has no text")
+            raw.encode()  # half a character cannot be stored
         except (ValueError, LookupError, TypeError) as error:
             raise BadAnswer(f"not a chat completion: {type(error).__name__}: {error}", None, attempts) from error
         if choice.get("finish_reason") == "length":
@@ -108,9 +119,16 @@ class ModelClient:
         except ValueError as error:
             reason = f"not JSON ({error}): does the server support response_format json_schema?"
             raise BadAnswer(reason, raw, attempts) from error
-        wrong = jsonschema.exceptions.best_match(self.validator.iter_errors(fields))
-        if wrong is not None:
-            where = "/".join(str(part) for part in wrong.absolute_path) or "the answer"
-            raise BadAnswer(f"does not fit the schema: {where}: {wrong.message[:200]}", raw, attempts)
+        try:
+            self.validator.validate(fields)
+            for name, kind in self.columns.items():
+                if name in fields:
+                    pa.scalar(answer_value(fields[name], kind), kind)
+        except jsonschema_rs.ValidationError as wrong:
+            where = "/".join(str(part) for part in wrong.instance_path) or "the answer"
+            raise BadAnswer(f"does not fit the schema: {where}: {wrong.message[:200]}", raw, attempts) from None
+        except (OverflowError, ValueError) as error:  # a number of 64 bits is the largest, half a character is none
+            raise BadAnswer(f"does not fit its column: {name}: {error}", raw, attempts) from error
         usage = completion.get("usage") or {}
-        return Answer(fields, raw, attempts, latency_s, usage.get("prompt_tokens"), usage.get("completion_tokens"))
+        tokens = [usage.get(name) if type(usage.get(name)) is int else None for name in TOKENS]
+        return Answer(fields, raw, attempts, latency_s, *tokens)

@@ -29,6 +29,7 @@ class Outage:
         self._over = asyncio.Event()
         self._over.set()
         self._watch: asyncio.Task[None] | None = None
+        self._question: asyncio.Future[bool] | None = None
 
     def begin(self, reason: str) -> None:
         """A request could not reach the server: hold the others."""
@@ -37,6 +38,14 @@ class Outage:
             self.count += 1
             self._over.clear()
             self._watch = asyncio.get_running_loop().create_task(self._look(reason))
+
+    async def suspect(self, reason: str) -> None:
+        """A request got no answer: hold the others if the server gives no sign of life. Many ask this at once."""
+        if self.since is None:
+            if self._question is None or self._question.done():
+                self._question = asyncio.ensure_future(self.is_back())
+            if not await asyncio.shield(self._question):
+                self.begin(reason)
 
     async def over(self) -> None:
         """Return at once while the server is there, or else when it is back.

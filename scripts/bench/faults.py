@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import math
 import random
 
 from aiohttp import web
 
-from scripts.bench.simulated import ANSWER, Fault, Misbehaviour, Simulated, completion
+from scripts.bench.simulated import ANSWER, Fault, Misbehaviour, Simulated, completion, listen
 
 # What a client that gives up after `request_timeout_s` takes for never.
 NEVER_S = 3600.0
@@ -150,18 +151,23 @@ def main() -> None:
         metavar="KIND=RATE",
         help=f"of the model server, may be repeated; kinds: {', '.join(FAULTS)}",
     )
+    parser.add_argument("--restart-every", type=int, default=0, help="so many questions (default: never)")
+    parser.add_argument("--away", type=float, default=5.0, help="seconds that a restart takes (default: %(default)s)")
     arguments = parser.parse_args()
     draw = random.Random(arguments.seed)
     simulated = Simulated(
         keep_bodies=False, model_fault=misbehave(dict(arguments.fault), arguments.seed, arguments.after)
     )
+    every = arguments.restart_every
+    simulated.restart = lambda number: arguments.away if every and number % every == 0 else None
     simulated.latency = lambda: arguments.latency * math.exp(draw.gauss(0, arguments.spread))
     boxes = grid(arguments.boxes)
     simulated.boxes = lambda image: boxes
     print(
         f"SPOTTER_DETECTOR_URL=http://127.0.0.1:{arguments.port} SPOTTER_MODEL_URL=http://127.0.0.1:{arguments.port}/v1"
     )
-    web.run_app(simulated.app(), host="127.0.0.1", port=arguments.port, print=None, access_log=None)
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(listen(simulated, arguments.port, lambda: None))
 
 
 if __name__ == "__main__":

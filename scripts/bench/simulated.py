@@ -8,7 +8,7 @@ import io
 import json
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,7 +51,14 @@ class Simulated:
     latency_s: float = 0.0
     detector_fault: Fault = lambda number: None
     model_fault: Fault = lambda number: None
+    restart: Callable[[int], float | None] = lambda number: None
+    """Given the number of a request to the model: how many seconds both servers go away now, or None."""
+    restarts: int = 0
+    """How often they did."""
     keep_bodies: bool = True
+    away_s: asyncio.Queue[float] = field(default_factory=asyncio.Queue)
+    metrics: Callable[[], str] | None = None
+    """What both servers say of themselves, in Prometheus' text format; by default they have no such page."""
 
     @property
     def settings(self) -> dict[str, str]:
@@ -100,6 +107,8 @@ class Simulated:
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
         """POST /v1/chat/completions."""
+        if seconds := self.restart(self.model.requests + 1):
+            self.away_s.put_nowait(seconds)
         text = await request.text()
         body = json.loads(text) if self.keep_bodies or self.answer else {}
         if self.keep_bodies:
@@ -125,11 +134,16 @@ class Simulated:
             {name: {"requests": it.requests, "peak_in_flight": it.peak_in_flight} for name, it in seen.items()}
         )
 
+    async def tell_metrics(self, request: web.Request) -> web.Response:
+        """GET /metrics."""
+        return web.Response(status=404) if self.metrics is None else web.Response(text=self.metrics())
+
     def app(self) -> web.Application:
         """Both servers as one application."""
         app = web.Application(client_max_size=64 * 1024**2)
         app.router.add_get("/", self.alive)
         app.router.add_get("/stats", self.stats)
+        app.router.add_get("/metrics", self.tell_metrics)
         app.router.add_post("/detect", self.detect)
         app.router.add_get("/v1/models", self.list_models)
         app.router.add_post("/v1/chat/completions", self.complete)
@@ -143,23 +157,42 @@ def completion(content: str, finish_reason: str = "stop") -> web.Response:
     return web.json_response({"choices": [choice], "usage": usage})
 
 
+async def listen(simulated: Simulated, port: int, ready: Callable[[], object]) -> None:
+    """Serve both on a port of loopback (0: a free one) until cancelled; `restart` cuts all connections for a while."""
+    while True:
+        runner = web.AppRunner(simulated.app(), shutdown_timeout=0.1, access_log=None)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, "127.0.0.1", port, reuse_address=True).start()
+            port = runner.addresses[0][1]
+            simulated.url = f"http://127.0.0.1:{port}"
+            ready()
+            away_s = await simulated.away_s.get()
+        finally:
+            await runner.cleanup()
+        await asyncio.sleep(away_s)
+        simulated.restarts += 1
+
+
 @contextmanager
-def serve() -> Iterator[Simulated]:
+def serve(simulated: Simulated | None = None) -> Iterator[Simulated]:
     """Run both servers on one free port of loopback, in a thread, until the block ends."""
-    simulated = Simulated()
+    simulated = simulated or Simulated()
     loop = asyncio.new_event_loop()
     started, stop = threading.Event(), asyncio.Event()
 
     async def main() -> None:
-        runner = web.AppRunner(simulated.app(), shutdown_timeout=0.1)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        simulated.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-        started.set()
+        listening = asyncio.create_task(listen(simulated, 0, started.set))
         await stop.wait()
-        await runner.cleanup()
+        listening.cancel()
+        with suppress(asyncio.CancelledError):
+            await listening
 
-    thread = threading.Thread(target=loop.run_until_complete, args=(main(),), daemon=True)
+    def run() -> None:
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:  # ends requests that are still open, too
+            runner.run(main())
+
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     if not started.wait(10):
         raise RuntimeError("the simulated servers did not start")

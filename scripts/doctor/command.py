@@ -12,6 +12,7 @@ from rich.console import Console
 from scripts.doctor import (
     caches,
     clock,
+    compile_caches,
     disk,
     docker,
     gpu,
@@ -38,6 +39,7 @@ CHECKS: dict[str, Check] = {
     "ports": ports.check,
     "model at the hub": hub.check,
     "caches": caches.check,
+    "compile caches": compile_caches.check,
     "clock": clock.check,
     "proxy": proxy.check,
     "locks": locks.check,

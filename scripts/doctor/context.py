@@ -10,7 +10,7 @@ from functools import cached_property
 
 from scripts.devices import Gpu, choose, find_gpus
 from scripts.preflight.options import Options, read_options
-from scripts.services import preset_file, read_variables
+from scripts.services import preset_file, read_variables, start_arguments
 from scripts.settings import StackError, StackSettings, user_variables
 
 # A program that does not answer in this time hangs: nvidia-smi on a broken driver, docker on a busy engine.
@@ -60,7 +60,8 @@ class Context:
         if self.preset is None:
             return None
         try:
-            return read_options(preset_file(self.preset), self.environment, self.device)[0]
+            file = preset_file(self.preset)
+            return read_options(file, self.environment, self.device, start_arguments(self.settings))[0]
         except StackError:
             return None
 

@@ -25,10 +25,10 @@ def room(name: str, path: Path, needed_gib: float, remedy: str) -> Finding:
         free = shutil.disk_usage(existing(path)).free / floors.GIB
     except OSError as error:
         return Finding(name, "unchecked", f"{path}: {error.strerror}")
-    found = f"{free:.0f} GiB free at {path}"
+    found = f"{free:.{0 if free >= 10 else 2}f} GiB free at {path}"
     if free >= needed_gib:
         return Finding(name, "ok", found)
-    return Finding(name, "error", found, f"{needed_gib:.0f} GiB for what is still to come", remedy)
+    return Finding(name, "error", found, f"{needed_gib:g} GiB for what is still to come", remedy)
 
 
 def check(context: Context) -> list[Finding]:

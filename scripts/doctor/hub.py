@@ -7,12 +7,15 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from scripts.doctor.context import Context
 from scripts.environments import ROOT
 from scripts.findings import Finding
-from scripts.preflight.model_files import hub_token, is_hub_name, is_offline, locate
+from scripts.preflight.model_files import hub_token, is_hub_name, is_offline, locate, locate_in_cache
+from scripts.services import detector
 
 HUB = "https://huggingface.co"
 TIMEOUT_S = 5.0
@@ -44,7 +47,26 @@ def head(url: str, token: str | None) -> tuple[int, Mapping[str, str]]:
 
 
 def check(context: Context) -> list[Finding]:
-    """The preset's model can be had."""
+    """The preset's model can be had, and the detector's where that is at the hub."""
+    return [*of_server(context), *of_detector(context)]
+
+
+def of_detector(context: Context) -> list[Finding]:
+    """The detector's model; nothing where it is on this host."""
+    service = detector(context.settings, context.device)
+    if not is_hub_name(service.model) or (ROOT / service.model).is_dir():
+        return []
+    model, _ = locate_in_cache(service.model, service.revision, context.environment, Path())
+    if model.folder is not None:
+        return []
+    if is_offline(context.environment):
+        return [Finding("detector at the hub", "unchecked", "offline: no network is asked")]
+    found = can_be_fetched(service.model, service.revision or "main", context.environment)
+    return [replace(found, check="detector at the hub")]
+
+
+def of_server(context: Context) -> list[Finding]:
+    """The model server's."""
     if context.options is None:
         return [Finding("model at the hub", "unchecked", "this host has no preset")]
     name = context.options.text("model") or ""

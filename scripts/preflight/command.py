@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ from scripts.environments import ROOT
 from scripts.findings import Finding, as_json, errors, exit_code, show
 from scripts.preflight import full, static
 from scripts.preflight.memory import Host, Part, shown_gib
-from scripts.services import DETECTOR_PRESETS, preset_file, read_variables
+from scripts.services import DETECTOR_PRESETS, preset_file, read_variables, start_arguments
 from scripts.settings import StackError, StackSettings, user_variables
 
 
@@ -59,7 +60,8 @@ def server_of(
     environment: Mapping[str, str] | None = None,
 ) -> static.Server:
     """A model server as an engine starts it: the preset, its variables over the operator's, and this host."""
-    variables = {**(os.environ if environment is None else environment), **read_variables(preset.with_suffix(".env"))}
+    own = user_variables("HF_") | dict(os.environ) if environment is None else environment
+    variables = {**own, **read_variables(preset.with_suffix(".env"))}
     share = float(read_variables(DETECTOR_PRESETS / "cuda.env").get("DETECTOR_MEMORY_SHARE") or 0)
     host = Host(gpus[0].memory_mib if gpus else None, psutil.virtual_memory().total, share)
     return static.Server(preset, device, variables, host, tuple(arguments))
@@ -74,11 +76,10 @@ def user_job() -> Job:
     return load_job(user_variables("SPOTTER_").get("SPOTTER_JOB", Settings.model_fields["job"].default))
 
 
-def preflight(
-    settings: StackSettings, *, with_full: bool = False, arguments: Sequence[str] = (), in_containers: bool = False
-) -> Report:
+def preflight(settings: StackSettings, *, place: full.Place | None = None, in_containers: bool = False) -> Report:
     """Check the model server that these settings would start, for the job that they name.
 
+    `place` is where vLLM's own code is to run; without it options and files tell.
     `in_containers`: models of the hub are in a volume that this host does not look into, and are not missed here.
 
     Raises:
@@ -91,7 +92,7 @@ def preflight(
         return Report([elsewhere], [], time.monotonic() - begin, None)
     gpus = find_gpus() if settings.device != "cpu" else []
     device, preset, _ = choose(settings, gpus)
-    server = server_of(preset_file(preset), device, gpus, arguments)
+    server = server_of(preset_file(preset), device, gpus, start_arguments(settings))
     try:
         asked = asked_of(user_job(), user.get("SPOTTER_MODEL"))
     except UsageError as error:
@@ -101,9 +102,9 @@ def preflight(
     findings, static_s, full_s = list(checked.findings), time.monotonic() - begin, None
     if in_containers and checked.model is not None and checked.model.folder is None:
         findings = [each for each in findings if each.check != "model"]
-    if with_full and exit_code(findings) == 0:
+    if place is not None and exit_code(findings) == 0:
         begin = time.monotonic()
-        findings += full.check(server, asked, ROOT)
+        findings += full.check(server, asked, ROOT, place)
         full_s = time.monotonic() - begin
     if not findings:
         findings = [Finding("model", "ok", f"preset {preset} fits job {asked.job}")]
@@ -117,11 +118,37 @@ def require(settings: StackSettings, console: Console, *, in_containers: bool = 
         StackError: they do not; says what is wrong and what to do, in a line for each.
     """
     findings = preflight(settings, in_containers=in_containers).findings
-    for warning in (each for each in findings if each.severity == "warning"):
+    # A model that is still to come is no cause for alarm: it is fetched next, and looked at then.
+    for warning in (each for each in findings if each.severity == "warning" and each.check != "model"):
         console.print(f"warning: {warning}", style="yellow", highlight=False)
     if wrong := errors(findings):
         told = "\n".join(f"  {each}" for each in wrong)
         raise StackError(f"nothing was started, for the model server could not do the job:\n{told}")
+
+
+def require_full(settings: StackSettings, console: Console, place: full.Place, state: Path) -> None:
+    """Let a start go on only if vLLM's own code can do the job, where the model's files are out of this host's sight.
+
+    It takes some ten seconds, so what has passed once is remembered in the folder `state`.
+
+    Raises:
+        StackError: it cannot; says what is wrong and what to do.
+    """
+    gpus = find_gpus() if settings.device != "cpu" else []
+    device, preset, _ = choose(settings, gpus)
+    server = server_of(preset_file(preset), device, gpus, start_arguments(settings))
+    asked = asked_of(user_job(), user_variables("SPOTTER_").get("SPOTTER_MODEL"))
+    parts = [server.preset.read_text(), str(server.arguments), str(asked), str(place.command), full.CHECKER.read_text()]
+    passed, known = hashlib.sha256("\0".join(parts).encode()).hexdigest(), state / "preflight.passed"
+    if known.is_file() and known.read_text() == passed:
+        return
+    console.print("vllm: checking options, files and a request of this job with its own code", highlight=False)
+    findings = full.check(server, asked, ROOT, place)
+    if wrong := errors(findings):
+        raise StackError(f"nothing was started, for the model server could not do the job:\n  {wrong[0]}")
+    if exit_code(findings) == 0 and not any(each.severity == "unchecked" for each in findings):
+        state.mkdir(parents=True, exist_ok=True)
+        known.write_text(passed)
 
 
 def print_report(report: Report, console: Console) -> None:
@@ -141,19 +168,15 @@ def run(
     settings: StackSettings,
     console: Console,
     *,
-    preset: str | None = None,
-    with_full: bool = False,
+    place: full.Place | None = None,
     json_output: bool = False,
-    arguments: Sequence[str] = (),
 ) -> int:
     """`preflight`: check, report; 1 when the server cannot do the job.
 
     Raises:
         StackError: there is no such preset, or no such device.
     """
-    if preset is not None:
-        settings = settings.model_copy(update={"preset": preset})
-    report = preflight(settings, with_full=with_full, arguments=arguments)
+    report = preflight(settings, place=place)
     if json_output:
         times = {"static_s": round(report.static_s, 2), "full_s": report.full_s and round(report.full_s, 2)}
         print(as_json(report.findings, **times, budget=[asdict(part) for part in report.budget]))

@@ -6,9 +6,9 @@ import json
 import os
 import re
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
-from scripts import environments
 from scripts.findings import Finding
 from scripts.preflight.answers import Endless
 from scripts.preflight.longest_text import longest_text
@@ -35,20 +35,35 @@ WANTED = {
 }
 
 
-def check(server: Server, asked: Asked, root: Path, python: Path | None = None) -> list[Finding]:
-    """Run vLLM's own code over the options, the model's files and one request of the job.
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where vLLM's own code runs."""
 
-    `python` is the interpreter of vLLM's environment, by default the one that belongs to the device.
-    """
-    python = python or environments.python(f"vllm-{server.device}")
+    command: tuple[str, ...]
+    """Runs `in_vllm.py` there, with stdin and stdout; empty where it cannot."""
+    preset: str | None = None
+    """The preset's path there; None: the same as here."""
+    why_not: str = ""
+    """Why it cannot run."""
+
+
+def in_environment(python: Path) -> Place:
+    """vLLM's environment on this host; `python` is its interpreter."""
     if not python.exists():
-        return [Finding("vllm", "unchecked", f"{python.parent.parent} is not there yet: `make up` makes it")]
+        return Place((), why_not=f"{python.parent.parent} is not there yet: `make up` makes it")
+    return Place((str(python), "-P", str(CHECKER)))  # -P: this file's neighbours are not to be found as modules
+
+
+def check(server: Server, asked: Asked, root: Path, place: Place) -> list[Finding]:
+    """Run vLLM's own code over the options, the model's files and one request of the job."""
+    if not place.command:
+        return [Finding("vllm", "unchecked", place.why_not)]
     try:
         longest = longest_text(asked.schema)
     except Endless:
         longest = None
     request = {
-        "arguments": ["--config", str(server.preset), *server.arguments],
+        "arguments": ["--config", place.preset or str(server.preset), *server.arguments],
         "question": asked.question,
         "schema": asked.schema,
         "max_tokens": asked.max_tokens,
@@ -58,8 +73,7 @@ def check(server: Server, asked: Asked, root: Path, python: Path | None = None) 
     variables = {**os.environ, **server.environment, "VLLM_LOGGING_LEVEL": "ERROR"}
     try:
         done = subprocess.run(
-            # -P: this file's neighbours are not to be found as modules.
-            [python, "-P", CHECKER],
+            place.command,
             input=json.dumps(request),
             cwd=root,
             env=variables,
@@ -70,7 +84,7 @@ def check(server: Server, asked: Asked, root: Path, python: Path | None = None) 
     except subprocess.TimeoutExpired:
         return [Finding("vllm", "unchecked", f"vLLM's own code took longer than {TIMEOUT_S:.0f} s")]
     except OSError as error:
-        return [Finding("vllm", "unchecked", f"{python} cannot be started: {error.strerror}")]
+        return [Finding("vllm", "unchecked", f"{place.command[0]} cannot be started: {error.strerror}")]
     try:
         answer = json.loads(done.stdout.splitlines()[-1])
     except (ValueError, IndexError):

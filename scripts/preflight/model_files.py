@@ -127,13 +127,19 @@ def locate_in_cache(
     if partial:
         found += f"; {len(partial)} of its files are half fetched"
     if is_offline(environment):
-        remedy = "fetch it on a host with a network, or unset HF_HUB_OFFLINE"
+        remedy = "`make fetch` where there is a network, or unset HF_HUB_OFFLINE and STACK_OFFLINE"
         if cached:
             remedy = f"set `revision:` to {cached[-1]}, or {remedy}"
         return Model(name, revision, None), [
-            Finding("model", "error", f"{found}, and HF_HUB_OFFLINE forbids to fetch it", "a cached model", remedy)
+            Finding(
+                "model",
+                "error",
+                f"{found}, and STACK_OFFLINE or HF_HUB_OFFLINE forbids to fetch it",
+                "a cached model",
+                remedy,
+            )
         ]
-    remedy = "nothing, if the host reaches the hub: the first start fetches it"
+    remedy = "nothing, if the host reaches the hub: `make fetch` gets it, and so does the first start"
     if hub_token(environment) is None:
         remedy = (
             "the first start fetches it; no hub token was found: if the model is gated, accept its licence on the hub "
@@ -196,7 +202,7 @@ def broken(model: Model, file: str, reason: str) -> Finding:
     """The finding for a weight file that cannot be loaded."""
     again = "copy it again from where it came"
     if model.folder is not None and model.folder.parent.name == "snapshots":
-        again = f"remove it from the cache and fetch the model again: {model.folder / file}"
+        again = "`make fetch` verifies the model and gets again what is missing or damaged"
     return Finding("weights", "error", f"{model.name}: {file} {reason}", "complete safetensors files", again)
 
 

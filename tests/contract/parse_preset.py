@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,12 @@ def typed(value: Any) -> Any:
     return repr(value)
 
 
-def parse(preset: Path) -> dict[str, Any]:
-    """The preset's values as vLLM has them after parsing, or the reason why it refuses the file."""
+def parse(words: str) -> dict[str, Any]:
+    """A preset's values as vLLM has them after parsing, or the reason why it refuses them.
+
+    `words` are the file and the options behind it, as a shell has them.
+    """
+    file, *options = shlex.split(words)
     # As in vllm.entrypoints.cli.main, without the other subcommands.
     parser = FlexibleArgumentParser(prog="vllm")
     subparsers = parser.add_subparsers(required=False, dest="subparser")
@@ -38,20 +43,20 @@ def parse(preset: Path) -> dict[str, Any]:
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            arguments = parser.parse_args(["serve", "--config", str(preset)])
+            arguments = parser.parse_args(["serve", "--config", file, *options])
             command.validate(arguments)
     except (SystemExit, ValueError, TypeError) as error:
         return {"error": complaint.getvalue().strip() or str(error), "values": {}}
-    keys = yaml.safe_load(preset.read_text())
+    keys = [*yaml.safe_load(Path(file).read_text()), *(option.lstrip("-").partition("=")[0] for option in options)]
     return {"error": None, "values": {key: getattr(arguments, key.replace("-", "_"), None) for key in keys}}
 
 
 def main() -> int:
     """Parse the files that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("preset", type=Path, nargs="+", help="YAML file for `vllm serve --config`")
+    parser.add_argument("preset", nargs="+", help="file for `vllm serve --config`; in the same word options behind it")
     arguments = parser.parse_args()
-    parsed = {str(preset): parse(preset) for preset in arguments.preset}
+    parsed = {words: parse(words) for words in arguments.preset}
     print(json.dumps({"presets": parsed, "variables": sorted(envs.environment_variables)}, default=typed))
     return 0
 

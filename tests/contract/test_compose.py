@@ -25,8 +25,8 @@ from scripts.compose_engine import (
     ComposeEngine,
     project_name,
 )
-from scripts.job_container import KEY_FILE, arguments, folder_to_mount
-from scripts.services import DETECTOR_PRESETS, STOP_GRACE_S, VLLM_PRESETS, make_stack
+from scripts.job_container import arguments, folder_to_mount
+from scripts.services import DETECTOR_PRESETS, STOP_GRACE_S, VLLM_PRESETS, cache_key, make_stack
 from scripts.settings import StackError, StackSettings
 from tests.conftest import ROOT
 
@@ -146,7 +146,9 @@ def test_a_gpu_stack_reserves_the_first_gpu_and_uses_the_preset(preset: str, tmp
     assert mounts["/spotter/preset.yaml"]["source"] == str(VLLM_PRESETS / f"{preset}.yaml")
     assert mounts["/spotter/preset.yaml"]["read_only"] is True
     assert mounts["/cache/vllm"]["source"] == "vllm-cache"
-    assert vllm["environment"]["VLLM_CACHE_ROOT"] == "/cache/vllm"
+    key = cache_key(engine.settings, "cuda", engine.preset)
+    for name in ("VLLM_CACHE_ROOT", "TRITON_CACHE_DIR", "FLASHINFER_WORKSPACE_BASE"):
+        assert vllm["environment"][name].startswith(f"/cache/vllm/{key}/"), name
     for line in (VLLM_PRESETS / f"{preset}.env").read_text().splitlines():
         if line and not line.startswith("#"):
             name, _, value = line.partition("=")
@@ -159,12 +161,45 @@ def test_a_gpu_stack_reserves_the_first_gpu_and_uses_the_preset(preset: str, tmp
             assert detector[line.partition("=")[0]] == line.partition("=")[2]
 
 
+@pytest.mark.parametrize("start", ["full", "fast"])
+def test_both_engines_start_vllm_with_the_same_options(start: str, tmp_path: Path) -> None:
+    settings = StackSettings.model_validate({"state": tmp_path, "start": start})
+    engine = ComposeEngine(settings, "cpu", "cpu")
+    engine.write_variables()
+    command = config("cpu.yaml", **engine.variables())["services"]["vllm"]["command"]
+    (service,) = make_stack(settings, "cpu", "cpu", {"SPOTTER_DETECTOR_URL": "http://192.0.2.1"}).services
+    inside = {str(engine.preset): "/spotter/preset.yaml", settings.host: "0.0.0.0"}
+    assert command == [inside.get(each, each) for each in service.command[1:]]
+
+
 def test_models_are_fetched_outside_and_the_token_stands_nowhere() -> None:
     fetch = config("gpu.yaml")["services"]["fetch"]
     assert set(fetch["networks"]) == {"outside"}
     assert "environment" not in fetch
     assert "secrets" not in fetch
     assert fetch["profiles"] == ["fetch"]
+
+
+def test_the_key_is_a_secret_of_the_two_that_need_it(stack: tuple[str, dict[str, Any]]) -> None:
+    content = stack[1]
+    holders = {name for name, service in content["services"].items() if service.get("secrets")}
+    assert holders == {"vllm", "pipeline"}
+    for name in holders:
+        (secret,) = content["services"][name]["secrets"]
+        assert (secret["source"], secret.get("target", "/run/secrets/api_key")) == ("api_key", "/run/secrets/api_key")
+        assert "API_KEY" not in json.dumps(content["services"][name]["environment"])
+    assert set(content["secrets"]["api_key"]) == {"name", "file"}  # a file: from a variable `config` would show it
+    for place in (images.DOCKERFILE.with_name("with_key.sh"), images.DOCKERFILE.with_name("health.py")):
+        assert "/run/secrets/api_key" in place.read_text()
+
+
+def test_no_key_reaches_a_services_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("VLLM_API_KEY", "SPOTTER_API_KEY"):
+        monkeypatch.setenv(name, "sesame")
+    engine = ComposeEngine(StackSettings(state=tmp_path), "cpu", "cpu")
+    engine.write_variables()
+    assert "sesame" not in json.dumps(config("cpu.yaml", **engine.variables()))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and "sesame" in path.read_text()]
 
 
 def test_variables_that_are_set_win_over_the_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,12 +217,12 @@ def test_variables_that_are_set_win_over_the_preset(tmp_path: Path, monkeypatch:
 def test_every_variable_is_set_by_the_engine_documented_and_has_a_default(tmp_path: Path) -> None:
     used = set()
     for path in FILES:
-        for name, default in re.findall(r"(?<!\$)\$\{(\w+)(:-[^}]+)?\}", path.read_text()):
+        for name, default in re.findall(r"(?<!\$)\$\{(\w+)(:-[^}]*)?\}", path.read_text()):
             assert default, f"{path.name}: {name} has no default: the file would not do without an .env"
             used.add(name)
     assert used == set(ComposeEngine(StackSettings(state=tmp_path), "cpu", "cpu").variables())
     head = COMPOSE_FILE.read_text().split("\nname:")[0]
-    assert set(re.findall(r"\b(?:VLLM|DETECTOR|PUBLISH)_[A-Z_]+\b", head)) == used
+    assert set(re.findall(r"\b(?:VLLM|DETECTOR|PUBLISH|API)_[A-Z_]+\b", head)) == used
 
 
 def test_vllm_has_one_version() -> None:
@@ -237,13 +272,10 @@ def test_overlays_repeat_nothing_of_the_topology() -> None:
 
 
 def test_what_the_job_is_told(tmp_path: Path) -> None:
-    settings = Settings(images=str(tmp_path), output=tmp_path / "runs", api_key=SecretStr("sesame"))
+    settings = Settings(images=str(tmp_path), output=str(tmp_path / "runs"), api_key=SecretStr("sesame"))
     variables = {"SPOTTER_API_KEY": "sesame", "SPOTTER_ATTEMPTS": "3"}
-    told = arguments(settings, variables, ["--force"], tmp_path / "key")
+    told = arguments(settings, variables, ["--force"], tmp_path / "secrets")
     assert "sesame" not in " ".join(told)
-    assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600
-    assert f"{tmp_path / 'key'}:{KEY_FILE}:ro" in told
-    assert KEY_FILE in images.DOCKERFILE.read_text()
     assert f"{tmp_path}:{tmp_path}:ro" in told
     assert f"{tmp_path}/runs:{tmp_path}/runs:rw" in told
     assert told[told.index("--user") + 1] == f"{os.getuid()}:{os.getgid()}"
@@ -251,6 +283,32 @@ def test_what_the_job_is_told(tmp_path: Path) -> None:
     assert told[told.index("pipeline") + 1] == "--force"
 
 
-def test_an_address_that_means_the_container_itself_is_refused(tmp_path: Path) -> None:
+def test_an_address_that_means_the_container_itself_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StackError, match=r"SPOTTER_MODEL_URL.*container itself"):
-        arguments(Settings(), {"SPOTTER_MODEL_URL": "http://127.0.0.1:9000/v1"}, [], tmp_path / "key")
+        arguments(Settings(), {"SPOTTER_MODEL_URL": "http://127.0.0.1:9000/v1"}, [], tmp_path)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://localhost:9000")
+    with pytest.raises(StackError, match=r"S3 server's address=http://localhost:9000: .*container itself"):
+        arguments(Settings(images="s3://bucket/photos"), {}, [], tmp_path)
+
+
+def test_what_the_job_is_told_of_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"ACCESS_KEY_ID": "a-key", "SECRET_ACCESS_KEY": "sesame", "DEFAULT_REGION": "eu-west-1"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    settings = Settings(images="s3://bucket/photos", output="s3://bucket/runs", work=tmp_path / "work")
+    told = arguments(settings, {}, [], tmp_path / "secrets")
+    assert "sesame" not in " ".join(told)
+    assert "--env=AWS_DEFAULT_REGION=eu-west-1" in told
+    assert f"{tmp_path}/work:{tmp_path}/work:rw" in told
+    assert told[-4:] == ["--images", "s3://bucket/photos", "--output", "s3://bucket/runs"]
+    assert not any(part.endswith(":ro") and "aws" not in part for part in told)
+
+
+def test_the_job_sees_the_folders_of_listed_files(tmp_path: Path) -> None:
+    for name in ("lists/mine.txt", "one/a.jpg", "two/deep/b.jpg", "two/c.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "lists" / "mine.txt").write_text("../one/a.jpg\n../two/deep/b.jpg\n../two/c.jpg\ns3://bucket/d.jpg\n")
+    told = arguments(Settings(images=str(tmp_path / "lists/mine.txt"), output=str(tmp_path / "runs")), {}, [], tmp_path)
+    assert {part for part in told if part.endswith(":ro")} == {
+        f"{tmp_path / name}:{tmp_path / name}:ro" for name in ("lists", "one", "two")
+    }

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from pydantic import ByteSize
 
 from pipeline import job, tables
 from pipeline import settings as pipeline_settings
@@ -46,7 +47,7 @@ def test_settings_that_are_named_exist(name: str) -> None:
     text = DOCUMENTS[name]
     for variable in re.findall(r"\b(?:SPOTTER|STACK)_[A-Z_]+\b", text):
         assert variable in VARIABLES, variable
-    makes_own = {"SERVICE", "FOLLOW", "TESTS", "OPTIONS", "FULL", "JSON", "CACHES", "YES"}
+    makes_own = {"SERVICE", "FOLLOW", "TESTS", "OPTIONS", "FULL", "JSON", "CACHES", "YES", "RUN", "COMPARE"}
     for command in commands(text):
         for variable in re.findall(r"\b([A-Z][A-Z_]+)=", command):
             assert variable in {*VARIABLES, *SHORT_NAMES, *makes_own}, command
@@ -63,7 +64,7 @@ def test_files_that_are_named_exist(name: str) -> None:
 
 
 def test_short_names_lead_to_settings() -> None:
-    assert set(SHORT_NAMES) == {"IMAGES", "OUTPUT", "JOB", "DEVICE", "PRESET"}
+    assert set(SHORT_NAMES) == {"IMAGES", "OUTPUT", "JOB", "DEVICE", "PRESET", "START", "OFFLINE"}
     assert set(SHORT_NAMES.values()) <= VARIABLES
 
 
@@ -81,7 +82,7 @@ def test_the_two_commands_stand_at_the_top_of_the_readme() -> None:
 
 
 def test_env_example_shows_every_setting_with_its_default() -> None:
-    shown = dict(re.findall(r"^#([A-Z_]+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE))
+    shown = dict(re.findall(r"^#([A-Z0-9_]+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE))
     assert set(shown) == VARIABLES
     for prefix, model in (
         (pipeline_settings.PREFIX, pipeline_settings.Settings),
@@ -93,6 +94,8 @@ def test_env_example_shows_every_setting_with_its_default() -> None:
                 default = str(Path(field.default).relative_to(ROOT)) if Path(field.default).is_absolute() else default
             if isinstance(field.default, float):
                 default = f"{field.default:g}"
+            if isinstance(field.default, ByteSize):
+                default = field.default.human_readable().replace(".0", "")
             assert shown[prefix + name.upper()].rstrip("/") == default, name
 
 

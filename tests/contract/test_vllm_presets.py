@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 
-from scripts.services import VLLM_PRESETS, read_variables
+from scripts.services import VLLM_PRESETS, VLLM_STARTS, read_variables, start_arguments
+from scripts.settings import StackSettings
 
 PARSE = Path(__file__).with_name("parse_preset.py")
 GPU = ("l4", "a100-40", "a100-80")
@@ -24,7 +26,10 @@ BY_CARD = {"max-model-len", "max-num-seqs", "max-num-batched-tokens", "gpu-memor
 # What the engine adds: where to listen is the host's matter.
 BY_ENGINE = {"host", "port"}
 # Variables of others than vLLM that vLLM's processes read.
-FOREIGN_VARIABLES = {"DO_NOT_TRACK", "HF_HUB_OFFLINE", "OMP_NUM_THREADS"}
+FOREIGN_VARIABLES = {"DO_NOT_TRACK", "OMP_NUM_THREADS"}
+# What STACK_START puts over each preset.
+STARTS = sorted(path.stem for path in VLLM_STARTS.glob("*.yaml"))
+START_OPTIONS = {start: start_arguments(StackSettings(start=start)) for start in STARTS}
 # vLLM hands this on as a list.
 LISTS = {"served-model-name"}
 
@@ -51,17 +56,24 @@ def expected(key: str, value: Any) -> Any:
     return [value] if key in LISTS else value
 
 
+def name_of(words: str) -> str:
+    """A preset's name, with the options behind it."""
+    file, *options = shlex.split(words)
+    return " ".join([Path(file).stem, *options])
+
+
 @pytest.fixture(scope="module")
 def parsed(vllm_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Parsed:
     """All presets and two spoilt copies, parsed by one process."""
     spoilt = tmp_path_factory.mktemp("presets")
     (spoilt / "unknown-flag.yaml").write_text(yaml.safe_dump(written("l4") | {"max-model-length": 2048}))
     (spoilt / "bad-value.yaml").write_text(yaml.safe_dump(written("l4") | {"max-num-seqs": "many"}))
-    files = [*(VLLM_PRESETS / f"{name}.yaml" for name in NAMES), *sorted(spoilt.iterdir())]
+    starts = [f"{VLLM_PRESETS / name}.yaml {shlex.join(START_OPTIONS[start])}" for name in NAMES for start in STARTS]
+    files: list[str | Path] = [*(VLLM_PRESETS / f"{name}.yaml" for name in NAMES), *sorted(spoilt.iterdir()), *starts]
     done = subprocess.run([vllm_python, PARSE, *files], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout.splitlines()[-1])
-    presets = {Path(path).stem: result for path, result in answer["presets"].items()}
+    presets = {name_of(words): result for words, result in answer["presets"].items()}
     return Parsed(
         {name: result["values"] for name, result in presets.items()},
         {name: result["error"] for name, result in presets.items()},
@@ -88,6 +100,21 @@ def test_every_value_arrives_as_it_is_written(parsed: Parsed, name: str) -> None
     assert arrived == wanted
     assert constraint["class"] == "StructuredOutputsConfig"
     assert constraint.items() >= wanted_constraint.items()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("start", STARTS)
+def test_vllm_accepts_each_start_over_the_preset(parsed: Parsed, name: str, start: str) -> None:
+    """Its options win over the preset's, and all others of the preset stay."""
+    over = yaml.safe_load((VLLM_STARTS / f"{start}.yaml").read_text())
+    behind = name_of(f"{name}.yaml {shlex.join(START_OPTIONS[start])}")
+    assert parsed.errors[behind] is None
+    assert parsed.values[behind] == {**parsed.values[name], **over}
+
+
+def test_the_starts_are_those_of_the_setting() -> None:
+    (choices,) = {get_args(StackSettings.model_fields["start"].annotation)}
+    assert {*STARTS, "full"} == set(choices)
 
 
 @pytest.mark.parametrize(
@@ -118,10 +145,20 @@ def test_no_code_of_a_checkpoint_is_trusted(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", ["yaml", "env"])
 def test_every_value_has_its_reason_above_it(name: str, kind: str) -> None:
-    lines = (VLLM_PRESETS / f"{name}.{kind}").read_text().splitlines()
+    assert reasoned(VLLM_PRESETS / f"{name}.{kind}") >= 3
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_every_value_of_a_start_has_its_reason_above_it(start: str) -> None:
+    assert reasoned(VLLM_STARTS / f"{start}.yaml") >= 1
+
+
+def reasoned(file: Path) -> int:
+    """How many values a file has; each has a comment above it."""
+    lines = file.read_text().splitlines()
     settings = [index for index, line in enumerate(lines) if re.match(r"[\w-]+[:=]", line)]
-    assert len(settings) >= 3
     assert [lines[index] for index in settings if not lines[index - 1].startswith("# ")] == []
+    return len(settings)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -12,16 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from scripts import compose_engine, environments
+from scripts import api_key, compose_engine, environments
 from tests.conftest import ROOT, environment_python
 
 # Where no Docker engine is to be had, `.ci/run` says so.
 collect_ignore_glob = [] if compose_engine.answers() else ["test_compose_*.py"]
-
-
-def pytest_report_header() -> str:
-    """Whether containers are tested."""
-    return "containers: left out, no Docker with Compose answers" if collect_ignore_glob else "containers: tested"
 
 
 def free_port() -> int:
@@ -46,6 +41,11 @@ class RunningStack:
     def model_url(self) -> str:
         """The model server's address, with its /v1."""
         return f"http://127.0.0.1:{self.variables['STACK_VLLM_PORT']}/v1"
+
+    @property
+    def api_key(self) -> str:
+        """What the model server asks for."""
+        return api_key.ensure(api_key.file_in(Path(self.variables["STACK_STATE"])))
 
     def operate(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run one of the operator's commands, as the Makefile does."""
@@ -78,9 +78,3 @@ def stack(cache_dir: Path) -> Iterator[RunningStack]:
     yield running
     down = running.operate("down")
     assert down.returncode == 0, down.stdout + down.stderr
-
-
-@pytest.fixture(scope="session")
-def detector_url(stack: RunningStack) -> str:
-    """A detector service with default settings."""
-    return stack.detector_url

@@ -7,9 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from scripts.compose_engine import project_name
+from scripts.compose_engine import answers, project_name
 from tests.conftest import environment_python
 from tests.stack.conftest import RunningStack, free_port
+
+
+def pytest_report_header() -> str:
+    """Whether containers are tested."""
+    return "containers: tested" if answers() else "containers: left out, no Docker with Compose answers"
 
 
 @pytest.fixture(scope="session")

@@ -99,6 +99,17 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.fixture(scope="session")
+def detector_url(detector_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A detector service with default settings, for all tests that change nothing of it."""
+    service = DetectorProcess(detector_python, tmp_path_factory.mktemp("detector") / "detector.log")
+    try:
+        service.wait_until_ready()
+        yield service.url
+    finally:
+        service.close()
+
+
 Launch = Callable[..., DetectorProcess]
 Start = Callable[..., str]
 

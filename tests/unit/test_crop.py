@@ -5,7 +5,7 @@ import io
 import pytest
 from PIL import Image
 
-from pipeline.crop import cut, padded_box
+from pipeline.crop import BadBox, cut, encoded_size, padded_box
 from tests.pictures import gradient
 
 
@@ -37,3 +37,26 @@ def test_cut_holds_the_pixels_of_its_box() -> None:
 def test_large_crop_is_scaled_down_and_keeps_its_shape() -> None:
     crop = Image.open(io.BytesIO(cut(gradient(1600, 800), (0, 0, 1600, 800), margin=0.05, max_side=512)))
     assert crop.size == (512, 256)
+
+
+@pytest.mark.parametrize(
+    ("box", "reason"),
+    [
+        ((50, 50, 50, 50), r"box \[50, 50, 50, 50\] has no area"),
+        ((60, 50, 50, 70), "has no area"),
+        ((float("nan"), 0, 10, 10), "is not of numbers"),
+        ((0, 0, float("inf"), 10), "is not of numbers"),
+        ((320, 0, 400, 10), "lies outside the image of 320 x 240 pixels"),
+        ((-20, -20, 0, 0), "lies outside"),
+    ],
+)
+def test_a_box_that_holds_nothing_is_not_cut(box: tuple[float, ...], reason: str) -> None:
+    with pytest.raises(BadBox, match=reason):
+        cut(gradient(), box, margin=0.5, max_side=512)
+
+
+def test_the_size_of_a_crop_is_read_from_its_bytes() -> None:
+    assert encoded_size(cut(gradient(), (10, 10, 110, 60), 0.0, 512)) == (100, 50)
+    assert encoded_size(cut(gradient(), (0, 0, 320, 240), 0.0, 64)) == (64, 48)
+    assert encoded_size(b"\xff\xd8\xff\xe0\x00\x10JFIF") is None
+    assert encoded_size(b"") is None

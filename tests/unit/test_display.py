@@ -73,3 +73,18 @@ def test_a_terminal_gets_a_live_line() -> None:
     text = console.file.getvalue()
     for part in ("1/2", "rows/s", "1 failed", "waiting"):
         assert part in text
+
+
+def test_what_takes_long_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(display, "PLAIN_LINE_S", 0.02)
+    printed = io.StringIO()
+    with display.waiting(Console(file=printed), "listing s3://bucket"):
+        deadline = time.monotonic() + 10
+        while not printed.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert "listing s3://bucket: 0 s so far" in printed.getvalue()
+    monkeypatch.setattr(display, "PLAIN_LINE_S", 60.0)
+    quick = io.StringIO()
+    with display.waiting(Console(file=quick), "listing"):
+        pass
+    assert quick.getvalue() == ""

@@ -8,6 +8,8 @@ import json
 import os
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -34,8 +36,9 @@ from scripts.doctor import (
 from scripts.doctor.context import Context
 from scripts.environments import LOCKS, ROOT
 from scripts.findings import Finding, exit_code
-from scripts.settings import StackSettings
+from scripts.settings import StackError, StackSettings
 from tests.configurations import cache_model
+from tests.disks import read_only, small_disk
 
 Programs = Callable[..., None]
 Hosts = Callable[..., Context]
@@ -212,15 +215,59 @@ def test_a_folder_that_cannot_be_written(host: Hosts, tmp_path: Path, monkeypatc
     assert "cannot be written by user" in one(caches.check(host(engine="process")), "error").found
 
 
-def test_a_read_only_cache(host: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
-    @dataclass
-    class Stat:
-        f_flag: int = os.ST_RDONLY
+def test_a_cache_on_a_read_only_disk(host: Hosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "cache" / "vllm"))
+    with read_only(tmp_path / "cache"):
+        finding = one(caches.check(host(engine="process")), "error")
+        assert finding.found == f"{tmp_path / 'cache'} is on a read-only file system"
+        assert "VLLM_CACHE_ROOT" in finding.remedy
+        with pytest.raises(StackError, match=r"nothing was started.*\n.*read-only file system"):
+            caches.require(host(engine="process"))
 
-    monkeypatch.setattr(os, "statvfs", lambda path: Stat())
-    finding = one(caches.check(host(engine="process")), "error")
-    assert "read-only file system" in finding.found
-    assert "STACK_STATE" in finding.remedy
+
+def test_a_disk_that_is_full(host: Hosts, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "state", 1024) as full:
+        (full / "filler").write_bytes(bytes(1000 * 1024))
+        assert "0.00 GiB free" in one(disk.check(host(engine="process")), "error").found
+        with pytest.raises(StackError, match=r"nothing was started.*\n.*0\.00 GiB free.*set STACK_STATE elsewhere"):
+            caches.require(host(engine="process"))
+
+
+@pytest.mark.parametrize(("kind", "told"), [("full", "0.00 GiB free"), ("read-only", "Read-only file system")])
+def test_up_on_such_a_disk_starts_nothing(tmp_path: Path, kind: str, told: str) -> None:
+    """The command as people have it: one line, no traceback, and no half-written state."""
+    state = tmp_path / "state"
+    with small_disk(state, 1024) if kind == "full" else read_only(state):
+        if kind == "full":
+            (state / "filler").write_bytes(bytes(1000 * 1024))
+        variables = {"STACK_STATE": str(state), "STACK_ENGINE": "process", "STACK_DEVICE": "cpu"}
+        command = [sys.executable, "-m", "scripts", "up"]
+        done = subprocess.run(command, cwd=ROOT, env={**os.environ, **variables}, capture_output=True, text=True)
+        assert done.returncode == 1
+        assert told in done.stderr
+        assert done.stderr.startswith("error: ")
+        assert "Traceback" not in done.stderr
+        assert not list(state.glob("processes/*.json"))
+
+
+VOLUMES = """
+case "$*" in
+  "volume ls"*name=hub-cache) echo spotter_hub-cache;;
+  "volume ls"*) echo spotter_vllm-cache;;
+  "image inspect"*) echo sha256:0;;
+  "run "*spotter_hub-cache*) exit 1;;
+  "run "*) exit 0;;
+  *) exit 1;;
+esac
+"""
+
+
+def test_a_volume_that_the_containers_user_cannot_write(programs: Programs, host: Hosts) -> None:
+    programs(docker=VOLUMES)
+    findings = caches.volumes(host(engine="compose"))
+    assert one(findings, "ok").found == "spotter_vllm-cache can be written"
+    assert "spotter_hub-cache: not for the container's user" in one(findings, "error").found
+    assert "`make fetch` gets again: docker volume rm spotter_hub-cache" in one(findings, "error").remedy
 
 
 # The hub

@@ -2,14 +2,16 @@
 
 import asyncio
 import pickle
+import socket
 from collections.abc import Callable
 
 import pytest
 from aiohttp import web
 
-from pipeline.clients import http
+from pipeline.clients import http, sockets
 from pipeline.clients.http import HttpClient, Limits, Reply, RequestFailed, retry_after
 from pipeline.clients.limits import Slots
+from pipeline.clients.sockets import make_socket
 from pipeline.stop import Stop, Stopped
 
 Handler = Callable[[int], web.StreamResponse]
@@ -223,6 +225,79 @@ def test_a_restart_is_waited_out_and_costs_no_attempt() -> None:
         return replies
 
     assert {reply.attempts for reply in asyncio.run(main())} == {1}
+
+
+def test_a_frozen_server_is_waited_out_and_costs_one_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes connections and says nothing, for longer than all tries of a request may last."""
+    monkeypatch.setattr(http, "CHECK_TIMEOUT_S", 0.2)
+
+    async def main() -> tuple[list[Reply], int]:
+        thawed = asyncio.Event()
+
+        async def answer(request: web.Request) -> web.Response:
+            await thawed.wait()
+            return web.Response()
+
+        app = web.Application()
+        app.router.add_route("*", "/{any:.*}", answer)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        limits = Limits(concurrency=4, timeout_s=0.2, attempts=2, outage_s=30)
+        client = HttpClient(f"http://127.0.0.1:{runner.addresses[0][1]}", limits)
+        waiting = asyncio.gather(*(client.post("/ask", b"", "text/plain") for _ in range(50)))
+        await asyncio.sleep(2)
+        assert not waiting.done()
+        assert client.connection
+        assert client.connection.outage.since is not None
+        thawed.set()
+        replies = await waiting
+        await client.aclose()
+        await runner.cleanup()
+        assert client.connection
+        return replies, client.connection.outage.count
+
+    replies, outages = asyncio.run(main())
+    assert outages == 1
+    assert sorted(reply.attempts for reply in replies) == [1] * 46 + [2] * 4  # those that had been sent
+
+
+def test_a_slow_server_that_gives_a_sign_of_life_is_not_away() -> None:
+    async def main() -> tuple[list[Reply | BaseException], int]:
+        async def slow(request: web.Request) -> web.Response:
+            await asyncio.sleep(60)
+            return web.Response()
+
+        async def alive(request: web.Request) -> web.Response:
+            return web.Response(status=404)
+
+        app = web.Application()
+        app.router.add_post("/ask", slow)
+        app.router.add_get("/", alive)
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        limits = Limits(concurrency=4, timeout_s=0.2, attempts=2, outage_s=30)
+        client = HttpClient(f"http://127.0.0.1:{runner.addresses[0][1]}", limits)
+        ended = await asyncio.gather(
+            *(client.post("/ask", b"", "text/plain") for _ in range(4)), return_exceptions=True
+        )
+        await client.aclose()
+        await runner.cleanup()
+        assert client.connection
+        return ended, client.connection.outage.count
+
+    failed, outages = asyncio.run(main())
+    assert outages == 0
+    assert {str(error) for error in failed} == {"no answer within 0.2 s"}
+
+
+def test_a_peer_that_vanishes_is_probed_for() -> None:
+    """What the probes find is seen on containers: tests/stack/test_compose_faults.py."""
+    with make_socket((socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("127.0.0.1", 80))) as made:
+        assert made.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert made.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == sockets.IDLE_S
+        assert made.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT) == sockets.PROBES
 
 
 def test_a_server_that_stays_away_stops_the_run() -> None:

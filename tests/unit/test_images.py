@@ -7,7 +7,7 @@ from PIL import Image
 
 from pipeline import images
 from pipeline.images import BadImage, content_key, decode, for_detector
-from tests.pictures import animated, encoded, gradient, rotated_by_exif, sixteen_bit
+from tests.pictures import animated, as_phones_take_it, encoded, gradient, rotated_by_exif, sixteen_bit
 
 
 def close(pixel: object, expected: tuple[int, int, int], tolerance: int = 12) -> bool:
@@ -15,14 +15,19 @@ def close(pixel: object, expected: tuple[int, int, int], tolerance: int = 12) ->
     return all(abs(a - b) <= tolerance for a, b in zip(pixel, expected, strict=True))
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "HEIF"])
 def test_formats(kind: str) -> None:
     upright = decode(encoded(gradient(), kind))
     assert (upright.format, upright.pixels.mode, upright.pixels.size) == (kind, "RGB", (320, 240))
 
 
-def test_exif_orientation_is_applied() -> None:
-    straight, turned = gradient(), decode(rotated_by_exif(gradient()))
+@pytest.mark.parametrize(
+    "data",
+    [rotated_by_exif(gradient()), rotated_by_exif(gradient(), "AVIF"), as_phones_take_it(gradient())],
+    ids=["JPEG", "AVIF", "HEIC"],
+)
+def test_orientation_is_applied_once(data: bytes) -> None:
+    straight, turned = gradient(), decode(data)
     assert turned.pixels.size == (320, 240)
     for place in ((10, 10), (310, 10), (10, 230), (310, 230)):
         assert close(turned.pixels.getpixel(place), straight.getpixel(place))  # type: ignore[arg-type]
@@ -47,6 +52,8 @@ def test_first_frame_of_an_animation() -> None:
 
 
 JPEG = encoded(gradient())
+HEIC = encoded(gradient(), "HEIF")
+AVIF = encoded(gradient(), "AVIF")
 
 
 @pytest.mark.parametrize(
@@ -57,6 +64,8 @@ JPEG = encoded(gradient())
         pytest.param(JPEG[:200], "not an image|cannot be decoded", id="header only"),
         pytest.param(JPEG[: len(JPEG) // 2], "truncated", id="truncated JPEG"),
         pytest.param(encoded(gradient(), "PNG")[:500], "truncated", id="truncated PNG"),
+        pytest.param(HEIC[: len(HEIC) * 9 // 10], "cannot be decoded|not an image", id="truncated HEIC"),
+        pytest.param(AVIF[: len(AVIF) * 9 // 10], "cannot be decoded|not an image", id="truncated AVIF"),
         pytest.param(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image", id="PostScript is not run"),
     ],
 )
@@ -81,8 +90,9 @@ def test_detector_gets_the_file_where_that_will_do(data: bytes) -> None:
     assert for_detector(data, decode(data)) is data
 
 
-def test_detector_gets_a_small_jpeg_of_other_formats() -> None:
-    data = encoded(gradient(2560, 640), "BMP")
+@pytest.mark.parametrize("kind", ["BMP", "HEIF"])
+def test_detector_gets_a_small_jpeg_of_other_formats(kind: str) -> None:
+    data = encoded(gradient(2560, 640), kind)
     sent = Image.open(io.BytesIO(for_detector(data, decode(data))))
     assert (sent.format, sent.mode, sent.size) == ("JPEG", "RGB", (1280, 320))
 

@@ -54,6 +54,7 @@ def with_schema(**properties: object) -> dict[str, Any]:
         pytest.param({k: v for k, v in GOOD.items() if k != "question"}, "question: Field required", id="missing key"),
         pytest.param(GOOD | {"max_tokens": 0}, "max_tokens: Input should be greater", id="value out of range"),
         pytest.param(GOOD | {"schema": {"type": "objekt"}}, "not a JSON Schema: at type", id="no JSON Schema"),
+        pytest.param(with_schema(a={"$ref": "http://127.0.0.1:9/a"}), "write the schema into the job", id="elsewhere"),
         pytest.param(GOOD | {"schema": {"type": "string"}}, "must have 'type: object'", id="no object"),
         pytest.param(with_schema(note={"type": "string"}), "string without an end", id="unbounded string"),
         pytest.param(with_schema(score={"type": "number"}), "name of a column", id="name of a column"),

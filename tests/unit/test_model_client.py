@@ -1,6 +1,7 @@
 """The model client: what it sends, and what it makes of answers."""
 
 import json
+import pickle
 from typing import Any
 
 import pytest
@@ -54,6 +55,42 @@ def test_anything_else_is_a_bad_answer_with_its_text(
     with pytest.raises(BadAnswer, match=reason) as raised:
         client.parse(body, 1, 0.1)
     assert raised.value.raw == raw
+
+
+@pytest.mark.parametrize(
+    ("schema", "content", "reason"),
+    [
+        pytest.param({"type": "integer"}, f'{{"it": {2**63}}}', "does not fit its column: it", id="65 bits"),
+        pytest.param({"type": "number"}, f'{{"it": {10**400}}}', "does not fit its column: it", id="beyond a float"),
+        pytest.param({"type": "string", "maxLength": 9}, r'{"it": "\ud800"}', "does not fit", id="half a character"),
+        pytest.param({"type": "integer"}, '{"it": NaN}', "does not fit the schema: it", id="not a number"),
+    ],
+)
+def test_what_no_column_can_hold_fails_its_row_and_not_the_run(
+    schema: dict[str, Any], content: str, reason: str
+) -> None:
+    asked = job.load("dog_breeds").model_copy(
+        update={"answer_schema": {"type": "object", "properties": {"it": schema}}}
+    )
+    client = ModelClient(HttpClient("http://nowhere", Limits(concurrency=1)), "m", asked)
+    with pytest.raises(BadAnswer, match=reason):
+        client.parse(completion(content), 1, 0.1)
+
+
+def test_half_a_character_is_no_text(client: ModelClient) -> None:
+    with pytest.raises(BadAnswer, match="not a chat completion: UnicodeEncodeError"):
+        client.parse(completion("\ud800"), 1, 0.1)
+
+
+@pytest.mark.parametrize("usage", [{"prompt_tokens": "9"}, {"prompt_tokens": None}, {}, None])
+def test_a_cost_that_is_no_number_is_left_out(client: ModelClient, usage: Any) -> None:
+    assert client.parse(completion(json.dumps(GOOD), usage=usage), 1, 0.1).prompt_tokens is None
+
+
+def test_the_client_can_be_sent_to_where_it_is_used(client: ModelClient) -> None:
+    copy = pickle.loads(pickle.dumps(client))
+    assert copy.request == client.request
+    assert copy.parse(completion(json.dumps(GOOD)), 1, 0.1).fields == GOOD
 
 
 def test_the_request_bounds_the_answer(client: ModelClient) -> None:

@@ -161,7 +161,7 @@ WRONG = (
         "does not exist",
         "did you mean tiny-vlm",
     ),
-    Wrong("a model's name, offline", lambda c: c.set(model="owner/nothing"), "is not in the cache", "fetch it"),
+    Wrong("a model's name, offline", lambda c: c.set(model="owner/nothing"), "is not in the cache", "`make fetch`"),
     Wrong("wrong revision, offline", wrong_revision, "which has aaaaaaaaaaaa", "set `revision:` to aaaa"),
     Wrong("folder without a config", remove("config.json"), "has no config.json", "name the folder"),
     Wrong(
@@ -472,4 +472,5 @@ def test_the_report_as_json(configuration: Configuration, capsys: pytest.Capture
     assert report["ok"] is False
     assert report["findings"][0]["check"] == "length"
     assert {part["name"].strip() for part in report["budget"]} >= {"host", "weights", "KV cache"}
-    assert command.run(settings, Console(file=io.StringIO()), preset="cpu") == 0
+    right = settings.model_copy(update={"preset": "cpu"})
+    assert command.run(right, Console(file=io.StringIO())) == 0

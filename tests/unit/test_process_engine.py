@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -113,6 +114,57 @@ def test_a_death_is_told_at_once_with_the_last_lines(engine: ProcessEngine, wait
     with pytest.raises(StackError, match=r"(?s)toy ended with exit code 7 .*the cause\nWhole log: .*toy\.log"):
         wait(toy, timeout_s=600)
     assert time.monotonic() - started < 10
+
+
+def test_a_death_is_told_at_once_also_of_a_service_that_was_ready(engine: ProcessEngine, tmp_path: Path) -> None:
+    """While another is waited for."""
+    first = service("import os, threading\nthreading.Timer(1.0, os._exit, [9]).start()\n" + SERVER)
+    second = replace(service("import time; time.sleep(600)"), name="slow")
+    try:
+        for each in (first, second):
+            engine.start(each)
+        with pytest.raises(StackError, match="toy ended with exit code 9 before the stack was ready"):
+            warmup.wait(engine, [first, second], 60, Console(file=io.StringIO()))
+    finally:
+        engine.stop("slow", grace_s=0)
+
+
+def test_a_service_whose_own_checks_fail_is_told_with_cause_and_remedy(engine: ProcessEngine) -> None:
+    class Checked(ProcessEngine):
+        def unhealthy(self, name: str) -> str | None:
+            return "HTTP 500: OSError: [Errno 28]\n No space left on device"
+
+    toy = service()
+    checked = Checked(engine.processes.parent)
+    checked.start(toy)
+    with pytest.raises(StackError) as raised:
+        warmup.wait(checked, [toy], 60, Console(file=io.StringIO()))
+    for part in (
+        "toy turned unhealthy before the stack was ready.",
+        "The cause: its health check says: HTTP 500: OSError: [Errno 28] No space left on device",
+        "What helps: free some disk space",
+        "Whole log: ",
+    ):
+        assert part in str(raised.value)
+
+
+def test_ctrl_c_while_a_service_is_started_leaves_none_that_nobody_knows(
+    engine: ProcessEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(psutil.Process):
+        def create_time(self) -> float:  # the last thing asked before the process is written down
+            if engine.started("toy") is None:
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().create_time()
+
+    monkeypatch.setattr("scripts.process_engine.psutil.Process", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        engine.start(service())
+    known = engine.started("toy")
+    assert known is not None
+    assert psutil.pid_exists(known.pid)
+    assert engine.stop("toy", grace_s=1)
+    assert not psutil.pid_exists(known.pid)
 
 
 def test_never_ready_ends_at_the_limit(engine: ProcessEngine, wait: Wait) -> None:

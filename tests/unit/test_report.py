@@ -16,6 +16,8 @@ from pipeline import job as jobs
 from pipeline import report, tables
 from pipeline.annotate import annotated
 from pipeline.manifest import ended
+from pipeline.objects import Objects
+from pipeline.sources import Reader, Source
 from tests.pictures import encoded, gradient, rotated_by_exif
 
 NASTY = '<script>alert("x")</script>&.jpg'
@@ -28,27 +30,27 @@ def page(tmp_path: Path) -> str:
     folder = tmp_path / "run"
     (folder / "annotated").mkdir(parents=True)
     names = ["a.jpg", NASTY.replace("/", "_"), "broken.jpg", "empty park.jpg"]
-    sources = [tmp_path / name for name in names]
-    for source in sources:
-        source.write_bytes(encoded(gradient()))
+    files = [tmp_path / name for name in names]
+    for file in files:
+        file.write_bytes(encoded(gradient()))
     images = [
-        {"path": str(sources[0]), "outcome": "detected", "detections": 2},
-        {"path": str(sources[1]), "outcome": "detected", "detections": 1},
-        {"path": str(sources[2]), "outcome": "failed", "stage": "read", "reason": "<b>truncated</b>"},
-        {"path": str(sources[3]), "outcome": "no_object", "detections": 0},
+        {"path": str(files[0]), "outcome": "detected", "detections": 2},
+        {"path": str(files[1]), "outcome": "detected", "detections": 1},
+        {"path": str(files[2]), "outcome": "failed", "stage": "read", "reason": "<b>truncated</b>"},
+        {"path": str(files[3]), "outcome": "no_object", "detections": 0},
     ]
     found: list[dict[str, Any]] = [
         {
-            "path": str(sources[0]),
+            "path": str(files[0]),
             "index": 0,
             "outcome": "answered",
             "breed": "pug",
             "coat_color": "tan",
             "facing": "left",
         },
-        {"path": str(sources[0]), "index": 1, "outcome": "failed", "stage": "ask", "reason": "HTTP 400: no"},
+        {"path": str(files[0]), "index": 1, "outcome": "failed", "stage": "ask", "reason": "HTTP 400: no"},
         {
-            "path": str(sources[1]),
+            "path": str(files[1]),
             "index": 0,
             "outcome": "answered",
             "breed": "pug",
@@ -69,9 +71,10 @@ def page(tmp_path: Path) -> str:
         "job": {"name": "dog_breeds", **job.model_dump(mode="json", by_alias=True)},
         "services": {"model": {"name": "m"}, "detector": {"name": "d"}},
         "versions": {"spotter": "0"},
-        **ended(written, len(sources), job),
+        **ended(written, len(files), job),
     }
-    return report.write_report(folder, manifest, written, job, sources, set()).read_text()
+    sources = [Source(bytes(file), None) for file in files]
+    return report.write_report(folder, manifest, written, job, sources, Reader(Objects()), set()).read_text()
 
 
 def test_every_image_answer_and_failure_is_shown(page: str) -> None:
@@ -119,3 +122,25 @@ def test_a_large_image_is_annotated_small_with_its_box_in_place() -> None:
     pixel = copy.getpixel((480, 600))
     assert isinstance(pixel, tuple)
     assert max(pixel) > 80  # the box's left edge
+
+
+def test_boxes_that_cannot_be_drawn_leave_the_others() -> None:
+    nan = float("nan")
+    boxes = [[nan, 0.0, 10.0, 10.0], [90.0, 80.0, 20.0, 10.0], [9000.0, 0.0, 9100.0, 10.0], [100.0, 80.0, 220.0, 200.0]]
+    copy = Image.open(io.BytesIO(annotated(encoded(gradient()), [{"box": box, "caption": "pug"} for box in boxes])))
+    edge, plain = copy.getpixel((160, 200)), gradient().getpixel((160, 200))
+    assert max(abs(a - b) for a, b in zip(edge, plain, strict=True)) > 30  # type: ignore[arg-type]
+
+
+def test_an_annotated_copy_has_a_name_that_links_lead_to(tmp_path: Path) -> None:
+    names = ["100%25.jpg", "a#b?.jpg", "back\\slash.jpg", "line\nbreak.jpg", "größe.jpg", "x" * 240 + ".jpg"]
+    sources = {}
+    for name in names:
+        (tmp_path / name).write_bytes(encoded(gradient()))
+        sources[name] = Source(bytes(tmp_path / name), None)
+    (tmp_path / "annotated").mkdir()
+    found = {name: [{"box": [1.0, 1.0, 50.0, 50.0], "caption": "pug"}] for name in names}
+    copies = report.annotate_all(found, sources, Reader(Objects()), tmp_path, set())
+    assert list(copies) == names
+    assert all(re.fullmatch(r"annotated/[\w.-]+\.jpg", copy) for copy in copies.values())
+    assert all((tmp_path / copy).is_file() for copy in copies.values())

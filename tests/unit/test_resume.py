@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -16,13 +17,13 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from aiohttp import web
-from PIL import Image
 from rich.console import Console
 
 from pipeline import settings as pipeline_settings
 from pipeline.errors import UsageError
 from pipeline.run import Run, run
-from scripts.bench.simulated import Simulated
+from scripts.bench.kills import BOXES, kill_and_resume
+from scripts.bench.simulated import ANSWER, Simulated
 from tests.conftest import ROOT
 from tests.pictures import encoded, gradient
 
@@ -68,6 +69,30 @@ def test_a_second_run_asks_nothing(run_job: RunJob, simulated: Simulated) -> Non
     assert len(simulated.model.bodies) == 1  # the question before the run
     assert rows(second, "detections") == before
     assert "10 are done already" in printed
+
+
+def test_two_runs_of_the_same_give_the_same_files_but_for_timings(
+    run_job: RunJob, simulated: Simulated, photos: Path
+) -> None:
+    """Whatever the order in which answers and copies of a picture come in."""
+    for number in range(10):
+        (photos / f"copy-{number}.jpg").write_bytes((photos / f"{number % 5}.jpg").read_bytes())
+    (photos / "broken.jpg").write_bytes(b"no picture")
+    simulated.boxes = lambda image: [[0, 0, 90, 90], [50, 20, 140, 80], [10, 10, 60, 60]]
+    simulated.answer = lambda crop, body: json.dumps(ANSWER | {"facing": "left" if crop.width % 2 else "right"})
+    drawn = random.Random(0)
+    simulated.latency = lambda: drawn.uniform(0, 0.05)
+    first, second = (run_job("--run-name", name)[0] for name in ("first", "second"))
+    for name in ("images", "detections"):
+        timeless = [
+            [{key: value for key, value in row.items() if not key.endswith("_s")} for row in rows(done, name)]
+            for done in (first, second)
+        ]
+        assert timeless[0] == timeless[1]
+    crops = [{path.name: path.read_bytes() for path in (done.folder / "crops").iterdir()} for done in (first, second)]
+    assert crops[0] == crops[1]
+    assert len(crops[0]) == 10 * 3
+    assert first.manifest["counts"] == second.manifest["counts"]
 
 
 def test_a_folder_that_grew_is_picked_up(run_job: RunJob, simulated: Simulated, photos: Path) -> None:
@@ -234,23 +259,24 @@ def test_two_runs_do_not_write_into_one_folder(run_job: RunJob, start: Start, si
     assert run_job()[0].status == "complete"
 
 
-@pytest.mark.parametrize("moment", range(6))
+@pytest.mark.parametrize("asked", [0, 2, 40, 80, 120, 121])
 def test_kill_9_then_resume_gives_every_row_once(
-    run_job: RunJob, start: Start, simulated: Simulated, photos: Path, moment: int
+    simulated: Simulated, photos: Path, tmp_path: Path, asked: int
 ) -> None:
+    """Killed when the model was asked this often; scripts/bench/kills.py does it at random moments of larger runs."""
     for number in range(10, 60):
         (photos / f"{number}.jpg").write_bytes(encoded(gradient(200 + number, 100)))
-    simulated.boxes = lambda image: [[0, 0, 50, 50], [60, 0, 90, 90]]
     simulated.latency_s = 0.01
-    child = start("--model-concurrency", "4")
-    wait_until(lambda: simulated.model.requests >= 2 + moment * 22 or child.poll() is not None)
-    child.kill()
-    child.communicate(timeout=30)
-    done, _ = run_job()
-    assert done.manifest["counts"]["images"]["detected"] == 60
-    pairs = [(row["path"], row["index"]) for row in rows(done, "detections")]
-    assert len(pairs) == len(set(pairs)) == 120
-    assert all(Image.open(done.folder / row["crop"]).width > 0 for row in rows(done, "detections"))
+    resumed = kill_and_resume(
+        simulated,
+        photos,
+        tmp_path / "runs" / "killed",
+        due=lambda: simulated.model.requests >= asked,
+        options=["--model-concurrency", "4"],
+    )
+    assert resumed.killed
+    assert resumed.rows == 60 * BOXES
+    assert not resumed.wrong
 
 
 def test_a_server_that_is_behind_for_a_while_costs_nothing(run_job: RunJob, simulated: Simulated) -> None:

@@ -1,17 +1,29 @@
-"""Finding images."""
+"""Finding images, wherever they are, and reading them."""
+
+from __future__ import annotations
 
 import os
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from pipeline import sources
 from pipeline.errors import UsageError
-from pipeline.sources import Source, list_images
+from pipeline.images import BadImage
+from pipeline.objects import NoObject, Objects
+from pipeline.sources import Reader, Source, canonical, list_images
+from tests.pictures import encoded, gradient
+from tests.s3 import BUCKET, Store
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    for name in ("b.JPG", "a.jpg", "notes.txt", "sub/c.png", ".hidden/d.jpg", ".e.jpg"):
+    for name in ("b.JPG", "a.jpg", "notes.txt", "sub/c.png", ".hidden/d.jpg", ".e.jpg", "phone.heic", "web.avif"):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.touch()
@@ -19,25 +31,31 @@ def photos(tmp_path: Path) -> Path:
 
 
 def names(found: list[Source], folder: Path) -> list[str]:
-    return [str(source.path.relative_to(folder)) for source in found]
+    return [source.shown.removeprefix(f"{folder}/") for source in found]
 
 
 def test_a_folder_is_searched_through(photos: Path) -> None:
-    assert names(list_images(str(photos)), photos) == ["a.jpg", "b.JPG", "sub/c.png"]
+    assert names(list_images(str(photos)), photos) == ["a.jpg", "b.JPG", "phone.heic", "sub/c.png", "web.avif"]
 
 
 def test_a_glob(photos: Path) -> None:
     assert names(list_images(f"{photos}/**/*.png"), photos) == ["sub/c.png"]
 
 
+def test_a_link_that_leads_nowhere_is_listed_and_has_no_version(photos: Path) -> None:
+    (photos / "sub" / "link.jpg").symlink_to("nowhere")
+    assert [source.version is None for source in list_images(str(photos / "sub"))] == [False, True]
+
+
 def test_one_file_of_any_name(photos: Path) -> None:
-    assert names(list_images(str(photos / "notes.txt")), photos) == ["notes.txt"]
+    (photos / "photo.jpg.orig").touch()
+    assert names(list_images(str(photos / "photo.jpg.orig")), photos) == ["photo.jpg.orig"]
 
 
 def test_a_name_that_is_no_utf_8(photos: Path) -> None:
     odd = os.fsencode(photos) + b"/\xff.jpg"
     Path(os.fsdecode(odd)).touch()
-    assert odd in [os.fsencode(source.path) for source in list_images(str(photos))]
+    assert odd in [source.path for source in list_images(str(photos))]
 
 
 def test_a_name_that_looks_like_a_glob_is_a_file(photos: Path) -> None:
@@ -54,3 +72,283 @@ def test_nothing_there(photos: Path, source: str, message: str) -> None:
     with pytest.raises(UsageError, match=message) as raised:
         list_images(str(photos / source))
     assert "IMAGES=" in str(raised.value)
+
+
+def test_only_addresses_that_are_understood() -> None:
+    with pytest.raises(UsageError, match="gs://bucket/a: only s3:// is understood"):
+        list_images("gs://bucket/a")
+
+
+def test_another_time_or_size_is_another_version(photos: Path) -> None:
+    def version() -> str | None:
+        return list_images(str(photos / "a.jpg"))[0].version
+
+    first = version()
+    os.utime(photos / "a.jpg", ns=(5, 5))
+    second = version()
+    (photos / "a.jpg").write_bytes(b"x")
+    os.utime(photos / "a.jpg", ns=(5, 5))
+    assert len({first, second, version()}) == 3
+
+
+# --- lists ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_list_names_files_relative_to_itself(photos: Path) -> None:
+    (photos / "lists").mkdir()
+    outside = photos / "sub" / "c.png"
+    text = f"\ufeff# my pictures\r\n../a.jpg\r\n\r\n  ../b.JPG  \n{outside}\nmissing.jpg\n../a.jpg\nfile://{photos}/a%2Ejpg"
+    (photos / "lists" / "mine.txt").write_text(text, newline="")
+    found = list_images(str(photos / "lists" / "mine.txt"))
+    assert names(found, photos) == ["a.jpg", "b.JPG", "sub/c.png", "lists/missing.jpg"]
+    assert [source.version is None for source in found] == [False, False, False, True]
+
+
+def test_a_list_with_bytes_that_are_no_utf_8_and_one_of_windows(photos: Path) -> None:
+    (photos / "bytes.txt").write_bytes(b"\xff.jpg\n")
+    assert list_images(str(photos / "bytes.txt"))[0].path == os.fsencode(photos) + b"/\xff.jpg"
+    (photos / "wide.txt").write_bytes("größe.jpg\r\na.jpg\r\n".encode("utf-16"))
+    assert names(list_images(str(photos / "wide.txt")), photos) == ["größe.jpg", "a.jpg"]
+
+
+def test_a_list_may_name_addresses(photos: Path) -> None:
+    (photos / "l.txt").write_text("s3://bucket/a b.jpg\nhttps://example.com/x.jpg?size=1\n")
+    assert names(list_images(str(photos / "l.txt")), photos) == [
+        "s3://bucket/a b.jpg",
+        "https://example.com/x.jpg?size=1",
+    ]
+
+
+def test_an_empty_list(photos: Path) -> None:
+    (photos / "l.txt").write_text("\n# nothing\n")
+    with pytest.raises(UsageError, match="is empty"):
+        list_images(str(photos / "l.txt"))
+
+
+# --- Parquet -------------------------------------------------------------------------------------------------------
+
+PICTURES = [encoded(gradient(40 + number, 30)) for number in range(20)]
+
+
+def read_all(found: list[Source]) -> list[bytes]:
+    reader = Reader(Objects())
+    return [reader.read(source.path, source.row) for source in found]
+
+
+@pytest.mark.parametrize("group", [1000, 3], ids=["one row group", "many"])
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array(PICTURES, pa.binary()),
+        pa.array(PICTURES, pa.large_binary()),
+        pa.array([{"bytes": picture, "path": "x.jpg"} for picture in PICTURES]),
+    ],
+    ids=["binary", "large binary", "as Hugging Face has it"],
+)
+def test_parquet_with_bytes(tmp_path: Path, column: pa.Array, group: int) -> None:
+    table = pa.table({"caption": ["a"] * 20, "picture": column, "number": list(range(20))})
+    pq.write_table(table, tmp_path / "t.parquet", row_group_size=group)
+    found = list_images(str(tmp_path))
+    assert names(found, tmp_path) == [f"t.parquet#{number:08}" for number in range(20)]
+    assert read_all(found) == PICTURES
+    assert read_all(found[::-1]) == PICTURES[::-1]
+
+
+def test_rows_are_read_right_by_several_threads(tmp_path: Path) -> None:
+    values = [str(number).encode() for number in range(3000)]
+    for name in "ab":
+        table = pa.table({"picture": pa.array([name.encode() + value for value in values], pa.binary())})
+        pq.write_table(table, tmp_path / f"{name}.parquet", row_group_size=700)
+    found, reader, wrong = list_images(str(tmp_path)), Reader(Objects()), []
+
+    def work(start: int) -> None:
+        for at in range(start, len(found), 4):
+            name, number = "ab"[at // 3000].encode(), at % 3000
+            if reader.read(found[at].path, found[at].row) != name + values[number]:
+                wrong.append(at)
+
+    threads = [threading.Thread(target=work, args=(start,)) for start in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_parquet_with_paths(photos: Path) -> None:
+    values = ["a.jpg", None, "sub/c.png", "s3://bucket/x.jpg", "", "missing.jpg"]
+    pq.write_table(pa.table({"file": values, "number": range(6)}), photos / "sub" / "t.parquet")
+    found = list_images(str(photos / "sub" / "t.parquet"))
+    assert names(found, photos) == [
+        "sub/a.jpg",
+        "sub/t.parquet#00000001",
+        "sub/sub/c.png",
+        "s3://bucket/x.jpg",
+        "sub/t.parquet#00000004",
+        "sub/missing.jpg",
+    ]
+    with pytest.raises(BadImage, match="column file is empty in this row"):
+        Reader(Objects()).read(found[1].path, found[1].row)
+
+
+def test_a_null_among_the_bytes(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"picture": pa.array([PICTURES[0], None], pa.binary())}), tmp_path / "t.parquet")
+    found = list_images(str(tmp_path / "t.parquet"))
+    assert read_all(found[:1]) == PICTURES[:1]
+    with pytest.raises(BadImage, match="column picture is empty in this row"):
+        read_all(found[1:])
+
+
+def test_which_column_is_said_or_has_to_be(tmp_path: Path) -> None:
+    place = str(tmp_path / "t.parquet")
+    pq.write_table(pa.table({"a": ["x.jpg"], "b": ["y.jpg"], "n": [1]}), place)
+    with pytest.raises(UsageError, match=r"several columns that may hold images \(a, b\).*SPOTTER_COLUMN"):
+        list_images(place)
+    assert names(list_images(place, "b"), tmp_path) == ["y.jpg"]
+    with pytest.raises(UsageError, match="no column 'n' of bytes or text, but a, b"):
+        list_images(place, "n")
+    pq.write_table(pa.table({"n": [1]}), place)
+    with pytest.raises(UsageError, match="no column of them"):
+        list_images(place)
+    (tmp_path / "p.jpg").touch()
+    with pytest.raises(UsageError, match="no Parquet, which alone has columns"):
+        list_images(str(tmp_path / "p.jpg"), "b")
+
+
+def test_what_only_calls_itself_parquet(tmp_path: Path) -> None:
+    (tmp_path / "t.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(UsageError, match="cannot be read as Parquet"):
+        list_images(str(tmp_path))
+
+
+def test_pictures_come_before_parquet_in_a_folder(photos: Path) -> None:
+    pq.write_table(pa.table({"file": ["x.jpg"]}), photos / "t.parquet")
+    assert "t.parquet" not in " ".join(names(list_images(str(photos)), photos))
+
+
+# --- files that are none -------------------------------------------------------------------------------------------
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(BadImage, match="not a regular file"):
+        read_all(list_images(str(tmp_path)))
+
+
+def test_a_huge_file_is_not_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "MAX_FILE_BYTES", 3 * 1024**2)
+    with (tmp_path / "huge.jpg").open("wb") as handle:
+        handle.truncate(1024**4)
+    with pytest.raises(BadImage, match="more than 3 MiB"):
+        read_all(list_images(str(tmp_path)))
+
+
+# --- buckets -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bucket(store: Store) -> str:
+    """A bucket with pictures of awkward names."""
+    for key in ("p/a.jpg", "p/b c.jpg", "p/sub/ü#?%25.png", "p/.hidden/x.jpg", "p/[1].jpg", "p/notes.md", "q.jpg"):
+        store.put(key, key.encode())
+    return f"s3://{BUCKET}"
+
+
+def listed(place: str, store: Store) -> list[str]:
+    found = list_images(place, None, Objects(store.endpoint))
+    return [source.shown.removeprefix(f"s3://{BUCKET}/") for source in found]
+
+
+@pytest.mark.parametrize("prefix", ["p", "p/"])
+def test_a_prefix_is_searched_through(store: Store, bucket: str, prefix: str) -> None:
+    assert listed(f"{bucket}/{prefix}", store) == ["p/[1].jpg", "p/a.jpg", "p/b c.jpg", "p/sub/ü#?%25.png"]
+
+
+def test_a_whole_bucket(store: Store, bucket: str) -> None:
+    assert listed(bucket, store) == listed(f"{bucket}/", store) == [*listed(f"{bucket}/p", store), "q.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("place", "found"),
+    [
+        ("p/*.jpg", ["p/[1].jpg", "p/a.jpg", "p/b c.jpg"]),
+        ("p/**/*.png", ["p/sub/ü#?%25.png"]),
+        ("p/b c.jpg", ["p/b c.jpg"]),
+        ("p/[1].jpg", ["p/[1].jpg"]),
+        ("p/notes.md", ["p/notes.md"]),
+    ],
+)
+def test_globs_and_objects(store: Store, bucket: str, place: str, found: list[str]) -> None:
+    assert listed(f"{bucket}/{place}", store) == found
+
+
+def test_objects_of_any_name_are_read(store: Store, bucket: str) -> None:
+    reader = Reader(Objects(store.endpoint))
+    for source in list_images(f"{bucket}/p", None, reader.objects):
+        assert reader.read(source.path, None) == source.shown.removeprefix(f"s3://{BUCKET}/").encode()
+    with pytest.raises(NoObject, match="no such object"):
+        reader.read(f"{bucket}/p/gone.jpg".encode(), None)
+
+
+def test_another_size_is_another_version_of_an_object(store: Store, bucket: str) -> None:
+    def versions() -> list[str | None]:
+        return [source.version for source in list_images(f"{bucket}/p", None, Objects(store.endpoint))]
+
+    before = versions()
+    store.put("p/a.jpg", b"longer than before")
+    assert [one == other for one, other in zip(before, versions(), strict=True)] == [True, False, True, True]
+
+
+def test_lists_and_parquet_in_a_bucket(store: Store, bucket: str, tmp_path: Path) -> None:
+    store.put("lists/l.txt", b"a.jpg\ns3://other/b.jpg\n")
+    assert listed(f"{bucket}/lists/l.txt", store) == ["lists/a.jpg", "s3://other/b.jpg"]
+    pq.write_table(pa.table({"picture": pa.array(PICTURES, pa.binary())}), tmp_path / "t.parquet", row_group_size=3)
+    store.put("tables/t.parquet", (tmp_path / "t.parquet").read_bytes())
+    objects = Objects(store.endpoint)
+    found = list_images(f"{bucket}/tables/", None, objects)
+    reader = Reader(objects)
+    assert [reader.read(source.path, source.row) for source in found] == PICTURES
+    assert found[0].shown == f"{bucket}/tables/t.parquet#00000000"
+
+
+def test_an_address_of_the_web_is_read(photos: Path) -> None:
+    (photos / "a b.jpg").write_bytes(b"of the web")
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(photos))) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        base = f"http://127.0.0.1:{server.server_address[1]}"
+        reader = Reader(Objects())
+        try:
+            assert reader.read(f"{base}/a%20b.jpg".encode(), None) == b"of the web"
+            with pytest.raises(NoObject):
+                reader.read(f"{base}/gone.jpg".encode(), None)
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_nothing_under_a_prefix(store: Store, bucket: str) -> None:
+    with pytest.raises(UsageError, match="matches nothing"):
+        listed(f"{bucket}/nothing/", store)
+
+
+def test_a_store_that_cannot_be_used_is_one_line(store: Store, bucket: str) -> None:
+    with pytest.raises(UsageError, match=r"s3://nobody/p: there is no such bucket: .*SPOTTER_S3_ENDPOINT"):
+        listed("s3://nobody/p", store)
+    with pytest.raises(UsageError, match=r"cannot be reached.*Connection refused"):
+        list_images(bucket, None, Objects("http://127.0.0.1:1"))
+    store.check_credentials()
+    with pytest.raises(UsageError, match=r"access is refused.*AWS_ACCESS_KEY_ID"):
+        listed(bucket, store)
+
+
+def test_one_place_has_one_identity(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(photos)
+    assert canonical("sub", None) == canonical(str(photos / "sub"), None) == str(photos / "sub")
+    assert canonical("s3://b/p", None) == "s3://b/p"
+    assert canonical("sub", "x") != canonical("sub", "y")

@@ -1,0 +1,1 @@
+"""Code to read, to run and to take from."""

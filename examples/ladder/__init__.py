@@ -1,0 +1,1 @@
+"""One job written five times, each time faster: find the dogs, cut them out, ask for each one's breed."""

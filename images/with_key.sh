@@ -1,0 +1,15 @@
+#!/bin/sh
+# Run a command that finds the model server's key in a variable: given to the container as one, `docker inspect` would
+# show it. Its arguments: the variable's name, the command, and the command's own.
+set -eu
+
+variable=$1
+shift
+file=/run/secrets/api_key
+if [ -e "$file" ]; then
+	# Ends the container where the key cannot be read: a server without it would answer anyone.
+	key=$(cat "$file")
+	[ -z "$key" ] || export "$variable=$key"
+	unset key
+fi
+exec "$@"

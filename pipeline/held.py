@@ -1,0 +1,86 @@
+"""The bytes that a run holds: a gate in front of the flow keeps those of its images and crops below a bound.
+
+Rows are bounded by the stages themselves, and for photos of a few megabytes that is enough. It is not for a folder of
+large scans: 40 images in flight of 100 MB each, and each twice, as read and as sent, are 8 GB.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+from pipeline.stop import Stop
+
+# How often a closed gate looks again. It stands before a batch of files, whose reading alone takes longer.
+LOOK_S = 0.01
+
+
+class Held:
+    """How many bytes images and crops take between reading and storing; safe from several threads.
+
+    An image counts from the gate until it is cut up, then its crops count until they are stored. What counts is encoded
+    bytes: the pixels of an image live within one call of a stage, so there are as many as there are cores.
+    """
+
+    def __init__(self, most: int, stop: Stop) -> None:
+        self.most = most
+        self.stop = stop
+        self.total = self.peak = 0
+        self._images: dict[bytes, int] = {}
+        self._under_way: set[bytes] = set()
+        self._read = self._read_bytes = 0
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[Held], tuple[int, Stop]]:
+        """A copy elsewhere counts by itself."""
+        return Held, (self.most, self.stop)
+
+    async def enter(self, sizes: dict[bytes, int | None]) -> None:
+        """Wait until images of these file sizes (by path; None: not known) fit below the bound, and count them.
+
+        When no image is on its way to the detector's answer they pass in any case: one that is larger than the bound
+        has to be read, crops may wait for a full batch, and Daft (0.7.26) hands the finished batches of an asynchronous
+        stage on when the next one comes. Returns at once when the run is ending.
+        """
+        while not self._take(sizes) and self.stop.reason is None:  # noqa: ASYNC110 it is opened from threads
+            await asyncio.sleep(LOOK_S)
+
+    def _take(self, sizes: dict[bytes, int | None]) -> bool:
+        with self._lock:
+            usual = self._read_bytes // max(self._read, 1)
+            # Twice the file: as it was read, and as it is sent to the detector.
+            expected = {path: usual if size is None else 2 * size for path, size in sizes.items()}
+            if self._under_way and self.total + sum(expected.values()) > self.most:
+                return False
+            self._images |= expected
+            self._under_way |= expected.keys()
+            self._add(sum(expected.values()))
+            return True
+
+    def _add(self, size: int) -> None:
+        self.total += size
+        self.peak = max(self.peak, self.total)
+
+    def read(self, path: bytes, size: int) -> None:
+        """An image was read, and takes `size` bytes."""
+        with self._lock:
+            self._add(size - self._images.get(path, 0))
+            self._images[path] = size
+            self._read += 1
+            self._read_bytes += size
+
+    def detected(self, path: bytes) -> None:
+        """The detector has answered about an image, or will not be asked."""
+        with self._lock:
+            self._under_way.discard(path)
+
+    def cut(self, path: bytes, size: int) -> None:
+        """An image was let go; its crops take `size` bytes."""
+        with self._lock:
+            self._under_way.discard(path)
+            self._add(size - self._images.pop(path, 0))
+
+    def stored(self, size: int) -> None:
+        """A crop of `size` bytes was let go."""
+        with self._lock:
+            self._add(-size)

@@ -1,0 +1,138 @@
+"""What a run's measuring of itself costs, as a share of the run's CPU time.
+
+    python -m scripts.bench.accounting
+
+Two ways. Counted: in each run, the CPU time of the threads that watch, and that of the stages' notes at what a note
+takes. Compared: runs with and without it take turns; the cheapest of each kind are compared, since another program on
+the machine only ever adds. On a machine that is not idle the first is the one to trust.
+
+The servers are simulated, in another process. The images are small and have many boxes, so that nearly all of the work
+is what a detection costs: about the worst case for accounting, whose price is by the row. The report is left out, as it
+would hide the difference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+from unittest import mock
+
+from PIL import Image
+from pydantic import AnyHttpUrl
+from rich.console import Console
+
+from pipeline import run as runs
+from pipeline.__main__ import collect_rarely
+from pipeline.account import Account
+from pipeline.job import Job
+from pipeline.profiler import START, Profiler
+from pipeline.settings import Settings
+
+
+class Unmeasured(Profiler):
+    """A profiler that looks away."""
+
+    def flow_begins(self, settings: Settings, job: Job, images: int) -> Account:
+        """An account that takes notes of nothing, and no sampler."""
+        self.phase(START)
+        return self.account
+
+
+def make_pictures(folder: Path, images: int) -> None:
+    """Small pictures, no two the same."""
+    for number in range(images):
+        Image.new("RGB", (400, 300), (number % 256, number // 256, 90)).save(folder / f"{number:05}.png")
+
+
+def cpu_of(settings: Settings, kind: type[Profiler]) -> tuple[float, int, Profiler]:
+    """CPU seconds of one run, the detections that it answered, and its profiler."""
+    made: list[Profiler] = []
+
+    def make() -> Profiler:
+        made.append(kind())
+        return made[0]
+
+    began = time.process_time()
+    with mock.patch.object(runs, "Profiler", make), mock.patch.object(runs, "write_report"):
+        done = runs.run(settings, Console(file=io.StringIO()))
+    return time.process_time() - began, done.answered, made[0]
+
+
+def note_s(notes: int = 20_000) -> float:
+    """CPU seconds of all notes that are taken of one detection, from the model to the tables."""
+    account = Account(1, 1, 1)
+    account.selection.bound = ""  # as for most rows of a run
+    began = time.thread_time()
+    for number in range(notes):
+        account.ask.end(account.ask.begin(), 1, 1)
+        if account.selection.has("0"):
+            raise AssertionError("nothing is kept")
+        if number % 32 == 0:  # a batch of questions
+            account.ask.count(32, 0, 1, 1)
+            account.store.arrive(began, 32)
+        account.finish(account.store, account.store.begin(), account.collect, key="0", index=0, bytes_in=1)
+        account.finish(account.collect, account.collect.begin(), key="0", index=0)
+    return (time.thread_time() - began) / notes
+
+
+def main() -> None:
+    """Print CPU time a row of both, and the shares."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=150, help="in each run (default: %(default)s)")
+    parser.add_argument("--boxes", type=int, default=30, help="in each image (default: %(default)s)")
+    parser.add_argument("--runs", type=int, default=7, help="of each kind (default: %(default)s)")
+    parser.add_argument("--concurrency", type=int, default=256, help="of the model (default: %(default)s)")
+    parser.add_argument("--latency", type=float, default=0.05, help="seconds per answer (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=9303, help="default: %(default)s")
+    arguments = parser.parse_args()
+    os.environ["DO_NOT_TRACK"], os.environ["DAFT_PROGRESS_BAR"] = "true", "0"
+    collect_rarely()  # as the pipeline does
+    url = f"http://127.0.0.1:{arguments.port}"
+    server = [sys.executable, "-m", "scripts.bench.faults", f"--port={arguments.port}"]
+    server += [f"--latency={arguments.latency}", f"--boxes={arguments.boxes}"]
+    process = subprocess.Popen(server, stdout=subprocess.DEVNULL)
+    try:
+        for _ in range(100):
+            try:
+                urllib.request.urlopen(url).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        with tempfile.TemporaryDirectory() as name:
+            images = Path(name, "images")
+            images.mkdir()
+            make_pictures(images, arguments.images)
+            settings = Settings(
+                images=str(images),
+                output=str(Path(name, "runs")),
+                detector_url=AnyHttpUrl(url),
+                model_url=AnyHttpUrl(f"{url}/v1"),
+                model_concurrency=arguments.concurrency,
+                force=True,
+            )
+            without, measured, shares = [], [], []
+            for number in range(arguments.runs + 1):
+                cpu_s, rows, _ = cpu_of(settings, Unmeasured)
+                more_cpu_s, _, profiler = cpu_of(settings, Profiler)
+                if number:  # the first of each warms up
+                    without.append(cpu_s / rows)
+                    measured.append(more_cpu_s / rows)
+                    shares.append((profiler.cpu_s + rows * note_s()) / more_cpu_s)
+        print(f"a detection: {min(measured) * 1e6:.0f} us of CPU, without accounting {min(without) * 1e6:.0f} us")
+        print(f"accounting, counted: {statistics.median(shares):.1%} of the run's CPU time ({len(shares)} runs)")
+        print(f"accounting, compared: {min(measured) / min(without) - 1:+.1%} (cheapest of {len(shares)} runs each)")
+    finally:
+        process.terminate()
+        process.wait()
+
+
+if __name__ == "__main__":
+    main()

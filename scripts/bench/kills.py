@@ -1,0 +1,169 @@
+"""kill -9 the pipeline at random moments, run it again, and see that every row is there once.
+
+    python -m scripts.bench.kills
+    python -m scripts.bench.kills --kills 5 --pictures 500 --seed 7
+
+Each kill is a run of its own over the same pictures, with simulated services, at a moment between the start of the
+process and its end. The exit code is 1 when a row is missing or twice, a crop is not whole, or more was asked again
+than one part holds and what was on its way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from PIL import Image, UnidentifiedImageError
+
+from pipeline.parts import PART_IMAGES
+from scripts.bench.faults import grid
+from scripts.bench.simulated import Simulated, serve
+from scripts.environments import ROOT
+
+BOXES = 2
+# Rows between a model's answer and its part: batches of questions that wait for their last answer, as many again that
+# are stored, and the queue before the collector (pipeline/watch.py). Of few pictures all rows may be there.
+ON_THE_WAY = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """What a kill and a second run came to."""
+
+    seconds: float
+    """From the start of the process to its kill, or to its end when that came first."""
+    killed: bool
+    asked: int
+    """Questions that both runs asked, without those that each asks before it begins."""
+    rows: int
+    wrong: list[str]
+    """What is not as it should be; empty when all is."""
+
+    @property
+    def repeated(self) -> int:
+        """Questions that were asked a second time."""
+        return self.asked - self.rows
+
+
+def start(simulated: Simulated, images: Path, folder: Path, options: Sequence[str]) -> subprocess.Popen[bytes]:
+    """Start a run in `folder`, as a process of its own; what it prints is kept in a file beside it."""
+    command = [sys.executable, "-m", "pipeline", f"--images={images}", f"--output={folder.parent}"]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".txt").open("ab") as output:
+        return subprocess.Popen(
+            [*command, f"--run-name={folder.name}", *options],
+            cwd=ROOT,
+            env={**os.environ, **simulated.settings},
+            stdout=output,
+            stderr=output,
+        )
+
+
+def kill_and_resume(
+    simulated: Simulated, images: Path, folder: Path, due: Callable[[], bool], options: Sequence[str] = ()
+) -> Resumed:
+    """Run over a folder of readable, different pictures; kill -9 when it is `due`; run again, and look at the rows.
+
+    Each picture has BOXES boxes, and `folder` is to be new.
+    """
+    simulated.boxes = lambda image: grid(BOXES)
+    simulated.keep_bodies = False
+    simulated.model.requests, started = 0, time.perf_counter()
+    child = start(simulated, images, folder, options)
+    while not due() and child.poll() is None:
+        time.sleep(0.01)
+    killed, seconds = child.poll() is None, time.perf_counter() - started
+    child.kill()
+    child.wait()
+    asked = max(simulated.model.requests - 1, 0)
+    simulated.model.requests = 0
+    code = start(simulated, images, folder, options).wait()
+    asked += simulated.model.requests - 1
+    expected = len(list(images.iterdir()))
+    wrong = [f"the second run ended with {code}: {folder.with_suffix('.txt')}"] if code else examine(folder, expected)
+    if asked - BOXES * expected > BOXES * PART_IMAGES + ON_THE_WAY:
+        wrong.append(f"{asked - BOXES * expected} questions were asked again")
+    return Resumed(seconds, killed, asked, BOXES * expected, wrong)
+
+
+def after(seconds: float) -> Callable[[], bool]:
+    """Due when this time has passed from now."""
+    deadline = time.perf_counter() + seconds
+    return lambda: time.perf_counter() > deadline
+
+
+def examine(folder: Path, pictures: int) -> list[str]:
+    """What is wrong with the rows of a finished run over `pictures` readable pictures."""
+    wrong = []
+    images = Counter(pq.read_table(folder / "images.parquet")["path"].to_pylist())
+    if len(images) != pictures or max(images.values()) > 1:
+        wrong.append(f"{len(images)} of {pictures} images, one of them {max(images.values(), default=0)} times")
+    rows = pq.read_table(folder / "detections.parquet").to_pylist()
+    found = Counter((row["path"], row["index"]) for row in rows)
+    if len(found) != BOXES * pictures or max(found.values()) > 1:
+        wrong.append(f"{len(found)} of {BOXES * pictures} detections, one {max(found.values(), default=0)} times")
+    failed = [row["reason"] for row in rows if row["outcome"] != "answered"]
+    if failed:
+        wrong.append(f"{len(failed)} detections were not answered, the first: {failed[0]}")
+    for row in rows:
+        try:
+            with Image.open(folder / str(row["crop"])) as crop:
+                crop.load()
+        except (OSError, UnidentifiedImageError) as error:
+            wrong.append(f"a crop is not whole: {error}")
+            break
+    return wrong
+
+
+def make_pictures(folder: Path, pictures: int) -> None:
+    """Small pictures, no two the same."""
+    for number in range(pictures):
+        picture = Image.new("RGB", (96, 64), (number % 256, number // 256 % 256, number // 65536))
+        picture.save(folder / f"{number:06}.png")
+
+
+def main() -> int:
+    """Kill, resume, report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20, help="default: %(default)s")
+    parser.add_argument("--pictures", type=int, default=3000, help="default: %(default)s")
+    parser.add_argument("--latency", type=float, default=0.05, help="of the services, in s (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments (default: %(default)s)")
+    arguments = parser.parse_args()
+    draw, bad = random.Random(arguments.seed), 0
+    with tempfile.TemporaryDirectory() as temporary, serve() as simulated:
+        images = Path(temporary, "images")
+        images.mkdir()
+        make_pictures(images, arguments.pictures)
+        simulated.latency_s = arguments.latency
+        whole = kill_and_resume(simulated, images, Path(temporary, "runs", "whole"), lambda: False)
+        print(f"{arguments.pictures} pictures, {whole.rows} rows; without a kill {whole.seconds:.1f} s", flush=True)
+        bad += bool(whole.wrong)
+        latest, kills, runs = whole.seconds, 0, 0
+        while kills < arguments.kills:
+            runs += 1
+            folder = Path(temporary, "runs", f"kill-{runs}")
+            done = kill_and_resume(simulated, images, folder, after(draw.uniform(0, latest)))
+            kills += done.killed
+            if not done.killed:  # it was quicker than the run before: draw from what it took
+                latest = done.seconds
+            bad += bool(done.wrong)
+            moment = f"killed after {done.seconds:5.1f} s" if done.killed else f"ended after {done.seconds:6.1f} s"
+            said = "; ".join(done.wrong) or "every row once"
+            print(f"{runs:3}  {moment}  {done.repeated:5} asked again  {said}", flush=True)
+    print(f"{bad} of {runs + 1} runs went wrong" if bad else f"all well after {kills} kills")
+    return int(bad > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

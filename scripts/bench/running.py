@@ -1,0 +1,61 @@
+"""The running stack, as measurements reach it: its addresses and its key, where the user has set no others."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import urlsplit
+
+from pydantic import AnyHttpUrl, SecretStr
+
+from pipeline import settings as job_settings
+from pipeline.errors import UsageError
+from pipeline.job import load as load_job
+from pipeline.probe import Services, probe
+from pipeline.settings import Settings
+from scripts import api_key
+from scripts import settings as stack_settings
+from scripts.services import make_stack
+
+
+def settings() -> Settings:
+    """The job's settings, as `make run` would have them.
+
+    Raises:
+        UsageError: a setting cannot be.
+    """
+    given = job_settings.load([])
+    try:
+        # Device and preset change neither address nor key.
+        stack = make_stack(stack_settings.load(), "cpu", "cpu", stack_settings.user_variables(job_settings.PREFIX))
+    except stack_settings.StackError as error:
+        raise UsageError(str(error)) from error
+    here: dict[str, Any] = {
+        name: AnyHttpUrl(stack.job_variables[job_settings.PREFIX + name.upper()])
+        for name in ("detector_url", "model_url")
+    }
+    if stack.key_file and stack.key_file.exists():
+        here["api_key"] = SecretStr(api_key.ensure(stack.key_file))
+    return given.model_copy(update=here)
+
+
+def find(settings: Settings) -> Services:
+    """What answers there.
+
+    Raises:
+        UsageError: one of the two services does not answer; says which and why.
+    """
+    try:
+        return probe(settings, load_job(settings.job))
+    except UsageError as error:
+        raise UsageError(f"{error} (containers: with STACK_PUBLISH=True)") from error
+
+
+def key_variable(settings: Settings) -> dict[str, str]:
+    """The key as a variable for a process that asks the model server: any user can read a command line."""
+    return {api_key.JOB_VARIABLE: settings.api_key.get_secret_value()} if settings.api_key else {}
+
+
+def origin(url: object) -> str:
+    """An address without its path."""
+    parts = urlsplit(str(url))
+    return f"{parts.scheme}://{parts.netloc}"

@@ -1,0 +1,1 @@
+"""A run's profile as people see it: a table, pages, a trace; alone or beside another run's."""

@@ -1,0 +1,133 @@
+"""`make profile`: run the job afresh, show where its time went; or show a run that was, alone or beside another."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from pipeline import job as jobs
+from pipeline import settings as job_settings
+from pipeline.errors import UsageError
+from pipeline.profile import FILE, Profile
+from pipeline.run_folder import write_atomically
+from scripts import foreground
+from scripts.profile import markdown, page, table, trace
+from scripts.profile.comparison import Comparison
+
+INTERRUPTED, USAGE = 130, 2
+
+
+def run(console: Console, *, existing: str | None, compare: str | None, options: list[str]) -> int:
+    """Profile a fresh run of the job with these options of its own, or show an `existing` run's profile.
+
+    Returns the job's exit code, or 0 where none was run.
+
+    Raises:
+        UsageError: there is no such run, it has no profile, or the job's settings cannot be.
+    """
+    if existing is not None and options:
+        raise UsageError(f"{options[0]}: with RUN (--run) nothing is run, so that the job's options have no use")
+    settings = job_settings.load(options)
+    other = read(find(compare, settings.runs)) if compare is not None else None  # before minutes are spent
+    if existing is not None:
+        show(console, find(existing, settings.runs), other)
+        return 0
+    folder = fresh_folder(settings)
+    code = run_job([*options, "--run-name", folder.name, "--profile"])
+    if code in (INTERRUPTED, USAGE) or (code and not (folder / FILE).is_file()):
+        return code  # the job has said why
+    show(console, folder, other)
+    return code
+
+
+def run_job(options: list[str]) -> int:
+    """Run the job as `make run` does, on either engine, with the stack brought up before; its exit code."""
+    return foreground.run([sys.executable, "-m", "scripts", "run", *options])
+
+
+def fresh_folder(settings: job_settings.Settings) -> Path:
+    """A folder that no run has yet, so that nothing is done already: the job's name and a number.
+
+    Raises:
+        UsageError: there is no such job.
+    """
+    name = settings.run_name or jobs.load(settings.job).name
+    return next(
+        folder for number in itertools.count(1) if not (folder := settings.runs / f"{name}-profile-{number}").exists()
+    )
+
+
+def find(run: str, runs: Path) -> Path:
+    """A run's folder, by its path or by its name among the runs.
+
+    Raises:
+        UsageError: there is none.
+    """
+    places = [Path(run).expanduser(), runs / run]
+    for place in places:
+        if place.is_dir():
+            return place.resolve()
+    raise UsageError(f"no run {run}: neither {places[0]} nor {places[1]} is a folder")
+
+
+def read(folder: Path) -> Profile:
+    """A run's profile.
+
+    Raises:
+        UsageError: it has none that can be read.
+    """
+    try:
+        return Profile.of(folder)
+    except OSError as error:
+        raise UsageError(
+            f"run {folder}: no profile ({FILE}: {error.strerror}): a run that was cut short, or of an older version, "
+            "has none; 'make profile' makes a new run"
+        ) from error
+    except ValueError as error:
+        raise UsageError(
+            f"run {folder}: {FILE} is not a profile of this version of Spotter: 'make profile' makes a new run"
+        ) from error
+
+
+def show(console: Console, folder: Path, other: Profile | None) -> None:
+    """Print a run's profile, and write its pages and its trace.
+
+    Raises:
+        UsageError: it has no profile, or its folder cannot be written.
+    """
+    profile = read(folder)
+    compared = Comparison(other, profile) if other is not None else None
+    try:
+        write(folder / FILE.parent, profile, compared)
+    except OSError as error:
+        raise UsageError(f"run {folder}: its profile's pages cannot be written: {error.strerror or error}") from error
+    table.show(console, profile)
+    if compared is not None:
+        table.show_comparison(console, compared)
+    place = Path(os.path.relpath(folder))
+    shown = place if ".." not in place.parts else folder
+    for name, text in (
+        ("page", f"{shown / FILE.parent}/profile.html, and profile.md with a diagram"),
+        ("trace", f"{shown / FILE.parent}/trace.json: open it at https://ui.perfetto.dev"),
+        ("next", f"change a setting, then: make profile COMPARE={shown}"),
+    ):
+        console.print(f"{name + ':':8}{text}", soft_wrap=True, highlight=False, markup=False)
+
+
+def write(place: Path, profile: Profile, compared: Comparison | None) -> None:
+    """Write the pages and the trace beside profile.json.
+
+    Raises:
+        OSError: one cannot be written.
+    """
+    try:
+        daft = (place / "daft.md").read_text()
+    except FileNotFoundError:  # an ordinary run does not ask Daft for it
+        daft = None
+    write_atomically(place / "profile.md", markdown.page(profile, daft, compared).encode())
+    write_atomically(place / "profile.html", page.page(profile, compared).encode())
+    write_atomically(place / "trace.json", trace.trace(profile))

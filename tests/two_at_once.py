@@ -1,0 +1,67 @@
+"""Which tests stay together where two run at once (`pytest -n 2`), as a plugin of the test run.
+
+The stack, in containers and as processes, is one group: it is started once, and no test meets another's requests or
+faults. A file that starts services of its own is a group; unit tests share nothing and go where there is room.
+
+xdist has marks for this (`--dist loadgroup`). With pytest 9.2 they are ignored without a word (pytest-xdist, issue
+1386), so the scheduler is told here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from xdist.remote import Producer  # type: ignore[import-untyped]
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
+
+STACK_FIXTURES = frozenset({"stack", "containers"})
+OWN_SERVICES = frozenset(
+    f"tests/stack/test_{name}.py" for name in ("detector_service", "gemma3n", "offline", "wrong_configurations")
+)
+
+
+def group(nodeid: str) -> str:
+    """The name of the group that a test belongs to."""
+    path = nodeid.partition("::")[0]
+    if path.startswith("tests/stack/") and path not in OWN_SERVICES:
+        return "stack"
+    return nodeid if path.startswith("tests/unit/") else path
+
+
+# The longest first, so that the small ones fill what is left at the end.
+ORDER = ("stack", "tests/stack/", "tests/browser/", "tests/contract/", "tests/unit/")
+
+
+def place(nodeid: str) -> int:
+    """Where in the order a test's group stands."""
+    name = group(nodeid)
+    return next((number for number, start in enumerate(ORDER) if name.startswith(start)), len(ORDER))
+
+
+class Groups(LoadScopeScheduling):  # type: ignore[misc]
+    """Hands whole groups to the test processes, in the order of their first tests."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return group(nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """Schedule by groups, whatever --dist says."""
+    config.option.loadscopereorder = False  # by number of tests, which says nothing about their time
+    return Groups(config, log)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Refuse a test that uses the stack outside its group: two test processes would take down each other's."""
+    uses = item.nodeid.startswith("tests/stack/") and STACK_FIXTURES & set(getattr(item, "fixturenames", ()))
+    if uses and group(item.nodeid) != "stack":
+        pytest.fail(f"it uses the stack: take its file out of OWN_SERVICES in {Path(__file__).name}", pytrace=False)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Order the tests; one at a time they keep their own order."""
+    if hasattr(config, "workerinput"):  # of a test process of xdist
+        items.sort(key=lambda item: place(item.nodeid))

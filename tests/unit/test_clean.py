@@ -1,0 +1,116 @@
+"""`make clean`: what it removes, what it keeps, and that it asks first."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from scripts import api_key, clean, compose_engine, images
+from scripts.settings import StackError, StackSettings
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A stack's state after some use, on a host without Docker; nothing runs."""
+    monkeypatch.setattr(compose_engine, "answers", lambda: False)
+    for name in ("containers", "processes", "logs", "cache"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "something").touch()
+    api_key.settle(tmp_path)
+    return tmp_path
+
+
+class Person(Console):
+    """A terminal with somebody who answers."""
+
+    def __init__(self, answer: str) -> None:
+        super().__init__(file=io.StringIO(), width=160)
+        self.answer = answer
+        self.asked = 0
+
+    def input(self, *_: object, **__: object) -> str:
+        self.asked += 1
+        return self.answer
+
+    @property
+    def said(self) -> str:
+        """What was printed."""
+        assert isinstance(self.file, io.StringIO)
+        return self.file.getvalue()
+
+
+def left(state: Path) -> set[str]:
+    return {path.name for path in state.iterdir()} - {"stack.lock"}
+
+
+EVERYTHING = {"containers", "processes", "logs", "cache", "api_key"}
+
+
+@pytest.mark.parametrize("answer", ["", "n", "no", "maybe"])
+def test_anything_but_yes_removes_nothing(state: Path, monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    person = Person(answer)
+    assert clean.run(StackSettings(state=state), person, caches=True, confirmed=False) == 1
+    assert person.asked == 1
+    assert "nothing was removed" in person.said
+    assert left(state) == EVERYTHING
+
+
+def test_without_a_terminal_nothing_is_removed_unasked(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin.isatty", lambda: False)
+    person = Person("y")
+    assert clean.run(StackSettings(state=state), person, caches=False, confirmed=False) == 1
+    assert (person.asked, left(state)) == (0, EVERYTHING)
+    assert "YES=1" in person.said
+
+
+def test_yes_removes_state_and_key_and_keeps_the_caches(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    person = Person("y")
+    assert clean.run(StackSettings(state=state), person, caches=False, confirmed=False) == 0
+    assert left(state) == {"cache"}
+    for name in ("containers", "processes", "logs", "api_key"):
+        assert str(state / name) in person.said
+    assert "keeps models and the current cache" in person.said
+
+
+def test_caches_go_when_told(state: Path) -> None:
+    person = Person("n")
+    assert clean.run(StackSettings(state=state), person, caches=True, confirmed=True) == 0
+    assert (person.asked, left(state)) == (0, set())
+
+
+def test_images_and_volumes_are_named_before_they_go(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The images belong to the stack of the default state; another one leaves them."""
+    calls: list[tuple[str, ...]] = []
+
+    def docker(*arguments: str, timeout_s: float | None = None) -> str:
+        calls.append(arguments)
+        return "spotter_vllm-cache" if arguments[:2] == ("volume", "ls") else ""
+
+    monkeypatch.setattr(compose_engine, "answers", lambda: True)
+    monkeypatch.setattr(compose_engine, "client_config", lambda: None)
+    monkeypatch.setattr(compose_engine.ComposeEngine, "container", lambda *_: None)
+    monkeypatch.setattr(images, "docker", docker)
+    for project, expected in (("spotter-12ab34cd", False), ("spotter", True)):
+        monkeypatch.setattr(compose_engine, "project_name", lambda _, project=project: project)
+        calls.clear()
+        person = Person("n")
+        assert clean.run(StackSettings(state=state), person, caches=True, confirmed=True) == 0
+        assert "volume spotter_vllm-cache" in person.said
+        assert ("volume", "rm", "spotter_vllm-cache") in calls
+        tags = {image.tag for image in images.IMAGES.values()}
+        removed = {call[2] for call in calls if call[:2] == ("image", "rm")}
+        assert removed == (tags if expected else set())
+
+
+def test_what_docker_does_not_let_go_is_told(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compose_engine, "answers", lambda: True)
+    monkeypatch.setattr(compose_engine.ComposeEngine, "container", lambda *_: None)
+    monkeypatch.setattr(compose_engine, "volumes", lambda _: ["busy"])
+    monkeypatch.setattr(images, "docker", lambda *arguments, **_: None if arguments[1] == "rm" else "")
+    with pytest.raises(StackError, match="volume busy: cannot be removed: `docker ps --all` shows"):
+        clean.run(StackSettings(state=state), Person("n"), caches=True, confirmed=True)

@@ -1,0 +1,122 @@
+"""The gate before the flow: bytes stay below the bound, and it never stays closed for good."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import pickle
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from pipeline import settings
+from pipeline.flow import BATCH
+from pipeline.held import Held
+from pipeline.run import run
+from pipeline.stop import Stop
+from scripts.bench.simulated import Simulated
+from tests.pictures import encoded, gradient
+
+MB = 1024**2
+
+
+def passes(held: Held, **sizes: int | None) -> bool:
+    """Whether a batch gets through the gate without anything else being let go."""
+
+    async def attempt() -> bool:
+        try:
+            await asyncio.wait_for(held.enter({name.encode(): size for name, size in sizes.items()}), 0.05)
+        except TimeoutError:
+            return False
+        return True
+
+    return asyncio.run(attempt())
+
+
+def test_images_wait_until_others_are_let_go() -> None:
+    held = Held(10 * MB, Stop())
+    assert passes(held, a=2 * MB)
+    assert passes(held, b=2 * MB)
+    assert not passes(held, c=2 * MB)
+    held.read(b"a", 3 * MB)
+    held.cut(b"a", 0)
+    assert passes(held, c=2 * MB)
+    assert held.total == held.peak == 8 * MB
+
+
+def test_crops_count_until_they_are_stored() -> None:
+    held = Held(10 * MB, Stop())
+    assert passes(held, a=1 * MB, b=1 * MB)
+    held.cut(b"a", 8 * MB)
+    assert not passes(held, c=1 * MB)
+    held.stored(8 * MB)
+    assert passes(held, c=1 * MB)
+    assert held.total == 4 * MB
+
+
+def test_an_image_above_the_bound_goes_alone() -> None:
+    held = Held(10 * MB, Stop())
+    assert passes(held, giant=500 * MB)
+    assert not passes(held, next=1)
+    held.cut(b"giant", 0)
+    assert passes(held, next=1)
+
+
+def test_crops_alone_do_not_close_the_gate() -> None:
+    """They may wait for others to fill their batch."""
+    held = Held(10 * MB, Stop())
+    assert passes(held, a=1 * MB)
+    held.cut(b"a", 20 * MB)
+    assert passes(held, b=1 * MB)
+
+
+def test_an_image_of_unknown_size_counts_as_the_usual_one() -> None:
+    held = Held(10 * MB, Stop())
+    assert passes(held, a=None, b=None)
+    held.read(b"a", 6 * MB)
+    held.read(b"b", 2 * MB)
+    assert not passes(held, c=None)
+    held.cut(b"a", 0)
+    assert passes(held, c=None)
+    assert held.total == 2 * MB + 4 * MB
+
+
+def test_a_run_that_ends_opens_the_gate() -> None:
+    stop = Stop()
+    held = Held(1, stop)
+    assert passes(held, a=MB)
+    stop.pull("enough")
+    assert passes(held, b=MB)
+
+
+def test_a_copy_counts_by_itself() -> None:
+    held = Held(10 * MB, Stop())
+    assert passes(held, a=MB)
+    copy = pickle.loads(pickle.dumps(held))
+    assert (copy.most, copy.total) == (10 * MB, 0)
+
+
+@pytest.mark.parametrize(("most", "bounded"), [("1", True), ("512MiB", False)])
+def test_a_run_with_hardly_any_room_goes_a_batch_at_a_time_and_ends(
+    simulated: Simulated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: str, bounded: bool
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(5 * BATCH):
+        (images / f"{number}.jpg").write_bytes(encoded(gradient(200 + number, 100)))
+    (images / "broken.jpg").write_bytes(b"no picture")
+    (images / "copy.jpg").write_bytes((images / "0.jpg").read_bytes())
+    simulated.latency_s = 0.2
+    for name, value in simulated.settings.items():
+        monkeypatch.setenv(name, value)
+    arguments = ["--images", str(images), "--output", str(tmp_path / "runs"), "--bytes-in-flight", most]
+    done = run(settings.load([*arguments, "--detector-concurrency", "64"]), Console(file=io.StringIO()))
+    assert done.manifest["counts"]["images"] == {
+        "total": 5 * BATCH + 2,
+        "detected": 5 * BATCH + 1,
+        "no_object": 0,
+        "failed": 1,
+        "not_reached": 0,
+    }
+    assert (simulated.detector.peak_in_flight <= BATCH) is bounded

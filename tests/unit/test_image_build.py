@@ -1,0 +1,112 @@
+"""Images before Docker sees them: their labels, and a build that is interrupted, with a stand-in for docker."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import psutil
+import pytest
+
+from scripts import images
+from tests.conftest import ROOT
+
+OCI = "org.opencontainers.image."
+
+
+@pytest.mark.parametrize(
+    ("remote", "address"),
+    [
+        ("https://github.com/owner/name.git", "https://github.com/owner/name"),
+        ("https://user:ghp_token@github.com/owner/name.git", "https://github.com/owner/name"),
+        ("git@github.com:owner/name.git", "https://github.com/owner/name"),
+        ("ssh://git@gitlab.example.org:2222/group/name.git", "https://gitlab.example.org/group/name"),
+        ("/home/me/spotter", None),
+        ("../spotter.git", None),
+        ("file:///home/me/spotter", None),
+        ("http://127.0.0.1:3000/me/spotter", None),
+        ("git@10.0.0.7:me/spotter.git", None),
+        ("http://buildhost/me/spotter", None),
+        ("", None),
+    ],
+)
+def test_the_source_is_an_address_that_others_can_open(remote: str, address: str | None) -> None:
+    assert images.public_address(remote) == address
+
+
+def test_labels_come_from_the_project_and_its_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    said = {"remote": "https://me:secret@example.org/me/spotter.git", "describe": "0" * 40}
+    monkeypatch.setattr(images, "git", lambda *arguments: said.get(arguments[0]))
+    labels = images.labels(images.IMAGES["pipeline"])
+    for name, field in (("version", "version"), ("licenses", "license"), ("description", "description")):
+        assert labels[OCI + name] == project[field]
+    assert labels[OCI + "revision"] == "0" * 40
+    assert labels[OCI + "source"] == "https://example.org/me/spotter"
+    assert "secret" not in str(labels)
+    said.clear()  # a bundle without its history
+    labels = images.labels(images.IMAGES["pipeline"])
+    assert labels[OCI + "revision"] == "unknown"
+    assert OCI + "source" not in labels
+
+
+@pytest.mark.parametrize("image", images.IMAGES.values(), ids=lambda image: image.name)
+def test_every_copied_file_counts_for_the_fingerprint(image: images.Image) -> None:
+    """Each COPY of the image's stage is among its sources, so that a change of one builds the image anew."""
+    stages = images.DOCKERFILE.read_text().split("\nFROM ")
+    (stage,) = [text for text in stages if text.splitlines()[0].endswith(f" AS {image.target}")]
+    copied = {
+        source
+        for line in stage.splitlines()
+        if line.startswith("COPY ")
+        for source in [word for word in line.split()[1:] if not word.startswith("--")][:-1]
+    }
+    assert copied == set(image.sources)
+
+
+def test_a_build_that_is_interrupted_is_done_anew(tmp_path: Path) -> None:
+    """Ctrl-C while an image is built: 130 and one word; the builder has ended, and the next `build` builds."""
+    fake, calls = tmp_path / "bin" / "docker", tmp_path / "calls"
+    fake.parent.mkdir()
+
+    def write(on_build: str) -> None:
+        fake.write_text(
+            f'#!/bin/sh\ncase "$1" in\nbuild) echo $$ >> {calls}; {on_build} ;;\n'
+            'image) case "$*" in *Size*) echo 5000000 ;; *spotter-base) echo there ;; *) exit 1 ;; esac ;;\n'
+            "*) echo 28 ;;\nesac\n"
+        )
+        fake.chmod(0o755)
+
+    def build() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "scripts", "build"],
+            cwd=ROOT,
+            env=os.environ | {"PATH": f"{fake.parent}:{os.environ['PATH']}", "STACK_STATE": str(tmp_path / "state")},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    write("exec sleep 600")
+    child = build()
+    deadline = time.monotonic() + 60
+    while not calls.exists() or not calls.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(child.pid, signal.SIGINT)  # as a terminal does
+    output, _ = child.communicate(timeout=30)
+    assert (child.returncode, output.splitlines()[-1]) == (130, "interrupted")
+    builder = int(calls.read_text().split()[0])
+    while psutil.pid_exists(builder) and psutil.Process(builder).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    write("exit 0")
+    output, _ = (child := build()).communicate(timeout=60)
+    assert child.returncode == 0, output
+    assert len(calls.read_text().split()) == 1 + len(images.OF_DEVICE["cpu"])

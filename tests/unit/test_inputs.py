@@ -1,0 +1,262 @@
+"""Whole runs over lists, Parquet files and buckets: the same rows, the same resume, nothing asked twice."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from pipeline import settings as pipeline_settings
+from pipeline.errors import RunStopped, UsageError
+from pipeline.run import Run, run
+from scripts.bench.simulated import Simulated
+from tests.conftest import ROOT, Cli
+from tests.pictures import encoded, gradient
+from tests.s3 import BUCKET, Store
+
+PICTURES = [encoded(gradient(100 + number, 80)) for number in range(6)]
+THERE = f"s3://{BUCKET}"
+
+RunJob = Callable[..., tuple[Run, str]]
+
+
+@pytest.fixture
+def run_job(simulated: Simulated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunJob:
+    """Run the bundled job over a place; the run, and what it printed."""
+    for name, value in simulated.settings.items():
+        monkeypatch.setenv(name, value)
+
+    def do(images: object, *options: str, output: object = tmp_path / "runs") -> tuple[Run, str]:
+        printed = io.StringIO()
+        arguments = ["--images", str(images), "--output", str(output), "--work", str(tmp_path / "work"), *options]
+        return run(pipeline_settings.load(arguments), Console(file=printed, width=200)), printed.getvalue()
+
+    return do
+
+
+def rows(done: Run, name: str = "images") -> list[dict[str, Any]]:
+    content: list[dict[str, Any]] = pq.read_table(done.folder / f"{name}.parquet").to_pylist()
+    return content
+
+
+def outcomes(done: Run) -> dict[str, str]:
+    return {row["path"].rsplit("/", 1)[1]: row["outcome"] for row in rows(done)}
+
+
+def asked(simulated: Simulated) -> int:
+    """Questions since the last call, without the one before each run."""
+    number = len(simulated.model.bodies) - 1
+    simulated.model.bodies.clear()
+    return number
+
+
+# --- lists and Parquet ---------------------------------------------------------------------------------------------
+
+
+def test_a_list_with_a_missing_file(run_job: RunJob, simulated: Simulated, tmp_path: Path) -> None:
+    (tmp_path / "a b.jpg").write_bytes(PICTURES[0])
+    (tmp_path / "mine.txt").write_text("# two\na b.jpg\ngone.jpg\n")
+    done, _ = run_job(tmp_path / "mine.txt")
+    assert outcomes(done) == {"a b.jpg": "detected", "gone.jpg": "failed"}
+    assert [row["reason"] for row in rows(done) if row["reason"]] == ["cannot be read: No such file or directory"]
+    asked(simulated)
+    (tmp_path / "gone.jpg").write_bytes(PICTURES[1])  # it came after all
+    done, _ = run_job(tmp_path / "mine.txt")
+    assert (set(outcomes(done).values()), asked(simulated)) == ({"detected"}, 1)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """A Parquet file with six pictures, a null, and bytes that are no picture, in row groups of three."""
+    column = pa.array([*PICTURES, None, b"no picture"], pa.binary())
+    pq.write_table(pa.table({"id": range(8), "picture": column}), tmp_path / "t.parquet", row_group_size=3)
+    return tmp_path / "t.parquet"
+
+
+def test_parquet_with_bytes(run_job: RunJob, simulated: Simulated, table: Path) -> None:
+    done, _ = run_job(table)
+    assert outcomes(done) == {f"t.parquet#{n:08}": "detected" if n < 6 else "failed" for n in range(8)}
+    assert [row["reason"].split(" (")[0] for row in rows(done)[6:]] == [
+        "column picture is empty in this row",
+        "not an image of a known format",
+    ]
+    assert len(list((done.folder / "annotated").iterdir())) == 6
+    asked(simulated)
+    again, printed = run_job(table)
+    assert (asked(simulated), again.folder) == (0, done.folder)
+    assert "8 are done already" in printed
+    retried, _ = run_job(table, "--retry-failed")
+    assert outcomes(retried) == outcomes(done)
+
+
+def test_another_column_is_another_run(run_job: RunJob, tmp_path: Path) -> None:
+    for number in range(2):
+        (tmp_path / f"{number}.jpg").write_bytes(PICTURES[number])
+    pq.write_table(pa.table({"a": ["0.jpg"], "b": ["1.jpg"]}), tmp_path / "t.parquet")
+    first, _ = run_job(tmp_path / "t.parquet", "--column", "a")
+    second, _ = run_job(tmp_path / "t.parquet", "--column", "b")
+    assert first.folder != second.folder
+    assert (list(outcomes(first)), list(outcomes(second))) == (["0.jpg"], ["1.jpg"])
+
+
+def test_the_same_picture_is_asked_about_once_wherever_it_is(
+    run_job: RunJob, simulated: Simulated, store: Store, tmp_path: Path
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(PICTURES[0])
+    store.put("b.jpg", PICTURES[0])
+    (tmp_path / "all.txt").write_text(f"a.jpg\n{THERE}/b.jpg\n./a.jpg\n")
+    done, _ = run_job(tmp_path / "all.txt")
+    assert (outcomes(done), asked(simulated)) == ({"a.jpg": "detected", "b.jpg": "detected"}, 1)
+    same = pa.array([PICTURES[0], PICTURES[1], PICTURES[0]], pa.binary())
+    pq.write_table(pa.table({"picture": same}), tmp_path / "t.parquet")
+    done, _ = run_job(tmp_path / "t.parquet")
+    assert asked(simulated) == 2
+    assert [row["duplicate_of"] is None for row in rows(done)] == [True, True, False]
+
+
+# --- buckets -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def photos(store: Store) -> str:
+    """Pictures in a bucket, one of them broken."""
+    for number, picture in enumerate(PICTURES):
+        store.put(f"photos/{number} ü#.jpg", picture)
+    store.put("photos/broken.jpg", b"no picture")
+    return f"{THERE}/photos/"
+
+
+def test_from_a_bucket(run_job: RunJob, simulated: Simulated, store: Store, photos: str) -> None:
+    done, _ = run_job(photos)
+    assert outcomes(done) == {**{f"{n} ü#.jpg": "detected" for n in range(6)}, "broken.jpg": "failed"}
+    assert rows(done)[0]["path"] == f"{photos}0 ü#.jpg"
+    assert len(list((done.folder / "annotated").iterdir())) == 6
+    asked(simulated)
+    store.put("photos/new.jpg", encoded(gradient(300, 200)))
+    store.put("photos/1 ü#.jpg", encoded(gradient(301, 200)))
+    done, _ = run_job(photos)
+    assert (len(outcomes(done)), asked(simulated)) == (8, 2)
+
+
+def test_an_object_that_went_away_is_a_failed_row(run_job: RunJob, store: Store, tmp_path: Path) -> None:
+    store.put("a.jpg", PICTURES[0])
+    (tmp_path / "l.txt").write_text(f"{THERE}/a.jpg\n{THERE}/gone.jpg\ns3://nobody/x.jpg\n")
+    done, _ = run_job(tmp_path / "l.txt")
+    assert outcomes(done) == {"a.jpg": "detected", "gone.jpg": "failed", "x.jpg": "failed"}
+    assert {row["stage"] for row in rows(done) if row["reason"]} == {"read"}
+
+
+def test_a_run_is_published(run_job: RunJob, simulated: Simulated, store: Store, photos: str) -> None:
+    done, printed = run_job(photos, output=f"{THERE}/results")
+    there = {key.removeprefix(f"results/{done.folder.name}/") for key in store.keys("results/")}
+    here = {path.relative_to(done.folder).as_posix() for path in done.folder.rglob("*") if path.is_file()}
+    assert there == here - {".lock", ".published"}
+    assert f"published {len(there)} files to {THERE}/results/{done.folder.name}" in printed
+    for name in ("run.json", "detections.parquet", "report.html"):
+        assert store.get(f"results/{done.folder.name}/{name}") == (done.folder / name).read_bytes()
+    asked(simulated)
+    _, printed = run_job(photos, output=f"{THERE}/results/")
+    assert asked(simulated) == 0
+    assert "7 are done already" in printed
+    assert "crops" not in printed
+
+
+def move_to_another_host(tmp_path: Path, name: str) -> None:
+    """Leave what this host has of its runs behind."""
+    (tmp_path / "work").rename(tmp_path / name)
+
+
+def test_another_host_goes_on_from_what_was_published(
+    run_job: RunJob, simulated: Simulated, store: Store, photos: str, tmp_path: Path
+) -> None:
+    first, _ = run_job(photos, output=THERE)
+    before = rows(first, "detections")
+    move_to_another_host(tmp_path, "one")
+    store.put("photos/new.jpg", encoded(gradient(300, 200)))
+    asked(simulated)
+    second, printed = run_job(photos, output=THERE)
+    assert f"going on from {THERE}/{second.folder.name}" in printed
+    assert asked(simulated) == 1
+    assert [row for row in rows(second, "detections") if "new.jpg" not in row["path"]] == before
+    assert len(list((second.folder / "crops").iterdir())) == 7
+    expected = rows(second, "detections")
+    move_to_another_host(tmp_path, "two")  # the first host has done nothing since: it takes over what the second did
+    (tmp_path / "one").rename(tmp_path / "work")
+    third, _ = run_job(photos, output=THERE)
+    assert (asked(simulated), rows(third, "detections")) == (0, expected)
+
+
+def test_two_hosts_do_not_overwrite_each_other(
+    run_job: RunJob, simulated: Simulated, store: Store, photos: str
+) -> None:
+    theirs = b'{"status": "running", "by": "another host"}'
+
+    def meanwhile(number: int) -> None:
+        key = next(key for key in store.keys("results/") if key.endswith("run.json"))
+        store.put(key, theirs)
+
+    simulated.model_fault = lambda number: meanwhile(number) if number == 3 else None
+    with pytest.raises(RunStopped, match="written by another run meanwhile, and is left alone; the run is safe in"):
+        run_job(photos, output=f"{THERE}/results")
+    assert store.keys("results/") == [key for key in store.keys("results/") if key.endswith("run.json")]
+    assert store.get(store.keys("results/")[0]) == theirs
+    simulated.model_fault = lambda number: None
+    with pytest.raises(UsageError, match=r"another host went on with it.*give another --run-name"):
+        run_job(photos, output=f"{THERE}/results")
+
+
+def test_a_bucket_that_takes_nothing_is_told_before_anything_is_asked(
+    run_job: RunJob, simulated: Simulated, store: Store, tmp_path: Path
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(PICTURES[0])
+    with pytest.raises(UsageError, match=r"output: s3://nobody/.*: there is no such bucket"):
+        run_job(tmp_path / "a.jpg", output="s3://nobody")
+    assert asked(simulated) == 0
+
+
+def test_a_store_that_cannot_be_used_ends_with_one_line(cli: Cli, simulated: Simulated, store: Store) -> None:
+    for place, code, said in (("s3://nobody/p", 2, "there is no such bucket"), (THERE, 2, "matches nothing")):
+        done = cli("--images", place, env=simulated.settings)
+        assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
+        assert done.stderr.startswith(f"error: images: {place}")
+        assert said in done.stderr
+    store.check_credentials()
+    done = cli("--images", THERE, env=simulated.settings)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "access is refused (InvalidAccessKeyId)" in done.stderr
+    assert "its-secret" not in done.stderr
+
+
+def test_kill_9_and_resume_from_bucket_to_bucket(simulated: Simulated, store: Store, tmp_path: Path) -> None:
+    for number in range(40):
+        store.put(f"many/{number}.jpg", encoded(gradient(100 + number, 80)))
+    simulated.latency_s = 0.05
+    command = [sys.executable, "-m", "pipeline", "--images", f"{THERE}/many", "--output", f"{THERE}/out"]
+    command += ["--work", str(tmp_path / "work"), "--detector-concurrency", "1"]
+    variables = {**os.environ, **simulated.settings}
+    child = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while simulated.model.requests < 10 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    child.send_signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    (folder,) = {key.split("/")[1] for key in store.keys("out/")}
+    assert b'"running"' in store.get(f"out/{folder}/run.json")
+    simulated.latency_s = 0.0
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    table = pq.read_table(pa.BufferReader(store.get(f"out/{folder}/images.parquet")))
+    assert sorted(table["path"].to_pylist()) == sorted(f"{THERE}/many/{number}.jpg" for number in range(40))
+    assert set(table["outcome"].to_pylist()) == {"detected"}
+    assert b'"complete"' in store.get(f"out/{folder}/run.json")

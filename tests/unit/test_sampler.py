@@ -1,0 +1,164 @@
+"""Looking at a run: bounded series, services' metrics, GPUs."""
+
+import os
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipeline.account import Account
+from pipeline.gpu import Gpus
+from pipeline.sampler import Sampler, Series
+from pipeline.service_metrics import GIVE_UP_AFTER, Service, detector, model_server, of_detector, of_model, parse
+
+NO_GPU = "no-such-program"
+
+DETECTOR_PAGE = """\
+# TYPE detector_throughput counter
+detector_throughput_total{code="200",endpoint="/detect"} %d
+# TYPE detector_process_duration_second histogram
+detector_process_duration_second_sum{stage="Detect_2",connection="1"} %f
+detector_process_duration_second_count{stage="Detect_2",connection="1"} %d
+detector_process_duration_second_bucket{le="1.0",stage="Detect_2",connection="1"} 99
+# TYPE detector_remaining_task gauge
+detector_remaining_task %d
+# EOF
+"""
+
+MODEL_PAGE = """\
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{engine="0",model_name="m"} %d
+# TYPE vllm:num_requests_waiting gauge
+vllm:num_requests_waiting{engine="0",model_name="m"} %d
+# TYPE vllm:request_success_total counter
+vllm:request_success_total{engine="0",finished_reason="stop",model_name="m"} %d
+vllm:request_success_total{engine="0",finished_reason="length",model_name="m"} %d
+# TYPE vllm:generation_tokens_total counter
+vllm:generation_tokens_total{engine="0",model_name="m"} %d
+# TYPE vllm:time_to_first_token_seconds histogram
+vllm:time_to_first_token_seconds_bucket{le="0.1",model_name="m"} 3
+vllm:time_to_first_token_seconds_sum{engine="0",model_name="m"} %f
+vllm:time_to_first_token_seconds_count{engine="0",model_name="m"} %d
+# TYPE vllm:prefix_cache_queries_total counter
+vllm:prefix_cache_queries_total{engine="0",model_name="m"} %d
+# TYPE vllm:prefix_cache_hits_total counter
+vllm:prefix_cache_hits_total{engine="0",model_name="m"} %d
+"""
+
+
+def test_a_run_of_any_length_has_a_bounded_number_of_samples() -> None:
+    series = Series(most=100, every_s=0.25)
+    last = 0.0
+    for tick in range(1, 20_001):
+        at = tick * 0.25
+        if at - last >= series.every_s:
+            last = at
+            series.add(at, {"read.working": at, "late": None if at < 2500 else 1.0})
+    samples = series.result()
+    assert 50 <= len(samples.t_s) <= 100
+    assert {len(column) for column in samples.series.values()} == {len(samples.t_s)}
+    assert samples.t_s == sorted(samples.t_s)
+    assert samples.t_s[-1] == pytest.approx(5000, rel=0.05)
+    working = [value or 0 for value in samples.series["read.working"]]
+    assert working == sorted(working)
+    assert (samples.series["late"][0], samples.series["late"][-1]) == (None, 1.0)
+
+
+def test_the_sampler_sees_work_and_the_machine() -> None:
+    account = Account(4, 8, 2)
+    sampler = Sampler(account.stages, account.selection, {}, time.perf_counter(), Gpus(NO_GPU))
+    sampler.start()
+    account.read.arrive(time.perf_counter(), 1)
+    began = account.read.begin()
+    time.sleep(0.6)
+    account.finish(account.read, began, account.detect)
+    sampler.stop()
+    samples = sampler.series.result()
+    assert max(value or 0 for value in samples.series["read.working"]) == pytest.approx(1.0, abs=0.1)
+    assert 0 < (samples.mean("pipeline.memory_bytes") or 0) < psutil.virtual_memory().total
+    assert 0 <= (samples.mean("host.cpu") or -1) <= (os.cpu_count() or 1) + 0.1
+    assert sampler.blame.cost_s["read"] == pytest.approx(account.read.work_s, rel=0.2)
+    assert account.detect.waiting == 1
+    assert 0 < sampler.cpu_s < 0.1
+
+
+def test_what_the_detector_did_over_a_run() -> None:
+    pages = iter(
+        [DETECTOR_PAGE % (100, 9.0, 100, 0), DETECTOR_PAGE % (140, 9.5, 108, 12), DETECTOR_PAGE % (180, 10.0, 120, 4)]
+    )
+    service = detector("http://127.0.0.1:8001")
+    service.read = lambda url: parse(next(pages))
+    for _ in range(3):
+        service.look()
+    assert service.url == "http://127.0.0.1:8001/metrics"
+    said = of_detector(service)
+    assert (said["requests"], said["batches"], said["batch_size"]) == (80, 20, 4)
+    assert said["pass_s"] == pytest.approx(0.05)
+    assert said["pass_total_s"] == pytest.approx(1.0)
+    assert (said["waiting_mean"], said["waiting_peak"]) == (8, 12)
+
+
+def test_what_the_model_server_did_over_a_run() -> None:
+    pages = iter(
+        [MODEL_PAGE % (0, 0, 10, 0, 1000, 5.0, 10, 4000, 0), MODEL_PAGE % (8, 2, 50, 2, 2000, 13.4, 52, 8000, 400)]
+    )
+    service = model_server("http://127.0.0.1:8000/v1")
+    service.read = lambda url: parse(next(pages))
+    service.look()
+    service.look()
+    assert service.url == "http://127.0.0.1:8000/metrics"
+    said = of_model(service, seconds=5.0)
+    assert (said["requests"], said["cut_at_max_tokens"]) == (42, 2)
+    assert said["generated_tokens_per_s"] == 200
+    assert said["time_to_first_token_s"] == pytest.approx(0.2)
+    assert said["prefix_cache_hit_rate"] == 0.1
+    assert (said["running_mean"], said["waiting_peak"]) == (8, 2)
+    assert "image_cache_hit_rate" not in said  # this server has no such cache
+
+
+def test_a_service_that_was_started_again_counts_from_nought() -> None:
+    pages = iter([DETECTOR_PAGE % (100, 9.0, 100, 0), DETECTOR_PAGE % (30, 1.0, 10, 0)])
+    service = detector("http://127.0.0.1:8001")
+    service.read = lambda url: parse(next(pages))
+    service.look()
+    service.look()
+    assert of_detector(service)["requests"] == 30
+
+
+def test_a_server_without_metrics_is_left_alone() -> None:
+    asked: list[str] = []
+
+    def refuse(url: str) -> dict[str, float]:
+        asked.append(url)
+        raise OSError("404")
+
+    service = Service("http://127.0.0.1:1/metrics", {}, refuse)
+    for _ in range(10):
+        service.look()
+    assert len(asked) == GIVE_UP_AFTER
+    assert of_model(service, 1.0) == of_detector(service) == {}
+
+
+def test_two_gpus_are_read_and_the_program_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text(
+        "#!/bin/sh\nwhile sleep 0.05; do printf '0, 50, 1000, A\\n1, 100, 3000, B\\n2, [N/A], 1, C\\n'; done\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    gpus = Gpus()
+    deadline = time.monotonic() + 20
+    while len(gpus.names) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert gpus.names == ["A", "B"]
+    assert gpus.now() == (0.75, 4000 * 2**20)
+    gpus.close()
+    children = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+    assert not any("nvidia-smi" in " ".join(child.cmdline()) for child in children)
+
+
+def test_a_host_without_a_gpu_says_nothing() -> None:
+    gpus = Gpus(NO_GPU)
+    assert (gpus.names, gpus.now()) == ([], None)
+    gpus.close()

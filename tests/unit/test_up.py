@@ -1,0 +1,90 @@
+"""What `up` and `run` take into account before anything starts: the job's options, `.env`, no network."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from scripts import compose_engine, images, offline, settings, stack
+from scripts.environments import ROOT
+from scripts.preflight import command
+from scripts.services import VLLM_PRESETS, make_stack
+from scripts.settings import StackError, StackSettings, user_variables
+
+DOG_BREEDS = ROOT / "pipeline" / "jobs" / "dog_breeds.yaml"
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Variables that the code under test sets go with the test."""
+    for name in (*(f"SPOTTER_{each.upper()}" for each in stack.ADOPTED), *offline.VARIABLES):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+def test_a_job_in_the_options_is_the_one_that_is_checked(tmp_path: Path) -> None:
+    job = yaml.safe_load(DOG_BREEDS.read_text())
+    (tmp_path / "long.yaml").write_text(yaml.safe_dump(job | {"max_tokens": 2000}))
+    settings = StackSettings(device="cpu", preset="cpu")
+    assert [each.severity for each in command.preflight(settings).findings] == ["ok"]
+    stack.adopt(["--job", str(tmp_path / "long.yaml"), "--retry-failed"])
+    (finding,) = command.preflight(settings).findings
+    assert finding.severity == "error"
+    assert "needs at least" in finding.found
+
+
+def test_a_server_elsewhere_in_the_options_is_not_started(tmp_path: Path) -> None:
+    stack.adopt(["--model-url=http://192.0.2.1:8000/v1"])
+    made = make_stack(StackSettings(state=tmp_path), "cpu", "cpu", user_variables("SPOTTER_"))
+    assert [service.name for service in made.services] == ["detector"]
+
+
+def test_options_that_leave_the_stack_as_it_is_set_nothing() -> None:
+    stack.adopt(["--run-name", "x", "--force"])
+    assert not [name for name in os.environ if name.startswith("SPOTTER_")]
+
+
+def test_a_token_in_the_env_file_alone_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".env").write_text(f"HF_TOKEN=hf_file\nHF_HOME={tmp_path}\n")
+    monkeypatch.setattr(settings, "ENV_FILE", tmp_path / ".env")
+    for name in ("HF_TOKEN", "HF_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    server = command.server_of(VLLM_PRESETS / "l4.yaml", "cuda", [])
+    assert server.environment["HF_TOKEN"] == "hf_file"
+    assert server.environment["HF_HOME"] == str(tmp_path)
+    made = make_stack(StackSettings(state=tmp_path), "cuda", "l4", {})
+    for service in made.services:
+        variables = dict(service.variables)
+        assert variables["HF_HOME"] == str(tmp_path)
+        assert variables["HF_HUB_OFFLINE"] == "1"
+        assert "HF_TOKEN" not in variables
+
+
+def test_offline_builds_no_image(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(images, "is_current", lambda image: False)
+    monkeypatch.setattr(images, "build", lambda *_: pytest.fail("built"))
+    engine = compose_engine.ComposeEngine(StackSettings(state=tmp_path, offline=True), "cpu", "cpu")
+    with pytest.raises(StackError, match="spotter-vllm-cpu:local: not built from the files as they are now"):
+        engine.ensure_images([images.IMAGES["vllm-cpu"]])
+
+
+def test_offline_looks_for_no_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compose_engine, "client_config", lambda: None)
+    monkeypatch.setattr(images, "has", lambda tag: False)
+    monkeypatch.setattr(images, "why_not_buildable", lambda: pytest.fail("looked"))
+    assert "STACK_OFFLINE" in (compose_engine.why_not("cpu", offline=True) or "")
+
+
+def test_offline_is_told_to_every_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    offline.enforce()
+    assert {name: os.environ[name] for name in offline.VARIABLES} == offline.VARIABLES
+    makefile = (ROOT / "Makefile").read_text()
+    for name in (
+        "PIP_NO_INDEX",
+        "UV_OFFLINE",
+        "UV_PYTHON_DOWNLOADS",
+    ):  # the Makefile makes the first environment itself
+        assert f"export {name} := {offline.VARIABLES[name]}" in makefile
