@@ -41,7 +41,7 @@ def reasons(evidence: Evidence, bottleneck: str) -> list[str]:
         said.append(f"the stages after it need less time at their limits: {loads}")
     if bottleneck in POOLED and stage.cpu_s is not None and stage.work_s:
         said.append(f"it computed for {stage.cpu_s / stage.work_s:.0%} of the time that it held a thread")
-    if bottleneck == ASK and (model := evidence.services.get("model")):
+    if bottleneck == ASK and "running_mean" in (model := evidence.services.get("model", {})):
         said.append(
             f"the model server ran {model.get('running_mean', 0):.1f} requests at once and let "
             f"{model.get('waiting_mean', 0):.1f} wait"

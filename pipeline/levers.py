@@ -92,6 +92,11 @@ class Evidence:
         model = self.services.get("model", {})
         return model.get("waiting_mean", 0.0) > SERVER_FULL * max(model.get("running_mean", 0.0), 1.0)
 
+    def crowded(self) -> bool:
+        """Whether the host's cores were busy, and mostly with others than the pipeline."""
+        cpus = self.machine.cpus
+        return self.host_cpu >= BUSY_HOST * cpus and self.pipeline_cpu < COMPUTES * cpus
+
 
 def power_of_two(value: float) -> int:
     """The next one, not below."""
@@ -280,17 +285,11 @@ def answer_length(evidence: Evidence) -> Advice | None:
 def cores(evidence: Evidence) -> Advice | None:
     """More cores or smaller pictures, where decoding and cutting keep all busy; or a faster place for the files."""
     cost = {name: evidence.cost_s.get(name, 0.0) for name in POOLED}
-    if not evidence.worth(sum(cost.values())):
+    if not evidence.worth(sum(cost.values())) or evidence.crowded():
         return None
     name = max(cost, key=lambda it: cost[it])
     stage, cpus = evidence.stages[name], evidence.machine.cpus
     computing = (stage.cpu_s or 0.0) / max(stage.work_s, 1e-9)
-    if evidence.host_cpu >= BUSY_HOST * cpus and evidence.pipeline_cpu < COMPUTES * cpus:
-        why = (
-            f"{name} held {stage.concurrency.mean:.1f} threads, but of {evidence.host_cpu:.1f} cores in use the "
-            f"pipeline had {evidence.pipeline_cpu:.1f}: other programs, or services on this host, take the rest"
-        )
-        return Advice(setting="CPU cores", now=str(cpus), to=f"more than {cpus}, or elsewhere", why=why)
     if computing >= COMPUTES:
         after = max(evidence.flow_s - sum(cost.values()) / 2, evidence.floor_s(name, 2 * cpus))
         what = {READ: "decoding", CROP: "cutting and encoding crops", STORE: "writing crops"}[name]
@@ -308,6 +307,18 @@ def cores(evidence: Evidence) -> Advice | None:
         "files come from, or go to, a slow disk or network"
     )
     return Advice(setting=setting, now="where it is", to="a local disk", why=why)
+
+
+def crowded_host(evidence: Evidence) -> Advice | None:
+    """More cores, or services elsewhere, where the host's cores are taken by others than the pipeline."""
+    if not evidence.crowded() or not evidence.worth(evidence.flow_s):
+        return None
+    cpus = evidence.machine.cpus
+    why = (
+        f"all programs took {evidence.host_cpu:.1f} of {cpus} cores and the pipeline {evidence.pipeline_cpu:.1f}: the "
+        "rest went to services on this host, or to other programs"
+    )
+    return Advice(setting="CPU cores", now=str(cpus), to=f"more than {cpus}, or services on another host", why=why)
 
 
 def once_per_run(evidence: Evidence) -> Advice | None:
@@ -331,6 +342,7 @@ LEVERS: tuple[Callable[[Evidence], Advice | None], ...] = (
     kv_cache,
     prefill_room,
     cores,
+    crowded_host,
     answer_length,
     once_per_run,
     image_cache,

@@ -65,7 +65,7 @@ class Stage(Shape):
     waiting_s: float
     """Row-seconds between a row's arrival at the stage and its work: for a free slot, or for a retry's time."""
     queue_peak: int
-    """Most rows that had arrived and were not worked on."""
+    """Most rows that had arrived and were not worked on, of the moments at which the sampler looked."""
     concurrency: Concurrency
     latency_s: Percentiles
     """Of the work alone: a request's time at its service, without waiting for a slot; each try of one that failed."""

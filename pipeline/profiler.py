@@ -90,11 +90,10 @@ class Profiler:
         first = min((stage.first_s for stage in stages if stage.rows), default=wall_s)
         phases = list(self._split(ended, first))
         cost_s = {phase.name: phase.end_s - phase.start_s for phase in phases if phase.name != FLOW}
-        flow_s = sum(phase.end_s - phase.start_s for phase in phases if phase.name == FLOW)
         memory = psutil.virtual_memory().total
         machine = Machine(cpus=cores(), memory_bytes=memory, gpus=self._sampler.gpus.names)
         services = {
-            "model": service_metrics.of_model(self._sampler.services["model"], flow_s or wall_s),
+            "model": service_metrics.of_model(self._sampler.services["model"], self.account.ask.busy_s or wall_s),
             "detector": service_metrics.of_detector(self._sampler.services["detector"]),
         }
         samples = self._sampler.series.result()

@@ -149,7 +149,7 @@ class Sampler:
     def start(self) -> None:
         """Begin to look; the services are read once before."""
         for service in self.services.values():
-            service.look()
+            service.look(between=False)
         for thread in self._threads:
             thread.start()
 
@@ -160,7 +160,7 @@ class Sampler:
             thread.join()
         self._look(keep=True)
         for service in self.services.values():
-            service.look()
+            service.look(between=False)
         self.gpus.close()
 
     def _run(self) -> None:

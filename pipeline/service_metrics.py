@@ -18,19 +18,21 @@ TIMEOUT_S = 2.0
 # Failures in a row after which a server is taken for one without metrics.
 GIVE_UP_AFTER = 3
 
+PREFIXES = ("vllm:", "detector_")
+
 Reading = dict[str, float]
 """A metric's value by its name, summed over its labels; a stage of the detector stands in the name: `...{Detect}`."""
 
 
 def parse(text: str) -> Reading:
-    """The values of a page in Prometheus' text format; buckets of histograms are left out, sums and counts are not.
+    """The services' values on a page in Prometheus' text format; of histograms the sums and counts.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it has none of them.
     """
     reading: Reading = {}
-    # Most of vLLM's page is buckets; parsing them took the pipeline 5 times as much CPU as all else on it.
-    wanted = "\n".join(line for line in text.splitlines() if "_bucket{" not in line)
+    # Most of vLLM's page is buckets, and Python's own counters: parsing all of it each second is 20 ms of the pipeline.
+    wanted = "\n".join(line for line in text.splitlines() if line.startswith(PREFIXES) and "_bucket{" not in line)
     for family in text_string_to_metric_families(wanted):
         for sample in family.samples:
             if sample.name.endswith(("_created", "_info")):
@@ -40,6 +42,8 @@ def parse(text: str) -> Reading:
             labels = [label for label in (stage, reason) if label]
             for name in (sample.name, *(f"{sample.name}{{{label}}}" for label in labels)):
                 reading[name] = reading.get(name, 0.0) + sample.value
+    if not reading:
+        raise ValueError(f"no metric that begins with {' or '.join(PREFIXES)}")
     return reading
 
 
@@ -48,7 +52,7 @@ def fetch(url: str) -> Reading:
 
     Raises:
         OSError: nobody answers, or not with 200.
-        ValueError: not Prometheus' text format.
+        ValueError: they are none of these services'.
     """
     with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:
         text: str = response.read().decode()
@@ -75,6 +79,7 @@ class Service:
     sums: dict[str, float] = field(default_factory=dict)
     peaks: dict[str, float] = field(default_factory=dict)
     readings: int = 0
+    between: int = 0
     failures: int = 0
 
     @property
@@ -82,8 +87,8 @@ class Service:
         """Whether it was given up."""
         return self.failures >= GIVE_UP_AFTER and not self.readings
 
-    def look(self) -> None:
-        """Read once; a failure is no news."""
+    def look(self, between: bool = True) -> None:
+        """Read once; a failure is no news. Gauges count only `between` the flow's beginning and its end."""
         if self.silent:
             return
         try:
@@ -95,7 +100,8 @@ class Service:
         self.now = {series: reading[metric] for series, metric in self.gauges.items() if metric in reading}
         if not self.readings:
             self.first = reading
-        else:  # the first reading is of the moment before the run's first request
+        if between:
+            self.between += 1
             for series, value in self.now.items():
                 self.sums[series] = self.sums.get(series, 0.0) + value
                 self.peaks[series] = max(self.peaks.get(series, 0.0), value)
@@ -114,7 +120,11 @@ class Service:
 
     def gauge(self, series: str) -> float | None:
         """The mean of a gauge's readings."""
-        return self.sums[series] / (self.readings - 1) if series in self.sums and self.readings > 1 else None
+        return self.sums[series] / self.between if series in self.sums else None
+
+    def at_once(self, histogram: str, seconds: float) -> float | None:
+        """How many requests were in a state at once, mean, of which a histogram has the durations (Little's law)."""
+        return self.change(f"{histogram}_sum") / seconds if self.knows(f"{histogram}_sum") else None
 
     def knows(self, metric: str) -> bool:
         """Whether the server has this metric at all."""
@@ -142,7 +152,7 @@ def present(values: Mapping[str, float | None]) -> dict[str, float]:
 
 
 def of_model(service: Service, seconds: float) -> dict[str, float]:
-    """What the model server did over the run's flow, of `seconds`. Shares are from 0 to 1."""
+    """What the model server did; in the `seconds` of the flow in which it was asked. Shares are from 0 to 1."""
     if service.readings < 2:
         return {}
 
@@ -154,9 +164,9 @@ def of_model(service: Service, seconds: float) -> dict[str, float]:
         {
             "requests": service.change("vllm:request_success_total"),
             "cut_at_max_tokens": service.change("vllm:request_success_total{length}"),
-            "running_mean": service.gauge("model.running"),
+            "running_mean": service.at_once("vllm:request_inference_time_seconds", seconds),
             "running_peak": service.peaks.get("model.running"),
-            "waiting_mean": service.gauge("model.waiting"),
+            "waiting_mean": service.at_once("vllm:request_queue_time_seconds", seconds),
             "waiting_peak": service.peaks.get("model.waiting"),
             "kv_cache_peak": service.peaks.get("model.kv_cache"),
             "preemptions": service.change("vllm:num_preemptions_total"),

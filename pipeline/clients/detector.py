@@ -34,9 +34,9 @@ class Detected:
 
 
 class Found(BaseModel):
-    """A detection, as the service sends it."""
+    """A detection, as the service sends it. A box that is no box (NaN, infinite) fails alone, when it is to be cut."""
 
-    box: tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
+    box: tuple[float, float, float, float]
     label: str
     score: FiniteFloat | None
 

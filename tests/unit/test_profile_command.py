@@ -236,7 +236,7 @@ def test_ctrl_c_in_a_terminal_reaches_the_job_once(in_foreground: list[str], tmp
 
 def test_the_makefile_passes_runs_and_options_on() -> None:
     shown = subprocess.run(
-        ["make", "-n", "profile", "RUN=my runs/a", "COMPARE=b", "OPTIONS=--force"],
+        ["make", "--no-print-directory", "-n", "profile", "RUN=my runs/a", "COMPARE=b", "OPTIONS=--force"],
         cwd=ROOT,
         capture_output=True,
         text=True,

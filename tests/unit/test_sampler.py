@@ -40,6 +40,9 @@ vllm:generation_tokens_total{engine="0",model_name="m"} %d
 vllm:time_to_first_token_seconds_bucket{le="0.1",model_name="m"} 3
 vllm:time_to_first_token_seconds_sum{engine="0",model_name="m"} %f
 vllm:time_to_first_token_seconds_count{engine="0",model_name="m"} %d
+# TYPE vllm:request_inference_time_seconds histogram
+vllm:request_inference_time_seconds_sum{engine="0",model_name="m"} %f
+vllm:request_inference_time_seconds_count{engine="0",model_name="m"} 7
 # TYPE vllm:prefix_cache_queries_total counter
 vllm:prefix_cache_queries_total{engine="0",model_name="m"} %d
 # TYPE vllm:prefix_cache_hits_total counter
@@ -89,23 +92,26 @@ def test_what_the_detector_did_over_a_run() -> None:
     )
     service = detector("http://127.0.0.1:8001")
     service.read = lambda url: parse(next(pages))
-    for _ in range(3):
-        service.look()
+    for between in (False, True, False):
+        service.look(between)
     assert service.url == "http://127.0.0.1:8001/metrics"
     said = of_detector(service)
     assert (said["requests"], said["batches"], said["batch_size"]) == (80, 20, 4)
     assert said["pass_s"] == pytest.approx(0.05)
     assert said["pass_total_s"] == pytest.approx(1.0)
-    assert (said["waiting_mean"], said["waiting_peak"]) == (8, 12)
+    assert (said["waiting_mean"], said["waiting_peak"]) == (12, 12)
 
 
 def test_what_the_model_server_did_over_a_run() -> None:
     pages = iter(
-        [MODEL_PAGE % (0, 0, 10, 0, 1000, 5.0, 10, 4000, 0), MODEL_PAGE % (8, 2, 50, 2, 2000, 13.4, 52, 8000, 400)]
+        [
+            MODEL_PAGE % (0, 0, 10, 0, 1000, 5.0, 10, 3.0, 4000, 0),
+            MODEL_PAGE % (8, 2, 50, 2, 2000, 13.4, 52, 33.0, 8000, 400),
+        ]
     )
     service = model_server("http://127.0.0.1:8000/v1")
     service.read = lambda url: parse(next(pages))
-    service.look()
+    service.look(between=False)
     service.look()
     assert service.url == "http://127.0.0.1:8000/metrics"
     said = of_model(service, seconds=5.0)
@@ -113,7 +119,8 @@ def test_what_the_model_server_did_over_a_run() -> None:
     assert said["generated_tokens_per_s"] == 200
     assert said["time_to_first_token_s"] == pytest.approx(0.2)
     assert said["prefix_cache_hit_rate"] == 0.1
-    assert (said["running_mean"], said["waiting_peak"]) == (8, 2)
+    assert (said["running_peak"], said["waiting_peak"]) == (8, 2)
+    assert said["running_mean"] == pytest.approx(6.0)
     assert "image_cache_hit_rate" not in said  # this server has no such cache
 
 
@@ -124,6 +131,11 @@ def test_a_service_that_was_started_again_counts_from_nought() -> None:
     service.look()
     service.look()
     assert of_detector(service)["requests"] == 30
+
+
+def test_another_page_is_none_of_the_services_metrics() -> None:
+    with pytest.raises(ValueError, match="no metric that begins with vllm: or detector_"):
+        parse("<html>hello</html>")
 
 
 def test_a_server_without_metrics_is_left_alone() -> None:
