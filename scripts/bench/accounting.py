@@ -17,11 +17,8 @@ import argparse
 import io
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-import urllib.request
 from pathlib import Path
 from unittest import mock
 
@@ -35,6 +32,7 @@ from pipeline.account import Account
 from pipeline.job import Job
 from pipeline.profiler import START, Profiler
 from pipeline.settings import Settings
+from scripts.bench.own_process import simulated_process
 
 
 class Unmeasured(Profiler):
@@ -91,47 +89,35 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=7, help="of each kind (default: %(default)s)")
     parser.add_argument("--concurrency", type=int, default=256, help="of the model (default: %(default)s)")
     parser.add_argument("--latency", type=float, default=0.05, help="seconds per answer (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=9303, help="default: %(default)s")
     arguments = parser.parse_args()
     os.environ["DO_NOT_TRACK"], os.environ["DAFT_PROGRESS_BAR"] = "true", "0"
     collect_rarely()  # as the pipeline does
-    url = f"http://127.0.0.1:{arguments.port}"
-    server = [sys.executable, "-m", "scripts.bench.faults", f"--port={arguments.port}"]
-    server += [f"--latency={arguments.latency}", f"--boxes={arguments.boxes}"]
-    process = subprocess.Popen(server, stdout=subprocess.DEVNULL)
-    try:
-        for _ in range(100):
-            try:
-                urllib.request.urlopen(url).close()
-                break
-            except OSError:
-                time.sleep(0.1)
-        with tempfile.TemporaryDirectory() as name:
-            images = Path(name, "images")
-            images.mkdir()
-            make_pictures(images, arguments.images)
-            settings = Settings(
-                images=str(images),
-                output=str(Path(name, "runs")),
-                detector_url=AnyHttpUrl(url),
-                model_url=AnyHttpUrl(f"{url}/v1"),
-                model_concurrency=arguments.concurrency,
-                force=True,
-            )
-            without, measured, shares = [], [], []
-            for number in range(arguments.runs + 1):
-                cpu_s, rows, _ = cpu_of(settings, Unmeasured)
-                more_cpu_s, _, profiler = cpu_of(settings, Profiler)
-                if number:  # the first of each warms up
-                    without.append(cpu_s / rows)
-                    measured.append(more_cpu_s / rows)
-                    shares.append((profiler.cpu_s + rows * note_s()) / more_cpu_s)
-        print(f"a detection: {min(measured) * 1e6:.0f} us of CPU, without accounting {min(without) * 1e6:.0f} us")
-        print(f"accounting, counted: {statistics.median(shares):.1%} of the run's CPU time ({len(shares)} runs)")
-        print(f"accounting, compared: {min(measured) / min(without) - 1:+.1%} (cheapest of {len(shares)} runs each)")
-    finally:
-        process.terminate()
-        process.wait()
+    with (
+        simulated_process(latency=arguments.latency, boxes=arguments.boxes) as url,
+        tempfile.TemporaryDirectory() as name,
+    ):
+        images = Path(name, "images")
+        images.mkdir()
+        make_pictures(images, arguments.images)
+        settings = Settings(
+            images=str(images),
+            output=str(Path(name, "runs")),
+            detector_url=AnyHttpUrl(url),
+            model_url=AnyHttpUrl(f"{url}/v1"),
+            model_concurrency=arguments.concurrency,
+            force=True,
+        )
+        without, measured, shares = [], [], []
+        for number in range(arguments.runs + 1):
+            cpu_s, rows, _ = cpu_of(settings, Unmeasured)
+            more_cpu_s, _, profiler = cpu_of(settings, Profiler)
+            if number:  # the first of each warms up
+                without.append(cpu_s / rows)
+                measured.append(more_cpu_s / rows)
+                shares.append((profiler.cpu_s + rows * note_s()) / more_cpu_s)
+    print(f"a detection: {min(measured) * 1e6:.0f} us of CPU, without accounting {min(without) * 1e6:.0f} us")
+    print(f"accounting, counted: {statistics.median(shares):.1%} of the run's CPU time ({len(shares)} runs)")
+    print(f"accounting, compared: {min(measured) / min(without) - 1:+.1%} (cheapest of {len(shares)} runs each)")
 
 
 if __name__ == "__main__":

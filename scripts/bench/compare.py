@@ -14,7 +14,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,8 +31,8 @@ from pipeline.images import decode
 from scripts import api_key, environments
 from scripts.bench import machine, running
 from scripts.bench.clients import CLIENTS, read_crops
+from scripts.bench.own_process import simulated_process
 from scripts.environments import ROOT
-from scripts.smoke import free_port
 
 OURS = "Spotter"
 CEILING = "vllm bench serve"
@@ -102,23 +101,8 @@ def simulated(latency_s: float) -> Iterator[Server]:
     Raises:
         RuntimeError: it did not start.
     """
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "scripts.bench.faults", f"--port={port}", f"--latency={latency_s}"]
-    server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-    try:
-        for _ in range(200):
-            try:
-                urllib.request.urlopen(url).close()
-                break
-            except OSError:
-                time.sleep(0.1)
-        else:
-            raise RuntimeError("the simulated server did not start")
+    with simulated_process(latency=latency_s) as url:
         yield Server(f"{url}/v1", "simulated", f"a simulated server that answers after {1000 * latency_s:.0f} ms", True)
-    finally:
-        server.kill()  # it has nothing to keep, and would answer those first whose clients were stopped
-        server.wait()
 
 
 def asked(server: Server) -> int:

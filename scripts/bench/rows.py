@@ -14,8 +14,6 @@ import asyncio
 import json
 import os
 import resource
-import subprocess
-import sys
 import time
 import urllib.request
 from typing import Any
@@ -28,6 +26,7 @@ from pipeline import job as jobs
 from pipeline.__main__ import collect_rarely
 from pipeline.clients.http import HttpClient, Limits
 from pipeline.clients.model import ModelClient, data_url
+from scripts.bench.own_process import simulated_process
 
 # About the size of a crop of a dog in a park, of 150 x 100 pixels.
 CROP_BYTES = 8_000
@@ -74,26 +73,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=20_000, help="default: %(default)s")
     parser.add_argument("--concurrency", type=int, default=256, help="default: %(default)s")
     parser.add_argument("--latency", type=float, default=0.05, help="seconds per answer (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=9301, help="default: %(default)s")
     arguments = parser.parse_args()
     collect_rarely()  # as the pipeline does; it speeds up the reference, too
     job, crop = jobs.load("dog_breeds"), os.urandom(CROP_BYTES)
-    command = [
-        sys.executable,
-        "-m",
-        "scripts.bench.faults",
-        f"--port={arguments.port}",
-        f"--latency={arguments.latency}",
-    ]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{arguments.port}"
-    try:
-        for _ in range(100):
-            try:
-                urllib.request.urlopen(url).close()
-                break
-            except OSError:
-                time.sleep(0.1)
+    with simulated_process(latency=arguments.latency) as url:
         seconds = {"bare aiohttp": 0.0, "spotter": 0.0}
         half = arguments.rows // 2
         # The reference before and after, so that what else the machine does weighs on both.
@@ -116,9 +99,6 @@ def main() -> None:
         with urllib.request.urlopen(f"{url}/stats") as response:
             print(f"most in flight at the server: {json.load(response)['model']['peak_in_flight']}")
         print(f"ratio: {seconds['bare aiohttp'] / seconds['spotter']:.2f}")
-    finally:
-        server.terminate()
-        server.wait()
 
 
 if __name__ == "__main__":
