@@ -30,7 +30,9 @@ def pytest_report_header() -> str:
     return f"pages: left out, no {' and no '.join(missing())}" if missing() else "pages: tested in Chromium"
 
 
-@pytest.fixture(scope="session")
+# Not longer than a file's tests: while Playwright runs, no other event loop can run in this thread, and others' tests
+# need one.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Chromium; its own sandbox needs rights that a container's root does not have."""
     with sync_playwright() as driver:
