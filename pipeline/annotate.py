@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import os
+import re
 import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.crop import BadBox, check_box
-from pipeline.images import decode
+from pipeline.images import BadImage, decode
+from pipeline.objects import StoreError
+from pipeline.run_folder import write_atomically
+from pipeline.sources import Reader, Source
 
 # Large enough to read a caption on, small enough that 200 of them make a page.
 MAX_SIDE = 960
@@ -56,3 +66,45 @@ def annotated(data: bytes, detections: list[dict[str, Any]]) -> bytes:
     encoded = io.BytesIO()
     image.save(encoded, "JPEG", quality=85)
     return encoded.getvalue()
+
+
+def place(path: str) -> Path:
+    """Where the annotated copy of an image is, within the run's folder."""
+    # Of a name only what no browser, web server or shell stumbles over.
+    stem = re.sub(r"[^\w.-]+", "_", Path(path).stem)[:60]
+    return Path("annotated", f"{stem}-{hashlib.sha256(path.encode()).hexdigest()[:8]}.jpg")
+
+
+def annotate_all(
+    found: dict[str, list[dict[str, Any]]],
+    sources: dict[str, Source],
+    reader: Reader,
+    folder: Path,
+    redone: set[str],
+    advance: Callable[[], None],
+) -> dict[str, str]:
+    """Annotate the images that have detections; the paths of the copies within `folder`, by image path.
+
+    A copy from an earlier call is kept unless its image is in `redone`. An image that has gone since, or a copy that
+    cannot be written, is left out: the rows are safe already. `advance` is called after each image.
+    """
+    for path in redone & found.keys():  # first of all: an interrupt must not leave a copy that is out of date
+        (folder / place(path)).unlink(missing_ok=True)
+
+    def one(path: str) -> tuple[str, str] | None:
+        target = place(path)
+        try:
+            if not (folder / target).exists():
+                source = sources[path]
+                write_atomically(folder / target, annotated(reader.read(source.path, source.row), found[path]))
+        except (BadImage, StoreError, OSError, pa.ArrowException):
+            return None
+        finally:
+            advance()
+        return path, target.as_posix()
+
+    pool = ThreadPoolExecutor(os.cpu_count())  # Pillow works outside the interpreter's lock
+    try:
+        return dict(filter(None, pool.map(one, found)))
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C waits for the images that are being drawn, not for all

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,37 @@ def live(console: Console, progress: Progress) -> Iterator[Display]:
     with display.bar:
         yield display
         display.update(at_once=True)
+
+
+@contextmanager
+def counted(console: Console, what: str, total: int) -> Iterator[Callable[[], None]]:
+    """Show how far a count is, which the given function raises by one from any thread; short ones show nothing."""
+    bar = Bar(
+        TextColumn(what),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )
+    task = bar.add_task("", total=total)
+    lock = threading.Lock()
+    next_line = time.monotonic() + PLAIN_LINE_S
+
+    def advance() -> None:
+        nonlocal next_line
+        bar.advance(task)
+        with lock:
+            due = time.monotonic() >= next_line
+            if due:
+                next_line = time.monotonic() + PLAIN_LINE_S
+        if due and not console.is_terminal:
+            console.print(f"{what} {bar.tasks[0].completed:.0f}/{total}", highlight=False)
+
+    with bar:
+        yield advance
 
 
 @contextmanager

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import re
 from collections import defaultdict
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import pyarrow as pa
+from rich.console import Console
 
 from pipeline import tables
-from pipeline.annotate import annotated
-from pipeline.images import BadImage
+from pipeline.annotate import annotate_all
+from pipeline.display import counted
 from pipeline.job import Job
-from pipeline.objects import StoreError
 from pipeline.run_folder import write_atomically
 from pipeline.sources import Reader, Source
 
@@ -35,33 +31,6 @@ def caption(row: dict[str, Any], job: Job) -> str:
     return str(answer if answer is not None else row["label"])
 
 
-def annotate_all(
-    found: dict[str, list[dict[str, Any]]], sources: dict[str, Source], reader: Reader, folder: Path, redone: set[str]
-) -> dict[str, str]:
-    """Annotate the images that have detections; the paths of the copies within `folder`, by image path.
-
-    A copy from an earlier call is kept unless its image is in `redone`. An image that has gone since, or a copy that
-    cannot be written, is left out: the rows are safe already.
-    """
-
-    def one(path: str) -> tuple[str, str] | None:
-        place = hashlib.sha256(path.encode()).hexdigest()[:8]
-        # Of a name only what no browser, web server or shell stumbles over.
-        stem = re.sub(r"[^\w.-]+", "_", Path(path).stem)[:60]
-        target = Path("annotated", f"{stem}-{place}.jpg")
-        try:
-            if path in redone or not (folder / target).exists():
-                source = sources[path]
-                copy = annotated(reader.read(source.path, source.row), found[path])
-                (folder / target).write_bytes(copy)
-        except (BadImage, StoreError, OSError, pa.ArrowException):
-            return None
-        return path, target.as_posix()
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow works outside the interpreter's lock
-        return dict(filter(None, pool.map(one, found)))
-
-
 def write_report(
     folder: Path,
     manifest: dict[str, Any],
@@ -70,6 +39,7 @@ def write_report(
     sources: Iterable[Source],
     reader: Reader,
     redone: set[str],
+    console: Console,
 ) -> Path:
     """Write report.html and the annotated images into a run's folder.
 
@@ -79,19 +49,26 @@ def write_report(
     Raises:
         OSError: the report cannot be written.
     """
-    by_path = {source.shown: source for source in sources}
-    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in written["detections"].to_pylist():
-        row["caption"] = caption(row, job)
-        row["answer"] = [row[name] for name in job.properties] if row["outcome"] == tables.ANSWERED else []
-        found[row["path"]].append(row)
-    copies = annotate_all(found, by_path, reader, folder, redone)
-    images = written["images"].to_pylist()
+    images = written["images"].select(["path", "outcome", "stage", "reason"]).to_pylist()
+    ended = [row for row in images if row["outcome"] != tables.FAILED]
     failures = [row for row in images if row["outcome"] == tables.FAILED]
-    failures += [row for rows in found.values() for row in rows if row["outcome"] == tables.FAILED]
-    ended = [image for image in images if image["outcome"] != tables.FAILED]
+    found: dict[str, list[dict[str, Any]]] = {row["path"]: [] for row in ended[:SHOWN_IMAGES]}
+    drawn: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    # A few rows at a time, and of most no more than is drawn: there may be a million.
+    for batch in written["detections"].to_batches(max_chunksize=1000):
+        for row in batch.to_pylist():
+            row["caption"] = caption(row, job)
+            drawn[row["path"]].append({"box": row["box"], "caption": row["caption"]})
+            if row["outcome"] == tables.FAILED:
+                failures.append({name: row[name] for name in ("path", "index", "stage", "reason")})
+            if row["path"] in found:
+                row["answer"] = [row[name] for name in job.properties] if row["outcome"] == tables.ANSWERED else []
+                found[row["path"]].append(row)
+    by_path = {source.shown: source for source in sources}
+    with counted(console, "annotated images", len(drawn)) as advance:
+        copies = annotate_all(drawn, by_path, reader, folder, redone, advance)
     shown = [
-        image | {"annotated": copies.get(image["path"]), "found": found.get(image["path"])}
+        image | {"annotated": copies.get(image["path"]), "found": found[image["path"]]}
         for image in ended[:SHOWN_IMAGES]
     ]
     environment = jinja2.Environment(

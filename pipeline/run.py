@@ -206,7 +206,7 @@ def execute(
         manifest |= ended(written, len(listed), job)
         run_folder.write_manifest(folder, manifest)
         measured.phase(profiler.REPORT)
-        write_report(folder, manifest, written, job, sources, reader, redone)
+        write_report(folder, manifest, written, job, sources, reader, redone, console)
         measured.write(folder)
         run_folder.point_latest_at(folder)
         if publication:

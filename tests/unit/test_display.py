@@ -88,3 +88,16 @@ def test_what_takes_long_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     with display.waiting(Console(file=quick), "listing"):
         pass
     assert quick.getvalue() == ""
+
+
+def test_a_long_count_is_shown_and_a_short_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(file=io.StringIO(), width=100)
+    assert isinstance(console.file, io.StringIO)
+    with display.counted(console, "annotated images", 3) as advance:
+        advance()
+    assert console.file.getvalue() == ""
+    monkeypatch.setattr(display, "PLAIN_LINE_S", 0.0)
+    with display.counted(console, "annotated images", 3) as advance:
+        advance()
+        advance()
+    assert console.file.getvalue().splitlines() == ["annotated images 1/3", "annotated images 2/3"]

@@ -11,13 +11,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from pipeline import job as jobs
 from pipeline import report, tables
-from pipeline.annotate import annotated
+from pipeline.annotate import annotate_all, annotated, place
 from pipeline.manifest import ended
 from pipeline.objects import Objects
-from pipeline.sources import Reader, Source
+from pipeline.sources import Reader, Row, Source
 from tests.pictures import encoded, gradient, rotated_by_exif
 
 NASTY = '<script>alert("x")</script>&.jpg'
@@ -74,7 +75,9 @@ def page(tmp_path: Path) -> str:
         **ended(written, len(files), job),
     }
     sources = [Source(bytes(file), None) for file in files]
-    return report.write_report(folder, manifest, written, job, sources, Reader(Objects()), set()).read_text()
+    return report.write_report(
+        folder, manifest, written, job, sources, Reader(Objects()), set(), Console(quiet=True)
+    ).read_text()
 
 
 def test_every_image_answer_and_failure_is_shown(page: str) -> None:
@@ -140,7 +143,35 @@ def test_an_annotated_copy_has_a_name_that_links_lead_to(tmp_path: Path) -> None
         sources[name] = Source(bytes(tmp_path / name), None)
     (tmp_path / "annotated").mkdir()
     found = {name: [{"box": [1.0, 1.0, 50.0, 50.0], "caption": "pug"}] for name in names}
-    copies = report.annotate_all(found, sources, Reader(Objects()), tmp_path, set())
+    advanced: list[None] = []
+    copies = annotate_all(found, sources, Reader(Objects()), tmp_path, set(), lambda: advanced.append(None))
+    assert len(advanced) == len(names)
     assert list(copies) == names
     assert all(re.fullmatch(r"annotated/[\w.-]+\.jpg", copy) for copy in copies.values())
     assert all((tmp_path / copy).is_file() for copy in copies.values())
+
+
+def test_an_interrupt_ends_the_drawing_and_leaves_no_copy_that_is_out_of_date(tmp_path: Path) -> None:
+    (tmp_path / "annotated").mkdir()
+    names = [f"{number}.png" for number in range(200)]
+    sources = {}
+    for name in names:
+        (tmp_path / name).write_bytes(encoded(gradient()))
+        (tmp_path / place(name)).write_bytes(b"of an earlier run")
+        sources[name] = Source(bytes(tmp_path / name), None)
+    found = {name: [{"box": [1.0, 1.0, 50.0, 50.0], "caption": "pug"}] for name in names}
+    drawn: list[None] = []
+
+    class Interrupted(Reader):
+        def read(self, path: bytes, row: Row | None = None) -> bytes:
+            if path.endswith(b"/3.png"):
+                raise KeyboardInterrupt
+            return super().read(path, row)
+
+    with pytest.raises(KeyboardInterrupt):
+        annotate_all(found, sources, Interrupted(Objects()), tmp_path, set(names), lambda: drawn.append(None))
+    assert len(drawn) < len(names)
+    left = [path for path in (tmp_path / "annotated").iterdir() if path.read_bytes() == b"of an earlier run"]
+    assert left == []
+    copies = annotate_all(found, sources, Reader(Objects()), tmp_path, set(), lambda: None)
+    assert list(copies) == names
