@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +20,7 @@ from pipeline.clients.connect import Clients, make_clients
 from pipeline.collector import Collector
 from pipeline.errors import RunStopped
 from pipeline.held import Held
+from pipeline.interrupts import OneInterrupt
 from pipeline.job import Job
 from pipeline.job import load as load_job
 from pipeline.manifest import begun, ended, identify
@@ -144,6 +146,20 @@ def say_if_another(folder: Path, identity: dict[str, Any], job: Job, console: Co
         )
 
 
+@contextmanager
+def told_when_full(folder: Path, stop: Stop) -> Iterator[None]:
+    """Say what to do when the run's folder cannot be written.
+
+    Raises:
+        RunStopped: it cannot.
+    """
+    try:
+        yield
+    except OSError as error:
+        why = stop.reason or f"cannot write {folder}: {error.strerror or error}: make room, then run again"
+        raise RunStopped(f"{why}; what was committed until then is safe") from error
+
+
 def execute(
     settings: Settings,
     console: Console,
@@ -179,40 +195,40 @@ def execute(
     clients = make_clients(settings, job, services, stop, account)
     collector = Collector(parts, Progress(total=len(todo)), account)
     status = COMPLETE
-    try:
-        with display.live(console, collector.progress) as shown, daft_plan.recorded(folder, settings.profile):
-            if todo:
-                stream = Stream(rows(todo, reader, job, clients, folder, known, stop, held, account))
-                follow(stream, collector, clients, settings, stop, shown)
-    except KeyboardInterrupt:
-        stop.pull("interrupted")
-        status = INTERRUPTED
-    if stop.reason is not None and status == COMPLETE:
-        status = STOPPED
-    measured.flow_ended()
-    clients.close()
-    measured.phase(profiler.WRITE)
-    try:
-        parts.commit()
-        written = parts.merge(listed)
-        for name, table in written.items():
-            run_folder.write_table(table, folder / f"{name}.parquet")
-        manifest |= {
-            "status": status,
-            "seconds": round(time.perf_counter() - clock, 3),
-            "done_before": len(sources) - len(todo),
-        }
-        manifest |= {"reason": stop.reason} if status == STOPPED else {}
-        manifest |= ended(written, len(listed), job)
-        run_folder.write_manifest(folder, manifest)
-        measured.phase(profiler.REPORT)
+    with OneInterrupt() as interrupt:
+        try:
+            with display.live(console, collector.progress) as shown, daft_plan.recorded(folder, settings.profile):
+                if todo:
+                    stream = Stream(rows(todo, reader, job, clients, folder, known, stop, held, account))
+                    follow(stream, collector, clients, settings, stop, shown)
+        except KeyboardInterrupt:
+            stop.pull("interrupted")
+            status = INTERRUPTED
+        interrupt.hold()
+        if stop.reason is not None and status == COMPLETE:
+            status = STOPPED
+        measured.flow_ended()
+        clients.close()
+        measured.phase(profiler.WRITE)
+        with told_when_full(folder, stop):
+            parts.commit()
+            written = parts.merge(listed)
+            for name, table in written.items():
+                run_folder.write_table(table, folder / f"{name}.parquet")
+            manifest |= {
+                "status": status,
+                "seconds": round(time.perf_counter() - clock, 3),
+                "done_before": len(sources) - len(todo),
+            }
+            manifest |= {"reason": stop.reason} if status == STOPPED else {}
+            manifest |= ended(written, len(listed), job)
+            run_folder.write_manifest(folder, manifest)
+    measured.phase(profiler.REPORT)
+    with told_when_full(folder, stop):
         write_report(folder, manifest, written, job, sources, reader, redone, console)
         measured.write(folder)
         run_folder.point_latest_at(folder)
         if publication:
             published = publication.publish()
             console.print(f"published {published} files to {publication.address}", highlight=False, soft_wrap=True)
-    except OSError as error:
-        why = stop.reason or f"cannot write {folder}: {error.strerror or error}: make room, then run again"
-        raise RunStopped(f"{why}; what was committed until then is safe") from error
     return Run(folder, manifest)
