@@ -9,7 +9,12 @@ file=/run/secrets/api_key
 if [ -e "$file" ]; then
 	# Ends the container where the key cannot be read: a server without it would answer anyone.
 	key=$(cat "$file")
-	[ -z "$key" ] || export "$variable=$key"
+	if [ -n "$key" ]; then
+		export "$variable=$key"
+	elif [ "$variable" = VLLM_API_KEY ]; then
+		echo "$file is empty, and vLLM without a key would answer anyone: 'make up' writes one" >&2
+		exit 1
+	fi
 	unset key
 fi
 exec "$@"

@@ -42,19 +42,19 @@ def annotated(data: bytes, detections: list[dict[str, Any]]) -> bytes:
     Raises:
         BadImage: the image cannot be decoded.
     """
-    image = decode(data).pixels
-    full_size = image.size
+    upright = decode(data, enough=MAX_SIDE)
+    image, decoded = upright.pixels, max(upright.pixels.size)
     image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.BILINEAR)
-    scale = image.width / full_size[0]
+    scale = upright.scale * max(image.size) / decoded
     draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(size=max(12, max(image.size) // 55))
     line = max(2, max(image.size) // 320)
     for found in detections:
+        x1, y1, x2, y2 = box = [value * scale for value in found["box"]]
         try:
-            check_box(found["box"], full_size)
+            check_box(box, image.size)
         except BadBox:
             continue
-        x1, y1, x2, y2 = (value * scale for value in found["box"])
         ink = color(found["caption"])
         draw.rectangle((x1, y1, x2, y2), outline=ink, width=line)
         left, top, right, bottom = draw.textbbox((0, 0), found["caption"], font=font)

@@ -35,7 +35,12 @@ def reasons(evidence: Evidence, bottleneck: str) -> list[str]:
         f"up to {stage.queue_peak} rows waited before it"
     )
     after = STAGES[STAGES.index(bottleneck) + 1 :]
-    starved = [name for name in after if evidence.stages[name].rows]
+    pooled = POOLED if bottleneck in POOLED else ()  # they share their threads, and so their figure
+    starved = [
+        name
+        for name in after
+        if evidence.stages[name].rows and name not in pooled and evidence.needs_s(name) < evidence.needs_s(bottleneck)
+    ]
     if starved:
         loads = ", ".join(f"{name} {evidence.needs_s(name):.1f} s" for name in starved)
         said.append(f"the stages after it need less time at their limits: {loads}")

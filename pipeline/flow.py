@@ -263,7 +263,7 @@ class CropBoxes:
             self.account.crop,
             began,
             self.account.ask if jpegs else self.account.collect,
-            max(len(jpegs), 1),
+            len(jpegs) or (1 if "failure" in cropped else len(boxes)),
             key=key,
             failed="failure" in cropped,
             bytes_in=len(data),
@@ -404,8 +404,10 @@ def listed(sources: list[Source]) -> daft.DataFrame:
     )
 
 
-def read(paths: daft.DataFrame, reader: Reader, known: Keys, held: Held, account: Account) -> daft.DataFrame:
-    """`path`, `row`, `size` -> + `image`. What is `known` is read, and no more; `held` opens the gate.
+def read(
+    paths: daft.DataFrame, reader: Reader, known: Keys, held: Held, account: Account, batch: int = BATCH
+) -> daft.DataFrame:
+    """`path`, `row`, `size` -> + `image`. What is `known` is read, and no more; `held` opens the gate to each batch.
 
     Objects are fetched by Daft, a batch side by side. What it did not get, the reader asks for once more, and then
     tells why there is none. The rows of a Parquet file are read as they are wanted: Daft's own reader held all of a
@@ -414,7 +416,7 @@ def read(paths: daft.DataFrame, reader: Reader, known: Keys, held: Held, account
     fetched = download(when_object(col("path"), col("row")), on_error="null", io_config=reader.objects.config())
     admit = daft.cls(Admit, max_concurrency=1)(held)
     stage = daft.cls(ReadImage, use_process=False)(reader, known, held, account)
-    admitted = paths.into_batches(BATCH).with_column("path", admit(col("path"), col("size")))
+    admitted = paths.into_batches(batch).with_column("path", admit(col("path"), col("size")))
     images = admitted.with_column("fetched", fetched)
     return images.with_column("image", stage(col("path"), col("row"), col("fetched"))).exclude("row", "size", "fetched")
 

@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
+from collections.abc import Iterable
 
 from pipeline.stop import Stop
 
 # How often a closed gate looks again. It stands before a batch of files, whose reading alone takes longer.
 LOOK_S = 0.01
+
+# Above the bound the gate opens when nothing has been let go for so long: crops may wait for a full batch, and Daft
+# (0.7.26) hands the finished batches of an asynchronous stage on when the next one comes.
+PATIENCE_S = 1.0
 
 
 class Held:
@@ -29,18 +35,23 @@ class Held:
         self._images: dict[bytes, int] = {}
         self._under_way: set[bytes] = set()
         self._read = self._read_bytes = 0
+        self._let_go = time.monotonic()
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type[Held], tuple[int, Stop]]:
         """A copy elsewhere counts by itself."""
         return Held, (self.most, self.stop)
 
+    def batch(self, sizes: Iterable[int | None], most: int) -> int:
+        """How many images of these file sizes may enter together, at most `most`: a batch waits at the gate as one."""
+        largest = max((size or 0 for size in sizes), default=0)
+        return max(1, min(most, self.most // max(2 * largest, 1)))
+
     async def enter(self, sizes: dict[bytes, int | None]) -> None:
         """Wait until images of these file sizes (by path; None: not known) fit below the bound, and count them.
 
-        When no image is on its way to the detector's answer they pass in any case: one that is larger than the bound
-        has to be read, crops may wait for a full batch, and Daft (0.7.26) hands the finished batches of an asynchronous
-        stage on when the next one comes. Returns at once when the run is ending.
+        One that is larger than the bound goes alone; a gate at which nothing moves opens after PATIENCE_S. Returns at
+        once when the run is ending.
         """
         while not self._take(sizes) and self.stop.reason is None:  # noqa: ASYNC110 it is opened from threads
             await asyncio.sleep(LOOK_S)
@@ -50,11 +61,14 @@ class Held:
             usual = self._read_bytes // max(self._read, 1)
             # Twice the file: as it was read, and as it is sent to the detector.
             expected = {path: usual if size is None else 2 * size for path, size in sizes.items()}
-            if self._under_way and self.total + sum(expected.values()) > self.most:
-                return False
+            more = sum(expected.values())
+            if self.total and self.total + more > self.most:
+                if self._under_way or time.monotonic() - self._let_go < PATIENCE_S:
+                    return False
+                self._let_go = time.monotonic()  # one batch, and then patience again
             self._images |= expected
             self._under_way |= expected.keys()
-            self._add(sum(expected.values()))
+            self._add(more)
             return True
 
     def _add(self, size: int) -> None:
@@ -79,8 +93,10 @@ class Held:
         with self._lock:
             self._under_way.discard(path)
             self._add(size - self._images.pop(path, 0))
+            self._let_go = time.monotonic()
 
     def stored(self, size: int) -> None:
         """A crop of `size` bytes was let go."""
         with self._lock:
             self._add(-size)
+            self._let_go = time.monotonic()

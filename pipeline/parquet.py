@@ -132,7 +132,9 @@ class Cursor:
         if row in self.kept:
             return self.kept.pop(row)
         group = max(number for number, start in enumerate(self.starts[:-1]) if start <= row)
-        if row < self.next or self.next < self.starts[group]:
+        # A row group is passed over only where none of its rows can be wanted still: threads that are at both sides of
+        # a group's start must not send the cursor to and fro, which would read a whole group each time.
+        if row < self.next or (self.next < self.starts[group] and row - self.next >= KEPT_ROWS):
             self.seek(row)
         while self.next <= row:
             values = next(self.batches).column(0)

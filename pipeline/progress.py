@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,9 @@ from pipeline import tables
 
 # A run is not judged by fewer rows than this.
 JUDGED_ROWS = 50
+
+# Nor by what was long ago: a key that is revoked after 50,000 answers would fail as many before the run ended.
+LATELY_ROWS = 1000
 
 
 @dataclass
@@ -26,8 +29,8 @@ class Progress:
     """Of tables.DETECTION_OUTCOMES."""
     rows: int = 0
     """Rows that came out of the flow: detections, and images that have none."""
-    service_failures: int = 0
-    """Of these, the ones that a service failed; a broken file is nobody's fault."""
+    lately: deque[bool] = field(default_factory=lambda: deque(maxlen=LATELY_ROWS))
+    """Whether a service failed them: the last rows, by which a run is judged."""
     last_row: float = field(default_factory=time.monotonic)
 
     @property
@@ -43,7 +46,7 @@ class Progress:
     def row(self, stage_failed: str | None) -> None:
         """Count one row of the flow."""
         self.rows += 1
-        self.service_failures += stage_failed in ("fetch", "detect", "ask")
+        self.lately.append(stage_failed in ("fetch", "detect", "ask"))
         self.last_row = time.monotonic()
 
     def image(self, outcome: str, detections: list[dict[str, Any]]) -> None:
@@ -52,8 +55,8 @@ class Progress:
         self.detections.update(row["outcome"] for row in detections)
 
     def failure_rate(self) -> float:
-        """The share of rows that a service failed; 0 while there are too few to judge."""
-        return self.service_failures / self.rows if self.rows >= JUDGED_ROWS else 0.0
+        """The share of the last rows that a service failed; 0 while there are too few to judge."""
+        return sum(self.lately) / len(self.lately) if len(self.lately) >= JUDGED_ROWS else 0.0
 
 
 def count(written: dict[str, pa.Table], listed: int) -> dict[str, dict[str, int]]:

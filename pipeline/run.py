@@ -82,7 +82,8 @@ def rows(
     account: Account,
 ) -> Iterator[dict[str, Any]]:
     """Execute the flow; its rows come as they end, in no order."""
-    frame = flow.read(flow.listed(sources), reader, known, held, account)
+    batch = held.batch((source.size for source in sources), flow.BATCH)
+    frame = flow.read(flow.listed(sources), reader, known, held, account, batch)
     frame = flow.detect(frame, clients.detector, held, account)
     frame = flow.crop(frame, job, held, account)
     frame = flow.ask(frame, clients.model, account)
@@ -174,7 +175,9 @@ def execute(
 ) -> Run:
     """Do what is still to do of a run, and write its folder."""
     started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
-    parts = Parts(folder, job.properties)
+    stop = Stop()
+    with told_when_full(folder, stop):
+        parts = Parts(folder, job.properties)
     latest = parts.latest()
     retry = retried(parts, latest) if settings.retry_failed else set()
     todo = still_to_do(sources, latest, retry)
@@ -185,11 +188,11 @@ def execute(
         heading += f"; {len(sources) - len(todo)} are done already"
     console.print(heading, highlight=False, soft_wrap=True)
     manifest = begun(folder, started, identity, settings, job, services)
-    run_folder.write_manifest(folder, manifest)
+    with told_when_full(folder, stop):
+        run_folder.write_manifest(folder, manifest)
     if publication:
         publication.begin()
     listed = {source.shown for source in sources}
-    stop = Stop()
     held = Held(settings.bytes_in_flight, stop)
     account = measured.flow_begins(settings, job, len(todo)) if todo else Account.nowhere()
     clients = make_clients(settings, job, services, stop, account)
@@ -226,8 +229,8 @@ def execute(
     measured.phase(profiler.REPORT)
     with told_when_full(folder, stop):
         write_report(folder, manifest, written, job, sources, reader, redone, console)
-        measured.write(folder)
         run_folder.point_latest_at(folder)
+        measured.write(folder)
         if publication:
             published = publication.publish()
             console.print(f"published {published} files to {publication.address}", highlight=False, soft_wrap=True)

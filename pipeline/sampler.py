@@ -13,7 +13,7 @@ from pipeline.account import STAGES, Selection, StageAccount
 from pipeline.blame import Blame, Moment
 from pipeline.gpu import Gpus
 from pipeline.profile import Samples
-from pipeline.service_metrics import Service
+from pipeline.service_metrics import TIMEOUT_S, Service
 
 # How often the stages are looked at, and blamed: after a 25th of the time since the beginning, within these bounds. A
 # run of seconds is told apart to a twentieth of one, and a long one pays four looks a second, some 0.1 ms of CPU each.
@@ -157,7 +157,7 @@ class Sampler:
         """Look a last time, and end."""
         self._stop.set()
         for thread in self._threads:
-            thread.join()
+            thread.join(timeout=2 * TIMEOUT_S)  # a page that drips must not hold up what is to be written
         self._look(keep=True)
         for service in self.services.values():
             service.look(between=False)

@@ -93,7 +93,7 @@ class Service:
             return
         try:
             reading = self.read(self.url)
-        except (OSError, ValueError):
+        except Exception:  # whatever a page of metrics is like (cut short, no text): no run ends for it
             self.failures += 1
             self.now = {}
             return

@@ -8,16 +8,36 @@ from __future__ import annotations
 import difflib
 import os
 from pathlib import Path
+from typing import Any
 
 from dotenv import dotenv_values
 from pydantic import AnyHttpUrl, ByteSize, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, CliApp, CliSuppress, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    CliApp,
+    CliSuppress,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from pipeline.errors import UsageError
 from pipeline.places import is_object
 
 PREFIX = "SPOTTER_"
 ENV_FILE = Path(".env")
+
+
+class EmptyIsDefault(EnvSettingsSource):
+    """The environment, where an empty variable stands for its setting's default: so one in `.env` can be undone."""
+
+    def __call__(self) -> dict[str, Any]:
+        """The values by their settings' names."""
+        fields = self.settings_cls.model_fields
+        return {
+            name: fields[name].get_default() if value == "" and name in fields else value
+            for name, value in super().__call__().items()
+        }
 
 
 class Settings(BaseSettings):
@@ -84,6 +104,13 @@ class Settings(BaseSettings):
     profile: bool = Field(
         False, description="write Daft's explain-analyze into profile/, beside what every run measures"
     )
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], *_: object, **sources: PydanticBaseSettingsSource
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The usual sources, but that an empty variable is one that is not set, also where `.env` sets it."""
+        return (sources["init_settings"], EmptyIsDefault(settings_cls), sources["dotenv_settings"])
 
     @property
     def runs(self) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import queue
 import threading
@@ -81,7 +82,7 @@ def follow(
             shown.note(f"waiting for the {' and the '.join(away)} to come back")
         elif time.monotonic() - progress.last_row > settings.stall_limit_s:
             dump = collector.parts.folder.parent / "stall.txt"
-            with dump.open("w") as handle:
+            with contextlib.suppress(OSError), dump.open("w") as handle:  # a full disk must not hide the stall
                 faulthandler.dump_traceback(handle, all_threads=True)
             stop.pull(
                 f"no row ended for {settings.stall_limit_s:g} s ({clients.waiting_for()}; stacks in {dump}): look at "

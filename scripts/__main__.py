@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 
+from python_on_whales import DockerException
 from rich.console import Console
 
 from pipeline.errors import UsageError
 from scripts import clean, offline, smoke, stack
+from scripts.compose_engine import docker_said
 from scripts.doctor import command as doctor
 from scripts.preflight import command as preflight
 from scripts.profile import command as profile
@@ -75,6 +77,10 @@ def main(arguments: list[str]) -> int:
         return 2
     except StackError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except DockerException as error:
+        told = docker_said(error)
+        print(f"error: {told} -> {remedy_for(told) or '`make doctor` says what this host lacks'}", file=sys.stderr)
         return 1
     except OSError as error:  # of this host: a full disk, a folder that cannot be written
         told = f"{error.filename}: {error.strerror}" if error.filename else str(error)

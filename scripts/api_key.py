@@ -6,12 +6,12 @@ listens, which is a network of the containers alone, or 127.0.0.1.
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
+from scripts import whole_file
 from scripts.settings import StackError, user_variables
 
 # What the job and vLLM call it. Either may be set, and is then the key.
@@ -60,13 +60,7 @@ def settle(state: Path) -> None:
 
 def write(file: Path, key: str, mode: int) -> None:
     """Write a key to a file, which appears whole and never with more rights than `mode`."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    partial.unlink(missing_ok=True)
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as handle:
-        os.fchmod(handle.fileno(), mode)  # whatever the umask takes away
-        handle.write(key)
-    partial.replace(file)
+    whole_file.write(file, key.encode(), mode)
 
 
 def headers(file: Path | None) -> dict[str, str]:

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
@@ -23,7 +24,7 @@ from python_on_whales.exceptions import NoSuchContainer
 from rich.console import Console
 
 from pipeline import settings as job_settings
-from scripts import api_key, compile_cache, images, job_container
+from scripts import api_key, compile_cache, images, job_container, whole_file
 from scripts.compile_cache import Kept
 from scripts.environments import ROOT, STATE
 from scripts.preflight import full
@@ -36,6 +37,7 @@ from scripts.services import (
     preset_file,
     read_variables,
     start_arguments,
+    without_secrets,
 )
 from scripts.settings import StackError, StackSettings, user_variables
 
@@ -48,6 +50,8 @@ VLLM_CACHE, CACHE_VOLUME = PurePosixPath("/cache/vllm"), "vllm-cache"
 HUB_CACHE, HUB_VOLUME = PurePosixPath("/cache/hub"), "hub-cache"
 # And where it has the preset, and for a check vLLM's own code to run.
 PRESET, CHECKER = PurePosixPath("/spotter/preset.yaml"), PurePosixPath("/spotter/in_vllm.py")
+# What runs in the container that fetches models.
+HUB_DOWNLOAD = ROOT / "scripts" / "hub_download.py"
 # What the hub's client needs to know to reach the hub from a container.
 WAY_OUT = ("HF_ENDPOINT", "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY")
 
@@ -146,7 +150,8 @@ class ComposeEngine:
     def variables(self) -> dict[str, str]:
         """The compose files' variables."""
         return {
-            "VLLM_PRESET": str(self.preset.resolve()),
+            "VLLM_PRESET": str(self.mounted(self.preset)),
+            "HUB_DOWNLOAD": str(self.mounted(HUB_DOWNLOAD)),
             "VLLM_ARGUMENTS": " ".join(shlex.quote(each) for each in start_arguments(self.settings)),
             "VLLM_ENV": str(self.state / "vllm.env"),
             "DETECTOR_ENV": str(self.state / "detector.env"),
@@ -159,15 +164,24 @@ class ComposeEngine:
     def service_variables(self) -> dict[str, dict[str, str]]:
         """Each service's variables: its preset's, and over them those that the user set, but for the key."""
         preset = self.preset.with_suffix(".env")
-        chosen = compile_cache.without(api_key.without(user_variables("VLLM_")))  # this host's places are not there
+        chosen = compile_cache.without(user_variables("VLLM_"))  # this host's places are not there
         cache_folder = VLLM_CACHE / cache_key(self.settings, self.device, self.preset)
-        vllm = read_variables(preset) | chosen | compile_cache.variables(cache_folder)
+        vllm = without_secrets(read_variables(preset) | chosen | compile_cache.variables(cache_folder))
         detector = read_variables(DETECTOR_PRESETS / f"{self.device}.env") | user_variables("DETECTOR_")
         return {"vllm": vllm, "detector": detector}
 
+    def mounted(self, file: Path) -> Path:
+        """Where containers get a file of this host from: a copy that their user may read, whatever the umask was."""
+        return (self.state / "mounted" / file.name).resolve()
+
+    def copy_mounted(self) -> None:
+        """Make the copies of the files that containers get."""
+        for file in (self.preset, HUB_DOWNLOAD, full.CHECKER):
+            whole_file.write(self.mounted(file), file.read_bytes(), 0o444)
+
     def write_variables(self) -> None:
         """Write the files that Compose reads: its variables, and the services'. They are left to look at."""
-        self.state.mkdir(parents=True, exist_ok=True)
+        self.copy_mounted()
         write_env(self.state / "compose.env", self.variables())
         for name, values in self.service_variables().items():
             write_env(self.state / f"{name}.env", values)
@@ -302,7 +316,9 @@ class ComposeEngine:
         for name, target, mode in ((CACHE_VOLUME, VLLM_CACHE, "rw"), (HUB_VOLUME, HUB_CACHE, "ro")):
             kept = f"{self.project}_{name}"
             told += ["--volume", f"{kept}:{target}:{mode}"] if kept in there else []
-        told += ["--volume", f"{self.preset.resolve()}:{PRESET}:ro", "--volume", f"{full.CHECKER}:{CHECKER}:ro"]
+        self.copy_mounted()
+        for file, target in ((self.preset, PRESET), (full.CHECKER, CHECKER)):
+            told += ["--volume", f"{self.mounted(file)}:{target}:ro"]
         return Place((*told, image.tag, "-P", str(CHECKER)), str(PRESET))
 
     def fetch_command(self, service: Service, arguments: list[str]) -> list[str]:
@@ -425,11 +441,12 @@ class ComposeEngine:
             time.sleep(0.4)
         return None
 
-    def last_lines(self, name: str, count: int = 20) -> str:
-        """The end of a service's log."""
+    def last_lines(self, name: str, count: int = 20, *, earlier: bool = False) -> str:
+        """The end of a service's log, since Docker last started it; with `earlier` also of the starts before."""
         container = self.container(name)
         if container is not None:
-            return container_log(container.id, count).rstrip()
+            begun = None if earlier else container.state.started_at
+            return container_log(container.id, count, begun).rstrip()
         try:
             return last_lines(self.log(name).read_text(errors="replace"), count)
         except OSError:
@@ -507,6 +524,11 @@ def cannot_start(service: Service, said: str) -> StackError:
     return StackError(f"{service.name}: Docker cannot start its container: {reason}: {remedy}")
 
 
+def docker_said(error: DockerException) -> str:
+    """Why Docker did not do something, in one line."""
+    return f"docker: {last_lines(error.stderr or '', 1) or f'ended with exit code {error.return_code}'}"
+
+
 def hand_over(key: str, place: Path) -> None:
     """Write a key where Compose takes it from.
 
@@ -526,12 +548,16 @@ def last_lines(text: str, count: int) -> str:
 def write_env(path: Path, variables: Mapping[str, str]) -> None:
     """Write a file of variables as Compose reads it, which takes `$` in a value for another variable."""
     quoted = {name: json.dumps(value, ensure_ascii=False).replace("$", "\\$") for name, value in variables.items()}
-    path.write_text("".join(f"{name}={value}\n" for name, value in quoted.items()))
+    whole_file.write(path, "".join(f"{name}={value}\n" for name, value in quoted.items()).encode(), 0o600)
 
 
-def container_log(identifier: str, count: int | None = None) -> str:
-    """A container's output, both streams in the order in which they were written; the whole, or its last lines."""
-    return images.feed(["docker", "logs", "--tail", str(count or "all"), identifier], "")[1]
+def container_log(identifier: str, count: int | None = None, begun: datetime | None = None) -> str:
+    """A container's output, both streams in the order in which they were written; the whole, or what is asked for.
+
+    That is its last `count` lines, and of them those since `begun`.
+    """
+    since = ["--since", begun.isoformat()] if begun else []
+    return images.feed(["docker", "logs", "--tail", str(count or "all"), *since, identifier], "")[1]
 
 
 def become(command: list[str]) -> NoReturn:

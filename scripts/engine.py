@@ -95,8 +95,8 @@ class Engine(Protocol):
         """The exit code of a service that has ended, where it is known."""
         ...
 
-    def last_lines(self, name: str, count: int = 20) -> str:
-        """The end of a service's log."""
+    def last_lines(self, name: str, count: int = 20, *, earlier: bool = False) -> str:
+        """The end of a service's log since it last started; with `earlier` also of starts that it died of before."""
         ...
 
     def log(self, name: str) -> Path:

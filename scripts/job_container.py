@@ -49,10 +49,10 @@ def arguments(settings: Settings, variables: Mapping[str, str], options: list[st
     for place, mode in mounts.items():
         told += ["--volume", f"{place}:{place}:{mode}"]
     # The last of an option counts; `~` would be another folder in the container.
-    images, output = (
-        place if is_object(place) else str(Path(place).expanduser()) for place in (settings.images, settings.output)
-    )
-    places = ["--images", images, "--output", output]
+    places: list[str] = []
+    for name in ("job", "work", "images", "output"):
+        given = str(getattr(settings, name))
+        places += [f"--{name}", given if is_object(given) else str(Path(given).expanduser())]
     return [*told, "pipeline", *options, *places]
 
 

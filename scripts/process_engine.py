@@ -26,7 +26,7 @@ from scripts.compile_cache import Kept
 from scripts.environments import ROOT
 from scripts.preflight import full
 from scripts.preflight.full import Place
-from scripts.services import TOKEN_VARIABLES, Service, Stack, cache_root
+from scripts.services import Service, Stack, cache_root, without_secrets
 from scripts.settings import StackError
 
 
@@ -197,8 +197,8 @@ class ProcessEngine:
         (self.processes / f"{name}.json").unlink(missing_ok=True)
         return bool(family)
 
-    def last_lines(self, name: str, count: int = 20) -> str:
-        """The end of a service's log."""
+    def last_lines(self, name: str, count: int = 20, *, earlier: bool = False) -> str:
+        """The end of a service's log; that of an earlier start was put aside, and nobody restarts a process."""
         try:
             return "\n".join(self.log(name).read_text(errors="replace").splitlines()[-count:])
         except OSError:
@@ -248,7 +248,10 @@ def uninterrupted() -> Iterator[None]:
 def environment_of(service: Service) -> dict[str, str]:
     """The variables that a service's process has: the key is among them, if it asks for one, and nowhere else."""
     key = {api_key.SERVER_VARIABLE: api_key.ensure(service.key_file)} if service.key_file else {}
-    inherited = {name: value for name, value in api_key.without(os.environ).items() if name not in TOKEN_VARIABLES}
+    # An empty variable counts as not set; vLLM would fail to read a number from one.
+    inherited = {
+        name: value for name, value in without_secrets(os.environ).items() if value or not name.startswith("VLLM_")
+    }
     return {**inherited, **dict(service.variables), **key}
 
 

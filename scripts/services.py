@@ -102,6 +102,27 @@ def read_variables(path: Path) -> dict[str, str]:
     return {name: value or "" for name, value in dotenv_values(path).items()} if path.is_file() else {}
 
 
+def read_preset(path: Path) -> dict[str, Any]:
+    """The options of a vLLM preset.
+
+    Raises:
+        StackError: it is no YAML, or holds no options.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise StackError(f"preset {path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        holds = "is empty" if content is None else f"holds a {type(content).__name__}, not options"
+        raise StackError(f"preset {path} {holds}: write vLLM's options there as `name: value`, at least `model:`")
+    return content
+
+
+def without_secrets(variables: Mapping[str, str]) -> dict[str, str]:
+    """A service's variables without keys and tokens, which files and `docker inspect` would show."""
+    return {name: value for name, value in api_key.without(variables).items() if name not in TOKEN_VARIABLES}
+
+
 def start_file(settings: StackSettings) -> Path | None:
     """The options that `STACK_START` puts over the preset; none for a full start."""
     return None if settings.start == "full" else VLLM_STARTS / f"{settings.start}.yaml"
@@ -116,8 +137,7 @@ def start_arguments(settings: StackSettings) -> tuple[str, ...]:
 
 def hub_variables() -> dict[str, str]:
     """The hub's variables for a service: the user's, without the token, and no network: `fetch` gets the models."""
-    user = {name: value for name, value in user_variables("HF_").items() if name not in TOKEN_VARIABLES}
-    return user | {"HF_HUB_OFFLINE": "1"}
+    return without_secrets(user_variables("HF_")) | {"HF_HUB_OFFLINE": "1"}
 
 
 def cache_root(state: Path) -> Path:
@@ -136,8 +156,8 @@ def vllm(settings: StackSettings, device: str, preset: Path) -> Service:
     name = "vllm-cuda" if device == "cuda" else "vllm-cpu"
     variables_file = preset.with_suffix(".env")
     cache = compile_cache.variables(cache_root(settings.state) / cache_key(settings, device, preset))
-    chosen = compile_cache.without(api_key.without(user_variables("VLLM_")))
-    variables = cache | read_variables(variables_file) | chosen | hub_variables()
+    chosen = compile_cache.without(user_variables("VLLM_"))
+    variables = without_secrets(cache | read_variables(variables_file) | chosen | hub_variables())
     listen = ("--host", settings.host, "--port", str(settings.vllm_port))
     start = start_arguments(settings)
     options, _ = read_options(preset, {}, device, start)
@@ -179,16 +199,22 @@ def detector(settings: StackSettings, device: str) -> Service:
 
 
 def refuse_unsafe(preset: Path, content: Mapping[str, Any]) -> None:
-    """Refuse options of a preset that give away a secret, or run code that nobody has looked at.
+    """Refuse what a preset and its .env say that gives away a secret, or runs code that nobody has looked at.
 
     Raises:
-        StackError: names the option, and what to do.
+        StackError: names the option or variable, and what to do.
     """
     options = {str(name).replace("_", "-"): value for name, value in content.items()}
     if "api-key" in options:
         raise StackError(
             f"preset {preset} holds `api-key`, which vLLM would write into its log: remove it, and set "
             f"{api_key.JOB_VARIABLE} for a key of yours"
+        )
+    held = read_variables(preset.with_suffix(".env"))
+    for name in held.keys() - without_secrets(held).keys():
+        remedy = "HF_TOKEN where `make fetch` runs" if name in TOKEN_VARIABLES else f"{api_key.JOB_VARIABLE} instead"
+        raise StackError(
+            f"{preset.with_suffix('.env')} holds {name}, which `docker inspect` would show: remove it, and set {remedy}"
         )
     if options.get("trust-remote-code") and not re.fullmatch(r"[0-9a-f]{40}", str(options.get("revision"))):
         raise StackError(
@@ -204,14 +230,11 @@ def make_stack(settings: StackSettings, device: str, preset_name: str, job_varia
     is not started.
 
     Raises:
-        StackError: the preset does not exist, is no YAML, or holds a key.
+        StackError: the preset does not exist, is no YAML, holds no options, or a key.
     """
     preset = preset_file(preset_name)
-    try:
-        content = yaml.safe_load(preset.read_text())
-    except yaml.YAMLError as error:
-        raise StackError(f"preset {preset} is no YAML: {' '.join(str(error).split())}") from error
-    refuse_unsafe(preset, content or {})
+    content = read_preset(preset)
+    refuse_unsafe(preset, content)
     services = []
     found: dict[str, str] = {}
     if "SPOTTER_DETECTOR_URL" not in job_variables:

@@ -9,8 +9,9 @@ from typing import Literal
 
 from dotenv import dotenv_values
 from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from pipeline.settings import EmptyIsDefault
 from scripts.environments import ROOT
 
 PREFIX = "STACK_"
@@ -41,6 +42,13 @@ class StackSettings(BaseSettings):
     publish: bool = Field(False, description="compose: let programs of this host reach the services, at host and ports")
     start_timeout_s: float = Field(1800.0, gt=0, description="longest that a service may take to become ready")
     state: Path = Field(ROOT / ".spotter", description="folder for process ids, logs and caches")
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], *_: object, **sources: PydanticBaseSettingsSource
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The usual sources, but that an empty variable is one that is not set, also where `.env` sets it."""
+        return (sources["init_settings"], EmptyIsDefault(settings_cls), sources["dotenv_settings"])
 
 
 def variables() -> list[str]:

@@ -23,11 +23,14 @@ from rich.console import Console
 from samples.agreement import compare
 from scripts import compose_engine, environments, images, stack
 from scripts.environments import ROOT
-from scripts.settings import PREFIX, StackError, StackSettings
+from scripts.settings import PREFIX, StackError, StackSettings, user_variables
 
 # What tests/stack/test_main_job.py asks of the bundled pictures.
 LEAST_FOUND = 0.95
 LEAST_RIGHT = 0.90
+
+# The settings of job, stack and services, which are to be the defaults here.
+PREFIXES = (PREFIX, "SPOTTER_", "DETECTOR_", "VLLM_")
 
 COMPLAINT = re.compile(r"\b(WARNING|ERROR|CRITICAL|FATAL|Warning:|Error:|Traceback)")
 
@@ -80,11 +83,13 @@ class Smoke:
         Raises:
             SmokeFailed: it did not end with 0.
         """
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith((PREFIX, "SPOTTER_"))}
+        # An empty variable undoes one of `.env`. Whether there is a network stays as the user says.
+        set_by_user = {name for prefix in PREFIXES for name in user_variables(prefix)} - {"STACK_OFFLINE"}
+        undone = dict.fromkeys(set_by_user, "")
         done = subprocess.run(
             [environments.python("operator"), "-m", "scripts", *arguments],
             cwd=ROOT,
-            env={**inherited, **self.variables},
+            env={**os.environ, **undone, **self.variables},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import NoReturn
 
 from pydantic import SecretStr
+from python_on_whales import DockerException
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
 from pipeline import settings as job_settings
 from scripts import api_key, compose_engine, fetch, images
-from scripts.compose_engine import ComposeEngine
+from scripts.compose_engine import ComposeEngine, docker_said
 from scripts.devices import choose, find_gpus
 from scripts.doctor import caches
 from scripts.doctor.context import Context
@@ -127,12 +128,21 @@ def up(settings: StackSettings, console: Console) -> tuple[Stack, Engine]:
                 state=settings.state,
             )
         except BaseException:
-            for service in begun:
-                engine.stop(service.name, grace_s=5.0)
-            if not any(engine.is_running(service.name) for service in stack.services):
-                engine.tear_down()
+            take_back(engine, begun, stack, console)
             raise
     return stack, engine
+
+
+def take_back(engine: Engine, begun: list[Service], stack: Stack, console: Console) -> None:
+    """Stop what a failed start began; what keeps that from going well is shown, and the failure's own cause stays."""
+    try:
+        for service in begun:
+            engine.stop(service.name, grace_s=5.0)
+        if not any(engine.is_running(service.name) for service in stack.services):
+            engine.tear_down()
+    except (StackError, DockerException, OSError) as error:
+        told = docker_said(error) if isinstance(error, DockerException) else str(error)
+        console.print(f"not all of it could be taken down: {told}", highlight=False, markup=False, soft_wrap=True)
 
 
 def obtain(settings: StackSettings, engine: Engine, stack: Stack, services: list[Service], console: Console) -> None:

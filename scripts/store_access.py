@@ -38,7 +38,8 @@ def files(environment: Mapping[str, str], secrets: Path) -> dict[Path, Path]:
     keys = {SECRETS[name]: environment[name] for name in SECRETS if environment.get(name)}
     if keys:
         written = ConfigParser(interpolation=None)
-        written["default"] = keys
+        # Under the name that the container's clients look for; "default" without one.
+        written[environment.get("AWS_PROFILE") or "default"] = keys
         secrets.mkdir(parents=True, exist_ok=True, mode=0o700)
         place = secrets / "aws_credentials"
         place.unlink(missing_ok=True)

@@ -85,7 +85,7 @@ class Start:
         self.check()
         if elapsed_s >= self.next_read_s and self.answer is None:
             self.next_read_s = elapsed_s + READ_LOG_S
-            log = self.engine.last_lines(name, LOG_LINES)
+            log = self.engine.last_lines(name, LOG_LINES, earlier=self.given_up)
             if self.given_up:  # a second ago: by now the whole reason is in the log
                 raise failed(self.engine, self.service, "cannot start: it gave up", reason(log))
             self.given_up = GIVEN_UP.search(log) is not None
@@ -196,7 +196,7 @@ def died(engine: Engine, service: Service) -> StackError:
     """The error for a service that ended while the stack was waited for."""
     code = engine.exit_code(service.name)
     how = f"ended with exit code {code}" if code is not None else "ended"
-    return failed(engine, service, how, reason(engine.last_lines(service.name, LOG_LINES)))
+    return failed(engine, service, how, reason(engine.last_lines(service.name, LOG_LINES, earlier=True)))
 
 
 def reason(log: str) -> Cause:
@@ -216,5 +216,5 @@ def failed(engine: Engine, service: Service, how: str, cause: Cause) -> StackErr
     remedy = cause.remedy or "what the lines below say; `make doctor` names what this host lacks"
     return StackError(
         f"{service.name} {how} before the stack was ready.\nThe cause: {cause.message}\nWhat helps: {remedy}\n"
-        f"Its last lines:\n{engine.last_lines(service.name)}\nWhole log: {engine.log(service.name)}"
+        f"Its last lines:\n{engine.last_lines(service.name, earlier=True)}\nWhole log: {engine.log(service.name)}"
     )

@@ -27,6 +27,7 @@ pytest_plugins = [
     "tests.stack.gemma3n_server",
     "tests.stack.container_stack",
     "tests.two_at_once",
+    "tests.figures",
 ]
 
 # A test must not depend on what the developer has set, nor report to anyone.

@@ -216,8 +216,8 @@ class HttpClient:
                     self.account.arrive(time.perf_counter())
                     continue
                 except NoAnswer as error:
-                    if self.limits.outage_s:
-                        await connection.outage.suspect(str(error))
+                    if self.limits.outage_s and await connection.outage.suspect(str(error)):
+                        connection.slots.died()
                     raise
                 finally:
                     ended = self.account.end(began, len(body), len(data))

@@ -25,6 +25,8 @@ class Slots:
     def __init__(self, most: int) -> None:
         self.most = most
         self.limit = float(most)
+        self._regain = 0.0
+        """Below this the limit grows fast: the server had as many before it died, and did not mind."""
         self.in_flight = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
 
@@ -59,9 +61,17 @@ class Slots:
                 turn.set_result(None)
 
     def answered(self) -> None:
-        """The server took a request: allow one more after `limit` answers."""
-        self.limit = min(self.limit + 1 / self.limit, float(self.most))
+        """The server took a request: allow one more after `limit` answers, and after its death at once."""
+        more = 1.0 if self.limit < self._regain else 1 / self.limit
+        self.limit = min(self.limit + more, float(self.most))
+
+    def died(self) -> None:
+        """The server went down under the requests in flight: one of them may be why. Send few, so that it is soon
+        alone, and does not take others' attempts."""
+        self._regain = self.limit
+        self.limit = max(self.limit / 8, 1.0)
 
     def refused(self) -> None:
         """The server has too many requests: allow fewer."""
         self.limit = max(self.limit * DECREASE, 1.0)
+        self._regain = 0.0

@@ -39,13 +39,18 @@ class Outage:
             self._over.clear()
             self._watch = asyncio.get_running_loop().create_task(self._look(reason))
 
-    async def suspect(self, reason: str) -> None:
-        """A request got no answer: hold the others if the server gives no sign of life. Many ask this at once."""
+    async def suspect(self, reason: str) -> bool:
+        """A request got no answer: hold the others if the server gives no sign of life. Many ask this at once.
+
+        True for the one whose question found the server away.
+        """
         if self.since is None:
             if self._question is None or self._question.done():
                 self._question = asyncio.ensure_future(self.is_back())
-            if not await asyncio.shield(self._question):
+            if not await asyncio.shield(self._question) and self.since is None:
                 self.begin(reason)
+                return True
+        return False
 
     async def over(self) -> None:
         """Return at once while the server is there, or else when it is back.
@@ -58,13 +63,15 @@ class Outage:
 
     async def _look(self, reason: str) -> None:
         begin = time.monotonic()
-        while self.stop.reason is None and not await self.is_back():
-            if time.monotonic() - begin > self.limit_s:
-                self.stop.pull(
-                    f"the {self.name} was away for {self.limit_s:g} s ({reason}): see 'make status' and 'make logs', "
-                    "then run again to do the rest"
-                )
-                break
-            await asyncio.sleep(CHECK_S)
-        self.since = None
-        self._over.set()
+        try:
+            while self.stop.reason is None and not await self.is_back():
+                if time.monotonic() - begin > self.limit_s:
+                    self.stop.pull(
+                        f"the {self.name} was away for {self.limit_s:g} s ({reason}): see 'make status' and 'make "
+                        "logs', then run again to do the rest"
+                    )
+                    break
+                await asyncio.sleep(CHECK_S)
+        finally:  # whatever happens: who waits must not wait for good
+            self.since = None
+            self._over.set()

@@ -143,7 +143,8 @@ def test_a_gpu_stack_reserves_the_first_gpu_and_uses_the_preset(preset: str, tmp
         assert mounts["/cache/hub"]["read_only"] is True
     vllm = content["services"]["vllm"]
     mounts = {mount["target"]: mount for mount in vllm["volumes"]}
-    assert mounts["/spotter/preset.yaml"]["source"] == str(VLLM_PRESETS / f"{preset}.yaml")
+    mounted = Path(mounts["/spotter/preset.yaml"]["source"])
+    assert mounted.read_text() == (VLLM_PRESETS / f"{preset}.yaml").read_text()
     assert mounts["/spotter/preset.yaml"]["read_only"] is True
     assert mounts["/cache/vllm"]["source"] == "vllm-cache"
     key = cache_key(engine.settings, "cuda", engine.preset)
@@ -222,7 +223,7 @@ def test_every_variable_is_set_by_the_engine_documented_and_has_a_default(tmp_pa
             used.add(name)
     assert used == set(ComposeEngine(StackSettings(state=tmp_path), "cpu", "cpu").variables())
     head = COMPOSE_FILE.read_text().split("\nname:")[0]
-    assert set(re.findall(r"\b(?:VLLM|DETECTOR|PUBLISH|API)_[A-Z_]+\b", head)) == used
+    assert set(re.findall(r"\b(?:VLLM|DETECTOR|PUBLISH|API|HUB)_[A-Z_]+\b", head)) == used
 
 
 def test_vllm_has_one_version() -> None:
@@ -301,6 +302,19 @@ def test_what_the_job_is_told_of_a_bucket(tmp_path: Path, monkeypatch: pytest.Mo
     assert f"{tmp_path}/work:{tmp_path}/work:rw" in told
     assert told[-4:] == ["--images", "s3://bucket/photos", "--output", "s3://bucket/runs"]
     assert not any(part.endswith(":ro") and "aws" not in part for part in told)
+
+
+def test_the_home_folder_is_this_hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the container it is /tmp, which goes with it: and so would the run."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.yaml").touch()
+    given = {"SPOTTER_JOB": "~/mine.yaml", "SPOTTER_WORK": "~/work"}
+    settings = Settings(job=given["SPOTTER_JOB"], work=Path(given["SPOTTER_WORK"]), output="s3://bucket/runs")
+    told = arguments(settings, given, [], tmp_path / "secrets")
+    assert told[told.index("--job") : told.index("--images")] == [
+        *("--job", f"{tmp_path}/mine.yaml", "--work", f"{tmp_path}/work")
+    ]
+    assert f"{tmp_path}/mine.yaml:{tmp_path}/mine.yaml:ro" in told
 
 
 def test_the_job_sees_the_folders_of_listed_files(tmp_path: Path) -> None:

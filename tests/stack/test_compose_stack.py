@@ -24,7 +24,7 @@ import pytest
 from rich.console import Console
 
 from scripts import api_key, environments, fetch, images, warmup
-from scripts.compose_engine import PORTS, ComposeEngine, left_over, volumes
+from scripts.compose_engine import PORTS, STATE_AGE_S, ComposeEngine, left_over, volumes
 from scripts.services import Service, make_stack
 from scripts.settings import StackError, StackSettings
 from tests.configurations import TINY_VLM
@@ -301,16 +301,27 @@ def test_a_service_that_dies_comes_back(containers: RunningStack) -> None:
         time.sleep(0.5)
 
 
+def died_at(state: Path, begin: datetime) -> datetime:
+    """When the detector of a stack first ended by itself, by Docker's events since `begin`."""
+    name = f"{project(RunningStack({'STACK_STATE': str(state)}))}-detector-1"
+    filters = ("--filter", "event=die", "--filter", f"container={name}")
+    events = docker("events", "--since", begin.isoformat(), "--until", "0s", *filters, "--format", "{{.TimeNano}}")
+    return datetime.fromtimestamp(int(events.split()[0]) / 1e9, UTC)
+
+
 def test_a_service_that_crashes_at_start_is_told_at_once(containers: RunningStack, tmp_path: Path) -> None:
     """The detector with a model that is not there: name, exit code and last lines; and nothing is left."""
     ports = {"STACK_DETECTOR_PORT": str(free_port()), "STACK_VLLM_PORT": str(free_port())}
     state = tmp_path / "state"
+    begin = datetime.now(UTC)
     failed = containers.operate("up", STACK_STATE=str(state), DETECTOR_MODEL="no/such/folder/at/all", **ports)
+    told = datetime.now(UTC)
     output = failed.stdout + failed.stderr
     assert failed.returncode == 1
     assert "detector ended with exit code 2" in output
     assert "no/such/folder/at/all" in output
     assert "no/such/folder/at/all" in (state / "logs" / "detector.log").read_text()
+    assert (told - died_at(state, begin)).total_seconds() < 10
     label = f"label=com.docker.compose.project={project(RunningStack({'STACK_STATE': str(state)}))}"
     assert not docker("ps", "--all", "--quiet", "--filter", label)
     assert not docker("network", "ls", "--quiet", "--filter", label)
@@ -378,6 +389,42 @@ def test_a_container_that_turns_unhealthy_is_told_at_once(tmp_path: Path) -> Non
         f"Whole log: {engine.log('detector')}",
     ):
         assert part in str(raised.value)
+    assert left_over(engine.project) == ([], [])
+
+
+# Dies once, and lives on when Docker has started it again.
+DIES_ONCE = """
+services:
+  detector:
+    image: spotter-pipeline:local
+    restart: unless-stopped
+    entrypoint:
+      - sh
+      - -c
+      - test -e /tmp/once && echo loading && exec sleep 600; touch /tmp/once; echo RuntimeError of the first; exit 1
+"""
+
+
+def test_what_docker_started_again_is_judged_by_its_own_log(tmp_path: Path) -> None:
+    """The death before is in the same log: it counts where a death is explained, and nowhere else."""
+    images.ensure(["pipeline"], tmp_path, Console(file=io.StringIO()))
+    settings = StackSettings(state=tmp_path / "state", engine="compose", device="cpu")
+    engine = ComposeEngine(settings, "cpu", "cpu")
+    (tmp_path / "toy.yaml").write_text(DIES_ONCE)
+    engine.files = [tmp_path / "toy.yaml"]
+    (service,) = (each for each in make_stack(settings, "cpu", "cpu", {}).services if each.name == "detector")
+    try:
+        engine.start(service)
+        deadline = time.monotonic() + 60
+        while "loading" not in engine.last_lines("detector", earlier=True):
+            assert time.monotonic() < deadline, engine.last_lines("detector", earlier=True)
+            time.sleep(0.1)
+        time.sleep(STATE_AGE_S)  # the container's state is asked for no more often
+        assert engine.last_lines("detector") == "loading"
+        assert engine.last_lines("detector", earlier=True) == "RuntimeError of the first\nloading"
+    finally:
+        engine.stop("detector", grace_s=0)
+        engine.tear_down()
     assert left_over(engine.project) == ([], [])
 
 

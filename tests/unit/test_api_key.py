@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,27 @@ def test_a_key_in_a_preset_is_refused(tmp_path: Path) -> None:
     assert "sesame" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("variable", "remedy"),
+    [("VLLM_API_KEY", "SPOTTER_API_KEY"), ("SPOTTER_API_KEY", "SPOTTER_API_KEY"), ("HF_TOKEN", "HF_TOKEN where")],
+)
+def test_a_secret_among_a_presets_variables_is_refused(tmp_path: Path, variable: str, remedy: str) -> None:
+    preset = tmp_path / "mine.yaml"
+    preset.write_text("model: samples/models/tiny-vlm\n")
+    preset.with_suffix(".env").write_text(f"VLLM_LOGGING_LEVEL=INFO\n{variable}=sesame\n")
+    with pytest.raises(StackError, match=rf"mine\.env holds {variable},.* remove it, and set {remedy}") as refused:
+        make_stack(StackSettings(state=tmp_path), "cpu", str(preset), {})
+    assert "sesame" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("content", "said"), [("", "is empty"), ("- model\n", "holds a list, not options")])
+def test_a_preset_without_options_is_refused(tmp_path: Path, content: str, said: str) -> None:
+    preset = tmp_path / "mine.yaml"
+    preset.write_text(content)
+    with pytest.raises(StackError, match=rf"mine\.yaml {said}: write vLLM's options there as `name: value`"):
+        make_stack(StackSettings(state=tmp_path), "cpu", str(preset), {})
+
+
 @pytest.mark.parametrize(("revision", "refused"), [(None, True), ("main", True), ("0123456789" * 4, False)])
 def test_a_models_own_code_runs_only_at_a_pinned_revision(tmp_path: Path, revision: str | None, refused: bool) -> None:
     preset = tmp_path / "mine.yaml"
@@ -123,6 +145,34 @@ def test_what_a_container_gets_is_closed_to_other_users_of_the_host(tmp_path: Pa
     assert place.read_text() == "barley"
     assert place.stat().st_mode & 0o777 == 0o444
     assert place.parent.stat().st_mode & 0o777 == 0o700
+    before = place.stat().st_ino
+    compose_engine.hand_over("barley", place)  # the same: a container that has it keeps seeing this file
+    assert place.stat().st_ino == before
+
+
+def test_two_commands_may_hand_over_at_the_same_time(tmp_path: Path) -> None:
+    place = tmp_path / "secrets" / "api_key"
+    keys = [str(number) * 1000 for number in range(10)]
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        list(pool.map(lambda key: compose_engine.hand_over(key, place), keys * 5))
+    assert place.read_text() in keys
+    assert [path.name for path in place.parent.iterdir()] == ["api_key"]
+
+
+def test_files_for_a_container_are_readable_for_its_user_under_a_strict_umask(tmp_path: Path) -> None:
+    preset = tmp_path / "mine.yaml"
+    preset.write_text("model: samples/models/tiny-vlm\n")
+    preset.chmod(0o600)
+    before = os.umask(0o077)
+    try:
+        engine = compose_engine.ComposeEngine(StackSettings(state=tmp_path / "state"), "cpu", str(preset))
+        engine.write_variables()
+    finally:
+        os.umask(before)
+    given = [Path(engine.variables()[name]) for name in ("VLLM_PRESET", "HUB_DOWNLOAD")]
+    assert [path.read_text() for path in given] == [preset.read_text(), compose_engine.HUB_DOWNLOAD.read_text()]
+    assert [path.stat().st_mode & 0o777 for path in given] == [0o444, 0o444]
+    assert (tmp_path / "state" / "containers" / "vllm.env").stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize(
@@ -140,7 +190,13 @@ def test_the_entry_point_ends_where_it_cannot_read_the_secret(tmp_path: Path) ->
     assert not done.stdout
 
 
-def entry_point(folder: Path, content: str | None) -> subprocess.CompletedProcess[str]:
+def test_the_entry_point_starts_no_server_with_an_empty_key(tmp_path: Path) -> None:
+    done = entry_point(tmp_path, "\n", "VLLM_API_KEY")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "is empty, and vLLM without a key would answer anyone" in done.stderr
+
+
+def entry_point(folder: Path, content: str | None, variable: str = "THE_KEY") -> subprocess.CompletedProcess[str]:
     """The images' entry point, with the secret in this folder."""
     script = (ROOT / "images" / "with_key.sh").read_text()
     secret = folder / "secret"
@@ -148,5 +204,5 @@ def entry_point(folder: Path, content: str | None) -> subprocess.CompletedProces
         secret.write_text(content)
     assert "/run/secrets/api_key" in script
     command = ["sh", "-c", script.replace("/run/secrets/api_key", str(secret)), "with_key.sh"]
-    command += ["THE_KEY", "sh", "-c", 'echo "${THE_KEY:-unset} $*"', "sh", "a", "b"]
+    command += [variable, "sh", "-c", f'echo "${{{variable}:-unset}} $*"', "sh", "a", "b"]
     return subprocess.run(command, capture_output=True, text=True)

@@ -63,12 +63,23 @@ def test_an_image_above_the_bound_goes_alone() -> None:
     assert passes(held, next=1)
 
 
-def test_crops_alone_do_not_close_the_gate() -> None:
+def test_crops_alone_close_the_gate_for_a_while_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """They may wait for others to fill their batch."""
     held = Held(10 * MB, Stop())
     assert passes(held, a=1 * MB)
     held.cut(b"a", 20 * MB)
+    assert not passes(held, b=1 * MB)
+    monkeypatch.setattr("pipeline.held.PATIENCE_S", 0.0)
     assert passes(held, b=1 * MB)
+    assert not passes(held, c=1 * MB)  # one is on its way
+
+
+def test_large_images_enter_in_small_batches() -> None:
+    held = Held(512 * MB, Stop())
+    assert held.batch([5 * MB, None, 2 * MB], 8) == 8
+    assert held.batch([5 * MB, 100 * MB], 8) == 2
+    assert held.batch([5 * MB, 2000 * MB], 8) == 1
+    assert held.batch([], 8) == 8
 
 
 def test_an_image_of_unknown_size_counts_as_the_usual_one() -> None:

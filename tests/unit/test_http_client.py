@@ -159,6 +159,21 @@ def test_pickles_without_its_connections() -> None:
     assert (copy.base_url, copy.limits, copy.connection) == ("http://a/v1", Limits(concurrency=3), None)
 
 
+def test_after_a_death_few_are_sent_and_soon_as_many_as_before() -> None:
+    """One of the requests in flight may be why: it must not take the others' attempts with it."""
+    slots = Slots(64)
+    slots.died()
+    assert slots.limit == 8
+    for _ in range(56):
+        slots.answered()
+    assert slots.limit == 64
+    slots.died()
+    slots.refused()  # now it is too many that it says
+    low = slots.limit
+    slots.answered()
+    assert slots.limit < low + 1
+
+
 def test_a_server_that_refuses_gets_less_and_then_more_again() -> None:
     slots = Slots(100)
     for _ in range(5):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from pipeline.errors import RunStopped, UsageError
 from pipeline.run import Run, run
 from scripts.bench.simulated import Simulated
 from tests.conftest import ROOT, Cli
+from tests.parquet_reads import Reads
 from tests.pictures import encoded, gradient
 from tests.s3 import BUCKET, Store
 
@@ -98,6 +100,22 @@ def test_parquet_with_bytes(run_job: RunJob, simulated: Simulated, table: Path) 
     assert "8 are done already" in printed
     retried, _ = run_job(table, "--retry-failed")
     assert outcomes(retried) == outcomes(done)
+
+
+@pytest.mark.parametrize("group", [50, 400])
+def test_no_row_group_is_read_over_and_over_in_a_run(
+    run_job: RunJob, simulated: Simulated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: int
+) -> None:
+    """Once by the flow and once by the report, however slow some answers are; half as often again on a busy machine."""
+    count = 400
+    column = pa.array([encoded(gradient(100 + number, 80)) for number in range(count)], pa.binary())
+    pq.write_table(pa.table({"picture": column}), tmp_path / "t.parquet", row_group_size=group)
+    reads = Reads(monkeypatch)
+    delays = itertools.cycle([0.0] * 20 + [0.3])
+    simulated.latency = lambda: next(delays)
+    done, _ = run_job(tmp_path / "t.parquet")
+    assert set(outcomes(done).values()) == {"detected"}
+    assert reads.rows <= 3 * count
 
 
 def test_another_column_is_another_run(run_job: RunJob, tmp_path: Path) -> None:

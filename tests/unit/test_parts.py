@@ -143,3 +143,23 @@ def test_what_is_still_to_do(folder: Path, source: Source, retry: set[str], todo
     parts.add(image("a"), [])
     parts.commit()
     assert bool(still_to_do([source], parts.latest(), retry)) is todo
+
+
+def test_a_start_writes_nothing_where_all_is_whole(folder: Path) -> None:
+    """On a full disk a file that is written anew is a file that is lost."""
+    parts = Parts(folder, PROPERTIES)
+    parts.add(image("a"), [found("a")])
+    parts.commit()
+    before = parts.committed.stat()
+    assert Parts(folder, PROPERTIES).names == ["000000"]
+    after = parts.committed.stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+
+
+def test_many_detections_are_committed_before_many_images(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts_module, "PART_DETECTIONS", 4)
+    parts = Parts(folder, PROPERTIES)
+    parts.add(image("a"), [found("a", index) for index in range(3)])
+    assert parts.names == []
+    parts.add(image("b"), [found("b", index) for index in range(3)])
+    assert parts.names == ["000000"]

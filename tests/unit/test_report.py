@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 from rich.console import Console
 
 from pipeline import job as jobs
@@ -125,6 +125,30 @@ def test_a_large_image_is_annotated_small_with_its_box_in_place() -> None:
     pixel = copy.getpixel((480, 600))
     assert isinstance(pixel, tuple)
     assert max(pixel) > 80  # the box's left edge
+
+
+@pytest.mark.parametrize("size", [(4000, 3000), (1921, 1081), (3000, 4000), (5000, 3)])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_picture_is_drawn_the_same_whether_all_its_pixels_are_decoded_or_not(
+    size: tuple[int, int], kind: str
+) -> None:
+    """A turned JPEG is decoded at a fraction of its size, a PNG as a whole."""
+    width, height = size
+    plain, exif = io.BytesIO(), Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # shown turned by 90 degrees
+    Image.new("RGB", size).save(plain, kind, exif=exif)
+    scale = 960 / max(size)
+    copy = Image.open(
+        io.BytesIO(
+            annotated(plain.getvalue(), [{"box": [0.0, width / 2, float(height), float(width)], "caption": " "}])
+        )
+    )
+    assert copy.size == pytest.approx((height * scale, width * scale), abs=1)
+    edge = copy.getpixel((copy.width // 2, copy.height // 2 + 1))
+    above = copy.getpixel((copy.width // 2, copy.height // 4))
+    assert isinstance(edge, tuple)
+    assert isinstance(above, tuple)
+    assert max(edge) > 80 > max(above)
 
 
 def test_boxes_that_cannot_be_drawn_leave_the_others() -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from pipeline import settings
 from pipeline.errors import UsageError
+from scripts.settings import StackSettings
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +22,19 @@ def test_command_line_beats_environment_beats_file(elsewhere: Path, monkeypatch:
     monkeypatch.setenv("SPOTTER_IMAGES", "environment")
     loaded = settings.load(["--job", "argument"])
     assert (loaded.job, loaded.images, loaded.model) == ("argument", "environment", "file")
+
+
+def test_an_empty_variable_is_not_set_also_over_the_files(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("SPOTTER_ATTEMPTS", "SPOTTER_MODEL", "SPOTTER_MODEL_URL", "STACK_VLLM_PORT", "STACK_PUBLISH")
+    (elsewhere / ".env").write_text(
+        "SPOTTER_ATTEMPTS=9\nSPOTTER_MODEL=x\nSPOTTER_MODEL_URL=http://x/v1\nSTACK_VLLM_PORT=9\nSTACK_PUBLISH=1\n"
+    )
+    assert settings.load([]).attempts == 9
+    for name in names:
+        monkeypatch.setenv(name, "")
+    monkeypatch.setitem(StackSettings.model_config, "env_file", elsewhere / ".env")
+    assert settings.load([]) == settings.Settings.model_construct()
+    assert StackSettings() == StackSettings.model_construct()
 
 
 @pytest.mark.parametrize(

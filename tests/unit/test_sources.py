@@ -16,7 +16,9 @@ from pipeline import sources
 from pipeline.errors import UsageError
 from pipeline.images import BadImage
 from pipeline.objects import NoObject, Objects
+from pipeline.parquet import Rows
 from pipeline.sources import Reader, Source, canonical, list_images
+from tests.parquet_reads import Reads
 from tests.pictures import encoded, gradient
 from tests.s3 import BUCKET, Store
 
@@ -173,6 +175,32 @@ def test_rows_are_read_right_by_several_threads(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+@pytest.mark.parametrize("group", [20, 50, 400])
+def test_rows_that_two_threads_ask_for_in_turns_are_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: int
+) -> None:
+    """Each has a batch of 8, and the later batch comes first; batches lie across the starts of row groups."""
+    values = [f"{number}".encode() for number in range(400)]
+    pq.write_table(pa.table({"picture": pa.array(values, pa.binary())}), tmp_path / "t.parquet", row_group_size=group)
+    reads = Reads(monkeypatch)
+    rows = Rows(Objects())
+    for start in range(0, 400, 16):
+        for row in [*range(start + 8, start + 16), *range(start, start + 8)]:
+            assert rows.get(str(tmp_path / "t.parquet"), "picture", row) == values[row]
+    assert reads.rows == 400
+
+
+def test_rows_far_apart_are_read_without_the_row_groups_between(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = pa.array([f"{number}".encode() for number in range(4000)], pa.binary())
+    pq.write_table(pa.table({"picture": values}), tmp_path / "t.parquet", row_group_size=1000)
+    reads = Reads(monkeypatch)
+    rows = Rows(Objects())
+    assert [rows.get(str(tmp_path / "t.parquet"), "picture", row) for row in (0, 3001)] == [b"0", b"3001"]
+    assert reads.taken_up == [0, 3]
 
 
 def test_parquet_with_paths(photos: Path) -> None:

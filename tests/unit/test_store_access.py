@@ -37,6 +37,13 @@ def test_keys_travel_in_a_file_of_the_user(tmp_path: Path) -> None:
     assert arguments(environment, tmp_path / "secrets") == told  # again, over what is there
 
 
+def test_keys_of_variables_stand_under_the_profile_that_is_asked_for(tmp_path: Path) -> None:
+    """A client that is told a profile looks nowhere else in the file."""
+    environment = {"AWS_PROFILE": "mine", "AWS_ACCESS_KEY_ID": "a-key", "AWS_SECRET_ACCESS_KEY": "its-secret"}
+    assert "--env=AWS_PROFILE=mine" in arguments(environment, tmp_path / "secrets")
+    assert (tmp_path / "secrets" / "aws_credentials").read_text().startswith("[mine]\n")
+
+
 def test_a_profile_is_seen_where_it_is(home: Path, tmp_path: Path) -> None:
     (home / ".aws").mkdir()
     for name in ("config", "credentials"):

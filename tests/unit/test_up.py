@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
 from pathlib import Path
+from typing import cast
 
 import pytest
 import yaml
+from python_on_whales import DockerException
+from rich.console import Console
 
+from scripts import __main__ as operator
 from scripts import compose_engine, images, offline, settings, stack
+from scripts.engine import Engine
 from scripts.environments import ROOT
 from scripts.preflight import command
 from scripts.services import VLLM_PRESETS, make_stack
@@ -88,3 +95,38 @@ def test_offline_is_told_to_every_program(monkeypatch: pytest.MonkeyPatch) -> No
         "UV_PYTHON_DOWNLOADS",
     ):  # the Makefile makes the first environment itself
         assert f"export {name} := {offline.VARIABLES[name]}" in makefile
+
+
+class Failing:
+    """An engine that cannot remove what it began."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def stop(self, name: str, grace_s: float) -> bool:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (StackError("network abc cannot be removed"), "network abc cannot be removed"),
+        (DockerException(["docker"], 1, stderr=b"warning\nno such engine\n"), "docker: no such engine"),
+    ],
+)
+def test_a_failed_clean_up_hides_no_cause(error: Exception, told: str) -> None:
+    said = io.StringIO()
+    made = make_stack(StackSettings(), "cpu", "cpu", {})
+    stack.take_back(cast(Engine, Failing(error)), list(made.services), made, Console(file=said))
+    assert said.getvalue() == f"not all of it could be taken down: {told}\n"
+
+
+def test_what_docker_refuses_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> int:
+        raise DockerException(["docker", "inspect"], 1, stderr=b"Cannot connect to the Docker daemon\n")
+
+    monkeypatch.setattr(operator, "command", refuse)
+    assert operator.main(["status"]) == 1
+    assert re.fullmatch(r"error: docker: Cannot connect to the Docker daemon -> .+\n", capsys.readouterr().err)
