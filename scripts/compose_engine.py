@@ -322,7 +322,12 @@ class ComposeEngine:
         return Place((*told, image.tag, "-P", str(CHECKER)), str(PRESET))
 
     def fetch_command(self, service: Service, arguments: list[str]) -> list[str]:
-        """How to run scripts/hub_download.py: in a container that has a way out, and the volume of models to write."""
+        """How to run scripts/hub_download.py: in a container that has a way out, and the volume of models to write.
+
+        Raises:
+            StackError: its image, the detector's, cannot be had.
+        """
+        self.ensure_images([self.image("detector")])
         way_out = {name.upper(): value for name, value in os.environ.items() if name.upper() in WAY_OUT}
         given = [
             part

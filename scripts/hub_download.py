@@ -13,7 +13,9 @@ fetched here, by that client's own parts, into the same cache at the same places
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -149,8 +151,11 @@ class Download:
         snapshot = self.home / "snapshots" / self.commit
         total = 0
         for file in self.files:
-            places = [self.blob(file), self.partial(file)] if file.sha256 else [snapshot / file.path]
-            total += next((min(place.stat().st_size, file.size) for place in places if place.exists()), 0)
+            places = [self.partial(file), self.blob(file)] if file.sha256 else [snapshot / file.path]
+            for place in places:
+                with contextlib.suppress(FileNotFoundError):  # a file that is whole now has gone from one to the other
+                    total += min(place.stat().st_size, file.size)
+                    break
         return total
 
     def check_room(self) -> None:
@@ -168,31 +173,43 @@ class Download:
     def fetch_large(self, file: File) -> None:
         """Get one large file, from where an earlier try stopped.
 
+        It gets its name when its content is what the hub says, so that an interrupt leaves nothing that looks whole.
+
         Raises:
             HfHubHTTPError, httpx2.TransportError: no more after several tries.
+            Failed: its content is wrong, also when it was fetched again.
         """
         blob, partial = self.blob(file), self.partial(file)
         lock = Path(constants.HF_HUB_CACHE) / ".locks" / self.home.name / f"{file.sha256}.lock"
         for folder in (blob.parent, lock.parent):
             folder.mkdir(parents=True, exist_ok=True)
         with WeakFileLock(lock):
-            attempt = 0
+            attempt, wrong = 0, False
             while not blob.exists():
                 have = partial.stat().st_size if partial.exists() else 0
                 if have > file.size:
                     partial.unlink()
                     have = 0
                 try:
-                    with partial.open("ab") as content:
-                        self.get(file, content, have)
+                    if have < file.size:  # else an earlier fetch was cut off while it was hashed
+                        with partial.open("ab") as content:
+                            self.get(file, content, have)
                 except (HfHubHTTPError, httpx2.TransportError, OSError) as error:
                     gained = partial.stat().st_size > have
                     attempt = 0 if gained else attempt + 1
                     if self.stop.is_set() or not can_heal(error) or attempt == ATTEMPTS:
                         raise
                     time.sleep(min(2**attempt, 30) * 0.5)
-                else:
+                    continue
+                with partial.open("rb") as content:
+                    whole = hashlib.file_digest(content, "sha256").hexdigest() == file.sha256
+                if whole:
                     partial.rename(blob)
+                    return
+                partial.unlink()
+                if wrong:
+                    raise Failed("damaged", f"{file.path}: not what the hub's hashes say, also when fetched again")
+                wrong = True
 
     def get(self, file: File, content: Any, have: int) -> None:
         """Ask for the rest of a file, at an address that is fresh: the hub's are signed for a while."""
@@ -208,6 +225,7 @@ class Download:
         total = sum(file.size for file in self.files)
         tell("plan", model=self.model, revision=self.commit, files=len(self.files), bytes=total, present=self.present())
         self.check_room()
+        self.stop.clear()
         pool = ThreadPoolExecutor(PARALLEL)
         pending = {pool.submit(self.fetch_large, file) for file in self.large}
         try:

@@ -170,7 +170,7 @@ def vllm(settings: StackSettings, device: str, preset: Path) -> Service:
         port_variable="STACK_VLLM_PORT",
         ready_url=f"http://{settings.host}:{settings.vllm_port}/health",
         stop_grace_s=STOP_GRACE_S["vllm"],
-        inputs=tuple(path for path in (preset, variables_file) if path.is_file()),
+        inputs=tuple(path for path in (preset, variables_file, start_file(settings)) if path and path.is_file()),
         key_file=api_key.file_in(settings.state),
         model=options.text("model") or "",
         revision=options.text("revision"),

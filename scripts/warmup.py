@@ -15,7 +15,7 @@ from rich.text import Text
 
 from scripts import first_request
 from scripts.engine import Engine
-from scripts.services import Service
+from scripts.services import VLLM_STARTS, Service
 from scripts.settings import StackError
 from scripts.start_history import StartHistory
 from scripts.startup_causes import GIVEN_UP, Cause, find_cause, remedy_for
@@ -60,9 +60,10 @@ class Start:
 
     @property
     def key(self) -> str:
-        """What is comparable: the same service with the same preset on the same engine."""
-        preset = self.service.inputs[0].stem if self.service.inputs else ""
-        return "/".join(part for part in (self.engine.name, self.service.name, preset) if part)
+        """What is comparable: the same service with the same preset, started in the same way, on the same engine."""
+        preset = [path.stem for path in self.service.inputs[:1]]
+        start = [path.stem for path in self.service.inputs if path.parent == VLLM_STARTS]
+        return "/".join([self.engine.name, self.service.name, *preset, *start])
 
     def check(self) -> None:
         """See that the service lives and, as far as its engine knows, is well.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from scripts.compose_engine import project_name
 from scripts.doctor.context import Context, ask
 from scripts.doctor.disk import existing, room
 from scripts.environments import ROOT
@@ -82,13 +83,14 @@ def volumes(context: Context) -> list[Finding]:
         return []
     tag = IMAGES[OF_DEVICE[context.device][1]].tag
     findings = []
+    names, _ = ask("docker", "volume", "ls", "--format", "{{.Name}}")
     for volume, (target, lost) in VOLUMES.items():
-        names, _ = ask("docker", "volume", "ls", "--format", "{{.Name}}", "--filter", f"name={volume}")
-        if not names:
+        name = f"{project_name(context.settings.state)}_{volume}"
+        if name not in (names or "").splitlines():
             continue  # none yet: a new one takes the owner that its image says
         if ask("docker", "image", "inspect", "--format", "{{.Id}}", tag)[0] is None:
             return [Finding("cache volume", "unchecked", f"{tag} is not built")]
-        findings += [writable_inside(name, target, tag, lost) for name in names.splitlines()]
+        findings.append(writable_inside(name, target, tag, lost))
     return findings
 
 

@@ -146,6 +146,8 @@ def require_full(settings: StackSettings, console: Console, place: full.Place, s
     findings = full.check(server, asked, ROOT, place)
     if wrong := errors(findings):
         raise StackError(f"nothing was started, for the model server could not do the job:\n  {wrong[0]}")
+    for other in (each for each in findings if each.severity != "ok"):
+        console.print(f"{other.severity}: {other}", style="yellow", highlight=False, markup=False, soft_wrap=True)
     if exit_code(findings) == 0 and not any(each.severity == "unchecked" for each in findings):
         state.mkdir(parents=True, exist_ok=True)
         known.write_text(passed)

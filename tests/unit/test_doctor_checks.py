@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from scripts import compose_engine
 from scripts.doctor import (
     caches,
     clock,
@@ -252,10 +253,9 @@ def test_up_on_such_a_disk_starts_nothing(tmp_path: Path, kind: str, told: str) 
 
 VOLUMES = """
 case "$*" in
-  "volume ls"*name=hub-cache) echo spotter_hub-cache;;
-  "volume ls"*) echo spotter_vllm-cache;;
+  "volume ls"*) echo PROJECT_hub-cache; echo PROJECT_vllm-cache; echo others_vllm-cache;;
   "image inspect"*) echo sha256:0;;
-  "run "*spotter_hub-cache*) exit 1;;
+  "run "*PROJECT_hub-cache*) exit 1;;
   "run "*) exit 0;;
   *) exit 1;;
 esac
@@ -263,11 +263,14 @@ esac
 
 
 def test_a_volume_that_the_containers_user_cannot_write(programs: Programs, host: Hosts) -> None:
-    programs(docker=VOLUMES)
-    findings = caches.volumes(host(engine="compose"))
-    assert one(findings, "ok").found == "spotter_vllm-cache can be written"
-    assert "spotter_hub-cache: not for the container's user" in one(findings, "error").found
-    assert "`make fetch` gets again: docker volume rm spotter_hub-cache" in one(findings, "error").remedy
+    here = host(engine="compose")
+    project = compose_engine.project_name(here.settings.state)
+    programs(docker=VOLUMES.replace("PROJECT", project))
+    findings = caches.volumes(here)
+    assert one(findings, "ok").found == f"{project}_vllm-cache can be written"
+    assert f"{project}_hub-cache: not for the container's user" in one(findings, "error").found
+    assert f"`make fetch` gets again: docker volume rm {project}_hub-cache" in one(findings, "error").remedy
+    assert "others" not in str(findings)
 
 
 # The hub

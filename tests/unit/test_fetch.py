@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -179,6 +180,19 @@ def test_wrong_bytes_are_fetched_again(host: Host, hub: SimulatedHub) -> None:
     hub.damage = 1
     host.fetch()
     assert len(hub.asked("GET", "/cdn/")) == 2
+    assert host.content("model.safetensors") == hub.files["model.safetensors"]
+
+
+def test_a_whole_file_that_was_not_hashed_yet_is_not_taken_for_verified(host: Host, hub: SimulatedHub) -> None:
+    """As a kill leaves it: all bytes are there, and nobody has looked at them."""
+    host.fetch()
+    blob = (host.repository / "snapshots" / COMMIT / "model.safetensors").resolve()
+    shutil.rmtree(host.repository / "snapshots")
+    blob.with_name(f"{blob.name}.incomplete").write_bytes(bytes(blob.stat().st_size))
+    blob.unlink()
+    with pytest.raises(StackError, match="is not in"):
+        host.fetch(offline=True)
+    host.fetch()
     assert host.content("model.safetensors") == hub.files["model.safetensors"]
 
 
