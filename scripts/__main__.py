@@ -124,7 +124,8 @@ def command(parsed: argparse.Namespace, console: Console) -> int:
         if parsed.preset:
             settings = settings.model_copy(update={"preset": parsed.preset})
         place = stack.preflight_place(settings) if parsed.full else None
-        return preflight.run(settings, console, place=place, json_output=parsed.json)
+        in_containers = stack.plan(settings)[1].name == "compose"
+        return preflight.run(settings, console, place=place, in_containers=in_containers, json_output=parsed.json)
     elif parsed.command == "profile":
         return profile.run(console, existing=parsed.run, compare=parsed.compare, options=parsed.options)
     elif parsed.command == "run":

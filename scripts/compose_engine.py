@@ -114,6 +114,13 @@ def volumes(project: str) -> list[str]:
     return (images.docker("volume", "ls", "--quiet", "--filter", label) or "").split()
 
 
+def chosen(settings: StackSettings, device: str) -> bool:
+    """Whether a stack that is not up yet would run in containers."""
+    if settings.engine == "auto":
+        return why_not(device, offline=settings.offline) is None
+    return settings.engine == "compose"
+
+
 def why_not(device: str, *, offline: bool = False) -> str | None:
     """Why this host cannot run the stack in containers; None where it can, as far as one can tell beforehand."""
     try:

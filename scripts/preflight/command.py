@@ -101,7 +101,9 @@ def preflight(settings: StackSettings, *, place: full.Place | None = None, in_co
     checked = static.check(server, asked, ROOT)
     findings, static_s, full_s = list(checked.findings), time.monotonic() - begin, None
     if in_containers and checked.model is not None and checked.model.folder is None:
+        looked_for = "is looked for in the containers' volume, by `make up` and `make preflight FULL=1`"
         findings = [each for each in findings if each.check != "model"]
+        findings.append(Finding("model", "unchecked", f"{checked.model.name} {looked_for}"))
     if place is not None and exit_code(findings) == 0:
         begin = time.monotonic()
         findings += full.check(server, asked, ROOT, place)
@@ -171,6 +173,7 @@ def run(
     console: Console,
     *,
     place: full.Place | None = None,
+    in_containers: bool = False,
     json_output: bool = False,
 ) -> int:
     """`preflight`: check, report; 1 when the server cannot do the job.
@@ -178,7 +181,7 @@ def run(
     Raises:
         StackError: there is no such preset, or no such device.
     """
-    report = preflight(settings, place=place)
+    report = preflight(settings, place=place, in_containers=in_containers)
     if json_output:
         times = {"static_s": round(report.static_s, 2), "full_s": report.full_s and round(report.full_s, 2)}
         print(as_json(report.findings, **times, budget=[asdict(part) for part in report.budget]))

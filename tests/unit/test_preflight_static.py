@@ -461,7 +461,8 @@ def test_a_model_in_a_volume_is_not_missed_on_the_host(tmp_path: Path, monkeypat
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     settings = StackSettings(device="cpu", preset="l4")
     assert "model" in {each.check for each in command.preflight(settings).findings}
-    assert "model" not in {each.check for each in command.preflight(settings, in_containers=True).findings}
+    of_model = [each for each in command.preflight(settings, in_containers=True).findings if each.check == "model"]
+    assert [each.severity for each in of_model] == ["unchecked"]  # told, and no cause for alarm
 
 
 def test_the_report_as_json(configuration: Configuration, capsys: pytest.CaptureFixture[str]) -> None:
