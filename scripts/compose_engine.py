@@ -457,7 +457,9 @@ class ComposeEngine:
         """The end of a service's log, since Docker last started it; with `earlier` also of the starts before."""
         container = self.container(name)
         if container is not None:
-            begun = None if earlier else container.state.started_at
+            # When the start before ended: Docker notes that this one has started after its first lines may be out.
+            ended = container.state.finished_at
+            begun = ended if not earlier and ended is not None and ended.year > 1 else None
             return container_log(container.id, count, begun).rstrip()
         try:
             return last_lines(self.log(name).read_text(errors="replace"), count)

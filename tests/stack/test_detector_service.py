@@ -367,7 +367,8 @@ def test_truncated_weights_end_the_start(launch_detector: Launch, model_copy: Pa
     service = launch_detector(DETECTOR_MODEL=str(model_copy))
     assert service.wait() == 1
     assert f"error: cannot load the model {model_copy}: " in service.log
-    assert service.log.splitlines()[-1].startswith("error: the detector service stopped: ")
+    # Mosec's own last words come from another process, and may come later.
+    assert any(line.startswith("error: the detector service stopped: ") for line in service.log.splitlines()[-3:])
 
 
 def test_a_model_whose_output_is_not_finite_ends_the_start(launch_detector: Launch, model_copy: Path) -> None:
@@ -375,7 +376,8 @@ def test_a_model_whose_output_is_not_finite_ends_the_start(launch_detector: Laun
     service = launch_detector(DETECTOR_MODEL=str(model_copy))
     assert service.wait() == 1
     assert f"error: the model {model_copy} gives values that are not finite in torch.float32 on cpu" in service.log
-    assert service.log.splitlines()[-1].startswith("error: the detector service stopped: ")
+    # Mosec's own last words come from another process, and may come later.
+    assert any(line.startswith("error: the detector service stopped: ") for line in service.log.splitlines()[-3:])
 
 
 # --- readiness and stops
