@@ -25,7 +25,9 @@ from pipeline.sampler import Sampler
 from pipeline.settings import Settings
 
 # The phases of a run, in order. "start" lasts from the flow's beginning to its first row.
-LIST, PROBE, PREPARE, START, FLOW, WRITE, REPORT = "list", "probe", "prepare", "start", "flow", "write", "report"
+LIST, PROBE, PREPARE, START, FLOW = "list", "probe", "prepare", "start", "flow"
+# "finish" is the last look at the services, and the end of the connections to them.
+FINISH, WRITE, REPORT = "finish", "write", "report"
 
 
 def cores() -> int:
@@ -72,6 +74,7 @@ class Profiler:
     def flow_ended(self) -> None:
         """The flow has come to its end, or was cut short. Call it where `flow_begins` was: rows are collected there."""
         if self._sampler is not None:
+            self.phase(FINISH)
             self.account.collect.count(0, cpu_s=time.thread_time() - self._main_cpu_s)
             self._sampler.stop()
 
