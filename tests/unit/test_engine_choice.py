@@ -1,4 +1,4 @@
-"""Which engine runs the stack, and what the smoke test takes for a complaint."""
+"""Which engine runs the stack."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import compose_engine, images, smoke, stack
+from scripts import compose_engine, images, stack
 from scripts.settings import StackError, StackSettings
 
 
@@ -63,13 +63,3 @@ def test_the_engine_that_is_asked_for_or_none(docker: Path, tmp_path: Path) -> N
     write(docker, "echo found")
     engine, why = stack.choose_engine(StackSettings(state=tmp_path, engine="process"), "cpu", "cpu")
     assert (engine.name, why) == ("process", "STACK_ENGINE=process")
-
-
-def test_complaints_of_a_log() -> None:
-    known = "WARNING 11-22 06:54:26 [cpu.py:224] Triton is not installed. triton-cpu is expected on x86 CPUs."
-    dying = "ERROR 11-22 06:56:50 [async_llm.py:906] AsyncLLM output_handler failed."
-    new = "WARNING 11-22 06:54:26 [new.py:1] The sky is falling."
-    assert smoke.complaints(["INFO all is well", known]) == []
-    assert smoke.complaints([known, new]) == [new]
-    assert smoke.complaints([dying]) == [dying]
-    assert smoke.complaints([f"INFO {smoke.STOPPING}", dying, new]) == [new]

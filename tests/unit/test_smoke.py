@@ -1,0 +1,71 @@
+"""What the smoke test takes for a complaint, of the services and of the job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from scripts import smoke
+from scripts.settings import StackSettings
+
+KNOWN = "WARNING 11-22 06:54:26 [cpu.py:224] Triton is not installed. triton-cpu is expected on x86 CPUs."
+DYING = "ERROR 11-22 06:56:50 [async_llm.py:906] AsyncLLM output_handler failed."
+NEW = "WARNING 11-22 06:54:26 [new.py:1] The sky is falling."
+
+
+def test_what_is_known_to_be_harmless_is_no_complaint() -> None:
+    assert smoke.complaints(["INFO all is well", KNOWN]) == []
+    assert smoke.complaints([KNOWN, NEW]) == [NEW]
+
+
+def test_a_stopping_server_may_say_more() -> None:
+    assert smoke.complaints([DYING]) == [DYING]
+    assert smoke.complaints([f"INFO {smoke.STOPPING}", DYING, NEW]) == [NEW]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "(EngineCore pid=1) WARNING 11-22 06:54:26 [new.py:1] The sky is falling.",
+        "CRITICAL: out of sky",
+        '{"timestamp":"2026-11-25T14:08:47Z","level":"WARN","target":"mosec","fields":{"message":"queue is full"}}',
+        '{"timestamp": "2026-11-25T14:08:47Z ", "level": "ERROR", "fields": {"message": "worker exited"}}',
+        "/spotter/x.py:3: UserWarning: a tensor was copied",
+        "/spotter/x.py:3: FutureWarning: `sky` is deprecated",
+        "RuntimeError: the sky is falling",
+        "torch.OutOfMemoryError: CUDA out of memory.",
+        "error: the detector service stopped: a worker died (see above)",
+        "warning: weights of 3 GB on a disk of 4 GB",
+        "Traceback (most recent call last):",
+        "Fatal Python error: Segmentation fault",
+        "[W1125 14:09:13.187534227 utils.cpp:68] no such node",
+        "E1125 14:09:12.683000 21486 torch/_library/new.py:53] no such kernel",
+        "thread 'tokio-runtime-worker' panicked at src/main.rs:3:5:",
+    ],
+)
+def test_complaints_in_the_words_of_every_program(line: str) -> None:
+    assert smoke.complaints([line]) == [line]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"timestamp":"2026-11-25T14:08:54Z","level":"INFO","target":"mosec:124","fields":{"message":"is running"}}',
+        "INFO 11-25 14:09:03 [core.py:133] Initializing an engine with config: log_errors=True, error_limit=3",
+        'INFO:     127.0.0.1:36140 - "POST /v1/chat/completions HTTP/1.1" 200 OK',
+        "78 dog detections: 78 answered, 0 failed",
+        "rows:   runs/errors/detections.parquet",
+    ],
+)
+def test_what_only_speaks_of_errors_is_no_complaint(line: str) -> None:
+    assert smoke.complaints([line]) == []
+
+
+@pytest.mark.parametrize("line", ["x.py:3: DeprecationWarning: soon gone", "Traceback (most recent call last):"])
+def test_a_job_that_complains_fails_the_smoke_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str) -> None:
+    """Also one that ends with exit code 0."""
+    monkeypatch.setattr(smoke.Smoke, "operate", lambda *_: f"26 images\n{line}\nreport: x\n")
+    with pytest.raises(smoke.SmokeFailed, match="the job complains") as raised:
+        smoke.Smoke(StackSettings(state=tmp_path), "process").job()
+    assert line in str(raised.value)
