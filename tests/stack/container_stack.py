@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,19 @@ import pytest
 from scripts.compose_engine import answers, project_name
 from tests.conftest import environment_python
 from tests.stack.conftest import RunningStack, free_port
+
+# Set by `.ci/run` once it has started an engine: that no container test is left out there without a word.
+REQUIRED = "CONTAINERS_REQUIRED"
+
+
+def pytest_configure() -> None:
+    """End the test run before it begins where container tests are required, and would be left out.
+
+    Raises:
+        UsageError: no Docker with Compose answers.
+    """
+    if os.environ.get(REQUIRED) and not answers():
+        raise pytest.UsageError(f"{REQUIRED} is set, and no Docker with Compose answers: container tests cannot run")
 
 
 def pytest_report_header() -> str:
