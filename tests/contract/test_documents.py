@@ -7,12 +7,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from pydantic import ByteSize
+from pydantic import BaseModel, ByteSize
 
 from pipeline import job, tables
 from pipeline import settings as pipeline_settings
 from scripts import settings as stack_settings
 from scripts.services import VLLM_PRESETS
+from services.detector import settings as detector_settings
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -22,6 +23,9 @@ DOCUMENTS = {name: (ROOT / name).read_text() for name in ("README.md", "CONTRIBU
 TARGETS = set(re.findall(r"^([a-z-]+):.*##", MAKEFILE, re.MULTILINE))
 SHORT_NAMES = dict(re.findall(r"^ifdef (\w+)\nexport (\w+) := ", MAKEFILE, re.MULTILINE))
 VARIABLES = {*pipeline_settings.variables(), *stack_settings.variables()}
+DETECTOR_VARIABLES = {detector_settings.variable(name) for name in detector_settings.Settings.model_fields}
+# The stack decides these two, by STACK_HOST and STACK_DETECTOR_PORT.
+DETECTOR_VARIABLES -= {"DETECTOR_HOST", "DETECTOR_PORT"}
 
 
 def commands(document: str) -> list[str]:
@@ -83,12 +87,20 @@ def test_the_two_commands_stand_at_the_top_of_the_readme() -> None:
 
 def test_env_example_shows_every_setting_with_its_default() -> None:
     shown = dict(re.findall(r"^#([A-Z0-9_]+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE))
-    assert set(shown) == VARIABLES
-    for prefix, model in (
+    # Of the hub's and vLLM's own variables, those that the operator's code looks at itself; all others are passed on.
+    code = "\n".join(path.read_text() for path in (ROOT / "scripts").rglob("*.py"))
+    passed_on = set(re.findall(r"""(?:environment|user_variables\("\w+"\))\.get\("((?:HF|VLLM)_\w+)\"""", code))
+    assert {"HF_TOKEN", "HF_ENDPOINT", "VLLM_CACHE_ROOT"} <= passed_on
+    assert set(shown) == VARIABLES | DETECTOR_VARIABLES | passed_on
+    models: tuple[tuple[str, type[BaseModel]], ...] = (
         (pipeline_settings.PREFIX, pipeline_settings.Settings),
         (stack_settings.PREFIX, stack_settings.StackSettings),
-    ):
+        (detector_settings.PREFIX, detector_settings.Settings),
+    )
+    for prefix, model in models:
         for name, field in model.model_fields.items():
+            if prefix + name.upper() not in shown:  # what the stack decides
+                continue
             default = "" if field.default is None else str(field.default).rstrip("/")
             if isinstance(field.default, Path):
                 default = str(Path(field.default).relative_to(ROOT)) if Path(field.default).is_absolute() else default
