@@ -224,12 +224,17 @@ def size(image: Image) -> str:
     return f"{int(found) / 1e6:,.0f} MB" if found else "not built"
 
 
-def ensure(names: list[str], logs: Path, console: Console) -> None:
-    """Build the images that are missing, or older than what they are made from.
+def ensure(names: list[str], logs: Path, console: Console, *, offline: bool = False) -> None:
+    """Build the images that are missing, or older than what they are made from; `offline`: without any network.
 
     Raises:
-        StackError: one cannot be built.
+        StackError: one cannot be built, or would need a network that there must not be.
     """
-    for name in names:
-        if not is_current(IMAGES[name]):
-            build(IMAGES[name], logs, console)
+    old = [IMAGES[name] for name in names if not is_current(IMAGES[name])]
+    if old and offline:
+        raise StackError(
+            f"{', '.join(image.tag for image in old)}: not built from the files as they are now, and STACK_OFFLINE "
+            "forbids the network: `make build` where there is one, or set STACK_ENGINE=process"
+        )
+    for image in old:
+        build(image, logs, console)

@@ -314,11 +314,11 @@ def build(settings: StackSettings, console: Console) -> None:
     """Build the images of this host's device, where they are missing or old.
 
     Raises:
-        StackError: there is no Docker, or one cannot be built.
+        StackError: there is no Docker, or one cannot be built, or must not be, without a network.
     """
     compose_engine.client_config()
     gpus = find_gpus() if settings.device != "cpu" else []
     device, _, _ = choose(settings, gpus)
-    images.ensure(list(images.OF_DEVICE[device]), settings.state / "logs", console)
+    images.ensure(list(images.OF_DEVICE[device]), settings.state / "logs", console, offline=settings.offline)
     for name in images.OF_DEVICE[device]:
         console.print(f"{images.IMAGES[name].tag:<32}{images.size(images.IMAGES[name]):>10}", highlight=False)
