@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from scripts import environments
 from scripts.doctor import floors
 from scripts.doctor.context import Context, ask
-from scripts.environments import ROOT
 from scripts.findings import Finding
 from scripts.images import IMAGES, OF_DEVICE
-from scripts.preflight.model_files import hub_cache, locate
+from scripts.preflight.model_files import hub_cache
 
 
 def existing(path: Path) -> Path:
@@ -32,41 +32,38 @@ def room(name: str, path: Path, needed_gib: float, remedy: str) -> Finding:
 
 
 def check(context: Context) -> list[Finding]:
-    """Room for environments or images, and for caches."""
-    findings = []
-    missing = [
-        name for name in (f"vllm-{context.device}", f"detector-{context.device}") if not environments.is_current(name)
+    """Room for environments or images, and for caches: on this host, or in the engine's volumes."""
+    needed = {"disk for caches": 0.1}
+    if context.options is not None and not context.has_servers_model:
+        needed |= dict.fromkeys(("disk for caches", "disk for models"), floors.CACHES_GIB[context.device])
+    if context.in_containers:
+        return in_engine(context, needed)
+    names = (f"vllm-{context.device}", f"detector-{context.device}")
+    missing = not all(environments.is_current(name) for name in names)
+    findings = [
+        room(
+            "disk for environments",
+            environments.STATE,
+            floors.ENVIRONMENTS_GIB[context.device] if missing else 0.1,
+            "free some space there",
+        )
     ]
-    root, _ = (
-        ask("docker", "info", "--format", "{{.DockerRootDir}}") if context.settings.engine != "process" else ("", "")
-    )
-    if root:
-        findings.append(images(context, Path(root)))
-    if not root or context.settings.engine == "auto":
-        needed = floors.ENVIRONMENTS_GIB[context.device] if missing and not root else 0.1
-        findings.append(room("disk for environments", environments.STATE, needed, "free some space there"))
-    caches = [("disk for caches", context.settings.state / "cache")]
-    needed = 0.1
-    if context.options is not None:
-        model, _ = locate(context.options, ROOT)
-        if model is None or model.folder is None:
-            needed = floors.CACHES_GIB[context.device]
-            caches.append(("disk for models", hub_cache(context.environment)))
-    findings += [
-        room(name, path, needed, "free some space there, or move it: STACK_STATE, HF_HOME") for name, path in caches
-    ]
-    return findings
+    places = {"disk for caches": context.settings.state / "cache", "disk for models": hub_cache(context.environment)}
+    remedy = "free some space there, or move it: STACK_STATE, HF_HOME"
+    return findings + [room(name, places[name], gib, remedy) for name, gib in needed.items()]
 
 
-def images(context: Context, root: Path) -> Finding:
-    """Room for the images that are not built yet."""
+def in_engine(context: Context, caches: Mapping[str, float]) -> list[Finding]:
+    """Room for the images that are not built yet, and for what goes into volumes: all below the engine's root."""
+    told, reason = ask("docker", "info", "--format", "{{.DockerRootDir}}")
+    root = Path(told) if told else None
+    if root is None or not root.exists():
+        where = f"the engine's root {root} is not on this host" if root else reason
+        return [Finding("disk for images", "unchecked", where)]
     names = OF_DEVICE[context.device]
     absent = [
         each for each in names if ask("docker", "image", "inspect", "--format", "{{.Id}}", IMAGES[each].tag)[0] is None
     ]
-    needed = floors.IMAGES_GIB[context.device] * len(absent) / len(names) or 1.0
-    if not root.exists():
-        return Finding("disk for images", "unchecked", f"the engine's root {root} is not on this host")
-    return room(
-        "disk for images", root, needed, "`docker system df` shows what takes it; `docker image prune` frees some"
-    )
+    images = floors.IMAGES_GIB[context.device] * len(absent) / len(names) or 1.0
+    remedy = "`docker system df` shows what takes it; `docker image prune` frees some"
+    return [room(name, root, gib, remedy) for name, gib in {"disk for images": images, **caches}.items()]

@@ -8,7 +8,6 @@ from scripts.doctor import floors
 from scripts.doctor.context import Context, ask, dotted, version
 from scripts.findings import Finding
 from scripts.preflight.memory import DEFAULT_SHARE
-from scripts.process_engine import ProcessEngine
 
 QUERY = "name,driver_version,compute_cap,memory.total,memory.free"
 
@@ -72,8 +71,7 @@ def judge(gpu: Seen, context: Context) -> list[Finding]:
     share = DEFAULT_SHARE
     if context.options is not None:
         share = context.options.number("gpu-memory-utilization") or DEFAULT_SHARE
-    own = ProcessEngine(context.settings.state).is_running("vllm")
-    if gpu.free < share * gpu.total and not own:
+    if gpu.free < share * gpu.total and not context.is_running("vllm"):
         findings.append(
             Finding(
                 "gpu memory",

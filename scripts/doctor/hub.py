@@ -8,13 +8,11 @@ import urllib.parse
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from scripts.doctor.context import Context
-from scripts.environments import ROOT
 from scripts.findings import Finding
-from scripts.preflight.model_files import hub_token, is_hub_name, is_offline, locate, locate_in_cache
+from scripts.preflight.model_files import hub_token, is_hub_name, is_offline
 from scripts.services import detector
 
 HUB = "https://huggingface.co"
@@ -54,10 +52,7 @@ def check(context: Context) -> list[Finding]:
 def of_detector(context: Context) -> list[Finding]:
     """The detector's model; nothing where it is on this host."""
     service = detector(context.settings, context.device)
-    if not is_hub_name(service.model) or (ROOT / service.model).is_dir():
-        return []
-    model, _ = locate_in_cache(service.model, service.revision, context.environment, Path())
-    if model.folder is not None:
+    if not is_hub_name(service.model) or context.has_model(service.model, service.revision):
         return []
     if is_offline(context.environment):
         return [Finding("detector at the hub", "unchecked", "offline: no network is asked")]
@@ -70,9 +65,8 @@ def of_server(context: Context) -> list[Finding]:
     if context.options is None:
         return [Finding("model at the hub", "unchecked", "this host has no preset")]
     name = context.options.text("model") or ""
-    model, _ = locate(context.options, ROOT)
-    if model is not None and model.folder is not None:
-        return [Finding("model at the hub", "ok", f"not asked: {name} is on this host")]
+    if context.has_servers_model:
+        return [Finding("model at the hub", "ok", f"not asked: {name} is here already")]
     if not is_hub_name(name):
         return [Finding("model at the hub", "unchecked", f"{name} is no name at the hub")]
     if is_offline(context.environment):

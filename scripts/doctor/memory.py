@@ -7,7 +7,6 @@ import psutil
 from scripts.doctor import floors
 from scripts.doctor.context import Context
 from scripts.findings import Finding, Severity
-from scripts.process_engine import ProcessEngine
 
 
 def check(context: Context) -> list[Finding]:
@@ -16,7 +15,7 @@ def check(context: Context) -> list[Finding]:
     available, total = memory.available / floors.GIB, memory.total / floors.GIB
     found = f"{available:.1f} of {total:.1f} GiB are available"
     floor = floors.RAM_GIB[context.device]
-    if available >= floor or ProcessEngine(context.settings.state).is_running("vllm"):
+    if available >= floor or context.is_running("vllm"):
         return [Finding("memory", "ok", found)]
     severity: Severity = "error" if total < floor and context.device == "cpu" else "warning"
     return [Finding("memory", severity, found, f"{floor} GiB", "end other programs, or take a larger host")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from scripts import compose_engine
 from scripts.doctor.context import Context
 from scripts.findings import Finding
 from scripts.preflight.command import preflight
@@ -12,8 +11,7 @@ from scripts.settings import StackError
 def check(context: Context) -> list[Finding]:
     """What the preflight finds without vLLM."""
     try:
-        in_containers = compose_engine.chosen(context.settings, context.device)
-        return list(preflight(context.settings, in_containers=in_containers).findings)
+        return list(preflight(context.settings, in_containers=context.in_containers).findings)
     except StackError as error:
         message, _, remedy = str(error).partition(": ")
         return [Finding("preset", "error", message, "a preset for this host", remedy or "set STACK_PRESET")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import http.server
 import io
 import json
@@ -43,6 +44,9 @@ from tests.disks import read_only, small_disk
 
 Programs = Callable[..., None]
 Hosts = Callable[..., Context]
+
+# A preset whose model is at the hub, and services that look for it on this host.
+GATED = {"engine": "process", "preset": "l4"}
 
 
 @pytest.fixture
@@ -196,7 +200,7 @@ def test_a_full_disk_is_told_for_images_and_for_caches(
     findings = disk.check(host(engine="compose"))
     assert {each.check for each in findings if each.severity == "error"} == {"disk for images", "disk for caches"}
     assert all("0 GiB free" in each.found for each in findings)
-    findings = disk.check(host({"HF_HUB_OFFLINE": "1"}, engine="process", preset="l4"))
+    findings = disk.check(host({"HF_HUB_OFFLINE": "1"}, **GATED))
     assert "disk for models" in {each.check for each in findings if each.severity == "error"}
 
 
@@ -204,7 +208,7 @@ def test_a_taken_port_names_its_owner(host: Hosts) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        finding = one(ports.check(host(vllm_port=taken.getsockname()[1])), "error")
+        finding = one(ports.check(host(engine="process", vllm_port=taken.getsockname()[1])), "error")
     assert f"process {os.getpid()}" in finding.found
     assert "STACK_VLLM_PORT" in finding.remedy
 
@@ -273,6 +277,89 @@ def test_a_volume_that_the_containers_user_cannot_write(programs: Programs, host
     assert "others" not in str(findings)
 
 
+# The stack in containers
+
+CONTAINERS = """
+case "$*" in
+  "info"*DockerRootDir*) echo ROOT;;
+  "ps "*project=PROJECT*service=vllm*Ports*) echo "127.0.0.1:PUBLISHED->8000/tcp, 8001/tcp";;
+  "ps "*project=PROJECT*service=vllm*) echo 0123456789ab;;
+  "ps "*) ;;
+  "volume ls"*) echo PROJECT_hub-cache;;
+  "run "*PROJECT_hub-cache*readonly*google--gemma-3n-E4B-it*) echo IN_VOLUME;;
+  *) exit 1;;
+esac
+"""
+
+
+@pytest.fixture
+def containers(programs: Programs, host: Hosts, tmp_path: Path) -> Hosts:
+    """A host whose Docker runs this stack's vLLM, and has its model in a volume."""
+
+    def make(
+        variables: Mapping[str, str] | None = None, published: int = 0, in_volume: str = "there", **settings: object
+    ) -> Context:
+        context = host(variables, **{"engine": "compose", **settings})
+        script = CONTAINERS.replace("PROJECT", compose_engine.project_name(context.settings.state))
+        script = script.replace("PUBLISHED", str(published)).replace("IN_VOLUME", in_volume)
+        programs(docker=script.replace("ROOT", str(tmp_path)), nvidia_smi=smi(free=3000))
+        started = context.settings.state / "containers" / "vllm.json"
+        started.parent.mkdir(parents=True, exist_ok=True)
+        started.touch()
+        return context
+
+    return make
+
+
+def test_the_stacks_own_container_may_have_the_gpu_and_the_memory(
+    containers: Hosts, host: Hosts, programs: Programs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("psutil.virtual_memory", lambda: argparse.Namespace(available=2**30, total=2**32))
+    here = containers(device="auto")
+    assert [each.severity for each in (*gpu.check(here), *memory.check(here))] == ["ok", "ok"]
+    programs(docker="exit 0")  # it has ended
+    assert "3000 of 23034 MiB are free" in one(gpu.check(here), "error").found
+    assert one(memory.check(here), "warning").found == "1.0 of 4.0 GiB are available"
+
+
+def test_containers_use_no_port_of_this_host_unless_published(containers: Hosts) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert [each.severity for each in ports.check(containers(vllm_port=port))] == ["ok", "ok"]
+        assert "STACK_VLLM_PORT" in one(ports.check(containers(vllm_port=port, publish=True)), "error").remedy
+        own = ports.check(containers(vllm_port=port, publish=True, published=port))
+        assert [each.found for each in own] == ["free", "vllm of this stack listens"]
+
+
+def test_a_service_elsewhere_uses_no_port_of_this_host(host: Hosts) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        here = host({"SPOTTER_MODEL_URL": "http://192.0.2.1/v1"}, engine="process", vllm_port=taken.getsockname()[1])
+        assert [each.severity for each in ports.check(here)] == ["ok", "ok"]
+
+
+def test_a_model_in_the_containers_volume_is_there(containers: Hosts, simulated_hub: Hub) -> None:
+    here = containers({"HF_ENDPOINT": simulated_hub.url}, preset="l4")
+    assert one(hub.check(here), "ok").found.startswith("not asked")
+    assert "disk for models" not in {each.check for each in disk.check(here)}
+    assert simulated_hub.asked == []
+
+
+def test_a_model_in_this_hosts_cache_is_not_there_for_containers(
+    containers: Hosts, simulated_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They do not see that cache: theirs is in a volume, below the engine's root."""
+    cache_model(tmp_path / "hf" / "hub", "google/gemma-3n-E4B-it", "c1221e9c62e34a43ab7ffacd1be0ea71f126ef10")
+    here = containers({"HF_ENDPOINT": simulated_hub.url}, in_volume="", preset="l4")
+    assert "can be fetched" in one(hub.check(here), "ok").found
+    monkeypatch.setattr("shutil.disk_usage", lambda path: argparse.Namespace(free=2**29 if path == tmp_path else 2**40))
+    full = {each.check for each in disk.check(here) if each.severity == "error"}
+    assert full == {"disk for images", "disk for caches", "disk for models"}
+
+
 # The hub
 
 
@@ -330,7 +417,7 @@ def test_the_hubs_refusals_are_told_apart(
     simulated_hub.headers = {"X-Error-Code": code} if code else {}
     variables = {"HF_ENDPOINT": simulated_hub.url, **({"HF_TOKEN": token} if token else {})}
     begin = time.monotonic()
-    finding = one(hub.check(host(variables, preset="l4")), "error")
+    finding = one(hub.check(host(variables, **GATED)), "error")
     assert time.monotonic() - begin < 2
     assert found in finding.found
     assert remedy in finding.remedy
@@ -344,22 +431,22 @@ def test_the_hubs_refusals_are_told_apart(
 def test_a_model_that_can_be_fetched(host: Hosts, simulated_hub: Hub, status: int) -> None:
     simulated_hub.status = status
     simulated_hub.headers = {"Location": "http://127.0.0.1:9/"} if status > 300 else {}
-    assert "can be fetched" in one(hub.check(host({"HF_ENDPOINT": simulated_hub.url}, preset="l4")), "ok").found
+    assert "can be fetched" in one(hub.check(host({"HF_ENDPOINT": simulated_hub.url}, **GATED)), "ok").found
 
 
 def test_the_hub_is_not_asked_without_need(host: Hosts, simulated_hub: Hub, tmp_path: Path) -> None:
     variables = {"HF_ENDPOINT": simulated_hub.url}
-    assert one(hub.check(host(variables)), "ok").found.startswith("not asked")  # the CPU preset's model is a folder
-    assert (
-        "HF_HUB_OFFLINE" in one(hub.check(host({**variables, "HF_HUB_OFFLINE": "1"}, preset="l4")), "unchecked").found
-    )
+    assert one(hub.check(host(variables, engine="process")), "ok").found.startswith(
+        "not asked"
+    )  # the CPU preset's model is a folder
+    assert "HF_HUB_OFFLINE" in one(hub.check(host({**variables, "HF_HUB_OFFLINE": "1"}, **GATED)), "unchecked").found
     cache_model(tmp_path / "hf" / "hub", "google/gemma-3n-E4B-it", "c1221e9c62e34a43ab7ffacd1be0ea71f126ef10")
-    assert one(hub.check(host({**variables, "HF_HUB_OFFLINE": ""}, preset="l4")), "ok").found.startswith("not asked")
+    assert one(hub.check(host({**variables, "HF_HUB_OFFLINE": ""}, **GATED)), "ok").found.startswith("not asked")
     assert simulated_hub.asked == []
 
 
 def test_a_hub_that_cannot_be_reached_is_unchecked(host: Hosts) -> None:
-    finding = one(hub.check(host({"HF_ENDPOINT": "http://127.0.0.1:9"}, preset="l4")), "unchecked")
+    finding = one(hub.check(host({"HF_ENDPOINT": "http://127.0.0.1:9"}, **GATED)), "unchecked")
     assert "cannot be reached" in finding.found
 
 
