@@ -131,7 +131,7 @@ def why_not(device: str, *, offline: bool = False) -> str | None:
         return "Docker has no NVIDIA runtime (install nvidia-container-toolkit)"
     if all(images.has(images.IMAGES[name].tag) for name in images.OF_DEVICE[device]):
         return None
-    return "the images are not built, and STACK_OFFLINE forbids it" if offline else images.why_not_buildable()
+    return "the images are not built, and STACK_OFFLINE forbids it" if offline else images.why_not_buildable(device)
 
 
 class ComposeEngine:

@@ -42,6 +42,8 @@ class Image:
     """The locked environment in it; none where the base brings all."""
     sources: tuple[str, ...]
     """What is copied into it beside the environment: files and folders, relative to the repository's root."""
+    base: str = "BASE_IMAGE"
+    """The argument of images/Dockerfile that names what it stands on."""
 
     @property
     def tag(self) -> str:
@@ -73,7 +75,7 @@ IMAGES = {
         Image("detector-cpu", "detector", "the detector service on a CPU", "detector-cpu", _DETECTOR),
         Image("detector-cuda", "detector", "the detector service on a GPU", "detector-cuda", _DETECTOR),
         Image("vllm-cpu", "vllm-cpu", "vLLM on a CPU", "vllm-cpu", ("samples/models/tiny-vlm", *_VLLM)),
-        Image("vllm", "vllm", "vLLM on a GPU", None, _VLLM),
+        Image("vllm", "vllm", "vLLM on a GPU", None, _VLLM, "VLLM_IMAGE"),
     )
 }
 
@@ -96,11 +98,11 @@ def feed(command: list[str], text: str) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
-def base_image() -> str:
-    """The base that images/Dockerfile names."""
-    match = re.search(r"^ARG BASE_IMAGE=(\S+)$", DOCKERFILE.read_text(), re.MULTILINE)
+def base_image(argument: str = "BASE_IMAGE") -> str:
+    """The base that images/Dockerfile names in an argument."""
+    match = re.search(rf"^ARG {argument}=(\S+)$", DOCKERFILE.read_text(), re.MULTILINE)
     if match is None:
-        raise StackError(f"{DOCKERFILE.relative_to(ROOT)} names no BASE_IMAGE")
+        raise StackError(f"{DOCKERFILE.relative_to(ROOT)} names no {argument}")
     return match[1]
 
 
@@ -116,13 +118,42 @@ def is_current(image: Image) -> bool:
 
 
 @cache
-def why_not_buildable() -> str | None:
-    """Why the images cannot be built here, as far as one can tell beforehand; None where they can."""
-    if has(OFFLINE_BASES["BASE_IMAGE"]) or has(base_image()):
-        return None
-    if docker("manifest", "inspect", base_image(), timeout_s=15) is not None:
-        return None
-    return f"no container registry can be reached for {base_image()}, and scripts/offline_base.py has made no base"
+def at_registry(base: str) -> bool:
+    """Whether a registry answers for a base."""
+    return docker("manifest", "inspect", base, timeout_s=15) is not None
+
+
+def substitutes() -> dict[str, str]:
+    """The images of this host that take the place of bases that images/Dockerfile names, by argument.
+
+    They are what scripts/offline_base.py has made, and, where no registry answers, a base by its name without the
+    digest, which `docker load` does not keep.
+    """
+    found = dict(OFFLINE_BASES) if has(OFFLINE_BASES["BASE_IMAGE"]) else {}
+    for argument in dict.fromkeys(image.base for image in IMAGES.values()):
+        named = base_image(argument)
+        tag = named.partition("@")[0]
+        if argument not in found and tag != named and has(tag) and not has(named) and not at_registry(named):
+            found[argument] = tag
+    return found
+
+
+@cache
+def why_not_buildable(device: str) -> str | None:
+    """Why a device's images cannot be built here, as far as one can tell beforehand; None where they can."""
+    found = substitutes()
+    for image in (IMAGES[name] for name in OF_DEVICE[device]):
+        base = base_image(image.base)
+        if not (image.base in found or is_current(image) or has(base) or at_registry(base)):
+            return f"no container registry can be reached for {base}; {way_without_registry(image)}"
+    return None
+
+
+def way_without_registry(image: Image) -> str:
+    """How to get what an image stands on where no container registry can be reached."""
+    base = base_image(image.base)
+    load = f"`docker pull {base}` and `docker save` on a host that reaches one, `docker load` here"
+    return f"scripts/offline_base.py makes a base, or {load}" if image.base in OFFLINE_BASES else load
 
 
 def git(*arguments: str) -> str | None:
@@ -175,14 +206,15 @@ def build(image: Image, logs: Path, console: Console) -> None:
     command = ["docker", "build", "--force-rm", "--file", str(DOCKERFILE), "--target", image.target, "--tag", image.tag]
     if image.environment:
         command += ["--build-arg", f"ENVIRONMENT={image.environment}"]
-    if has(OFFLINE_BASES["BASE_IMAGE"]):
-        for name, base in OFFLINE_BASES.items():
-            command += ["--build-arg", f"{name}={base}"]
+    found = substitutes()
+    for name, base in found.items():
+        command += ["--build-arg", f"{name}={base}"]
     for name, value in labels(image).items():
         command += ["--label", f"{name}={value}"]
     logs.mkdir(parents=True, exist_ok=True)
     log = logs / f"build-{image.name}.log"
-    console.print(f"building image {image.name} ...", highlight=False)
+    stands_on = f" on {found[image.base]}, not on {base_image(image.base)}" if image.base in found else ""
+    console.print(f"building image {image.name}{stands_on} ...", highlight=False)
     started = time.monotonic()
     with log.open("wb") as output:
         builder = subprocess.Popen(
@@ -197,7 +229,7 @@ def build(image: Image, logs: Path, console: Console) -> None:
         end = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
         raise StackError(
             f"image {image.name} cannot be built. The builder's last lines:\n{end}\nWhole log: {log}\nWhere no "
-            "container registry can be reached, scripts/offline_base.py makes the base"
+            f"container registry can be reached: {way_without_registry(image)}"
         )
     console.print(f"image {image.name}: {size(image)}, {time.monotonic() - started:.0f} s", highlight=False)
 

@@ -10,6 +10,8 @@ import pytest
 from scripts import compose_engine, images, stack
 from scripts.settings import StackError, StackSettings
 
+CACHED = (compose_engine.client_config, images.why_not_buildable, images.at_registry)
+
 
 @pytest.fixture
 def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
@@ -18,10 +20,10 @@ def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     fake.parent.mkdir()
     write(fake, "exit 1")
     monkeypatch.setenv("PATH", str(fake.parent), prepend=":")
-    for cached in (compose_engine.client_config, images.why_not_buildable):
+    for cached in CACHED:
         cached.cache_clear()
     yield fake
-    for cached in (compose_engine.client_config, images.why_not_buildable):
+    for cached in CACHED:
         cached.cache_clear()
 
 
@@ -42,6 +44,28 @@ def test_without_a_base_to_build_on_processes_and_why(docker: Path, tmp_path: Pa
     engine, why = stack.choose_engine(StackSettings(state=tmp_path), "cpu", "cpu")
     assert engine.name == "process"
     assert "no container registry can be reached" in why
+
+
+def test_each_image_needs_its_own_base(docker: Path, tmp_path: Path) -> None:
+    """A base made of Debian packages is none for vLLM's own image, which `docker load` can bring."""
+    settings, there = StackSettings(state=tmp_path), [images.OFFLINE_BASES["BASE_IMAGE"]]
+
+    def choose(device: str, preset: str) -> tuple[str, str]:
+        script = 'case "$*" in info*|*compose*) echo nvidia;; "image inspect "%s) echo there;; *) exit 1;; esac'
+        write(docker, script % '|"image inspect "'.join(there))
+        for cached in CACHED:
+            cached.cache_clear()
+        engine, why = stack.choose_engine(settings, device, preset)
+        return engine.name, why
+
+    assert choose("cpu", "cpu")[0] == "compose"
+    engine, why = choose("cuda", "l4")
+    assert engine == "process"
+    vllm = images.base_image("VLLM_IMAGE")
+    assert why.startswith(f"no container registry can be reached for {vllm}; `docker pull {vllm}`")
+    assert "offline_base" not in why
+    there.append(vllm)
+    assert choose("cuda", "l4")[0] == "compose"
 
 
 def test_where_docker_has_the_images_containers(docker: Path, tmp_path: Path) -> None:

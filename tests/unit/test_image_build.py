@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from rich.console import Console
 
 from scripts import images
 from tests.conftest import ROOT
@@ -67,6 +70,54 @@ def test_every_copied_file_counts_for_the_fingerprint(image: images.Image) -> No
         for source in [word for word in line.split()[1:] if not word.startswith("--")][:-1]
     }
     assert copied == set(image.sources)
+
+
+@pytest.mark.parametrize("image", images.IMAGES.values(), ids=lambda image: image.name)
+def test_an_image_names_the_base_that_its_stage_stands_on(image: images.Image) -> None:
+    stages = re.findall(r"^FROM (\S+) AS (\S+)$", images.DOCKERFILE.read_text(), re.MULTILINE)
+    below = {name: base for base, name in stages}
+    base = image.target
+    while base in below:
+        base = below[base]
+    assert base == f"${{{image.base}}}"
+
+
+def has(monkeypatch: pytest.MonkeyPatch, *tags: str) -> None:
+    """Let the engine have these images."""
+    monkeypatch.setattr(images, "has", lambda tag: tag in tags)
+
+
+def test_a_loaded_base_has_no_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes the place of the one that the Dockerfile pins, but only where no registry answers for that."""
+    tag = images.base_image("VLLM_IMAGE").partition("@")[0]
+    pinned = f"{tag}@sha256:{'a' * 64}"
+    copy = tmp_path / "Dockerfile"
+    copy.write_text(images.DOCKERFILE.read_text().replace(images.base_image("VLLM_IMAGE"), pinned))
+    monkeypatch.setattr(images, "DOCKERFILE", copy)
+    monkeypatch.setattr(images, "at_registry", lambda base: False)
+    has(monkeypatch, tag)
+    assert images.substitutes() == {"VLLM_IMAGE": tag}
+    has(monkeypatch, tag, pinned)
+    assert images.substitutes() == {}
+    has(monkeypatch, tag)
+    monkeypatch.setattr(images, "at_registry", lambda base: base == pinned)
+    assert images.substitutes() == {}
+
+
+@pytest.mark.parametrize("name", ["pipeline", "vllm"])
+def test_a_build_says_when_its_base_is_another(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake, told = tmp_path / "docker", io.StringIO()
+    fake.write_text('#!/bin/sh\n[ "$1" != build ] || echo "$@"\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    has(monkeypatch, images.OFFLINE_BASES["BASE_IMAGE"])
+    images.build(images.IMAGES[name], tmp_path, Console(file=told, width=200))
+    first = told.getvalue().splitlines()[0]
+    if name == "pipeline":
+        assert first == f"building image pipeline on spotter-base, not on {images.base_image()} ..."
+    else:  # it stands on vLLM's own
+        assert first == "building image vllm ..."
+    assert "--build-arg BUILD_IMAGE=spotter-build-base" in (tmp_path / f"build-{name}.log").read_text()
 
 
 def test_a_build_that_is_interrupted_is_done_anew(tmp_path: Path) -> None:

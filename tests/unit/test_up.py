@@ -85,7 +85,7 @@ def test_offline_builds_no_image(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 def test_offline_looks_for_no_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compose_engine, "client_config", lambda: None)
     monkeypatch.setattr(images, "has", lambda tag: False)
-    monkeypatch.setattr(images, "why_not_buildable", lambda: pytest.fail("looked"))
+    monkeypatch.setattr(images, "why_not_buildable", lambda device: pytest.fail("looked"))
     assert "STACK_OFFLINE" in (compose_engine.why_not("cpu", offline=True) or "")
 
 
