@@ -15,25 +15,38 @@ DOCKERFILE = ROOT / "images" / "Dockerfile"
 BASE = re.compile(r"^ARG (\w+)=([^$@\s]+:[^$@\s]+)(?:@(sha256:[0-9a-f]{64}))?$", re.MULTILINE)
 
 
-def digest(base: str) -> str | None:
-    """The digest that a base's tag has at its registry; None where that cannot be reached."""
-    command = ["docker", "buildx", "imagetools", "inspect", "--format", "{{.Manifest.Digest}}", base]
+def ask(*arguments: str) -> tuple[str | None, str]:
+    """What docker's buildx answers; None and the reason where it does not."""
     try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.strip()
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found if re.fullmatch(r"sha256:[0-9a-f]{64}", found) else None
+        done = subprocess.run(["docker", "buildx", *arguments], capture_output=True, text=True, timeout=60)
+    except OSError:
+        return None, "docker is not installed"
+    except subprocess.TimeoutExpired:
+        return None, "no answer in 60 s"
+    said = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
+    last = said[-1] if said else ""
+    return (None, last or f"ended with {done.returncode}") if done.returncode else (last, "")
+
+
+def digest(base: str) -> tuple[str | None, str]:
+    """The digest that a base's tag has at its registry; None and the reason where that does not answer."""
+    found, reason = ask("imagetools", "inspect", "--format", "{{.Manifest.Digest}}", base)
+    if found is not None and not re.fullmatch(r"sha256:[0-9a-f]{64}", found):
+        return None, f"it says {found!r}"
+    return found, reason
 
 
 def refresh(say: Callable[[str], None], dockerfile: Path = DOCKERFILE) -> None:
     """Say of each base what its digest was and is now; then, when all is said, write the new ones."""
     before_all = text = dockerfile.read_text()
+    buildx, without = ask("version")
     for match in BASE.finditer(text):
         _, base, before = match.groups()
-        now = digest(base)
+        now, reason = digest(base) if buildx else (None, without)
         if now is None:
+            why = "its registry does not answer" if buildx else "not asked, for that takes docker with buildx"
             pinned = f"stays at {before}" if before else "stays at its tag, without a digest"
-            say(f"{base}: no registry can be asked (it takes docker with buildx): {pinned}")
+            say(f"{base}: {pinned}: {why} ({reason})")
         elif now == before:
             say(f"{base}: {now}, as before")
         else:

@@ -2,19 +2,23 @@
 """Resolve every dependency group of pyproject.toml anew into images/locks/<group>.lock, with hashes.
 
 The bases that images/Dockerfile names get the digests that they have now, where their registry can be asked. Needs a
-package index. What changed is for `git diff` to show: nothing is installed here.
+package index. What changes is shown before it is written; nothing is installed here.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
+import shutil
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts import bases
-from scripts.environments import LOCKS, NAMES, PYTHON, ROOT, EnvironmentFailed, ensure_uv, run, torch_arguments, uv
+from scripts import bases, whole_file
+from scripts.environments import LOCKS, NAMES, PYTHON, EnvironmentFailed, ensure_uv, run, torch_arguments, uv
 from scripts.environments import uv_environment as uv_settings
 
 # The services run on Linux hosts; the operator's side also on others.
@@ -23,9 +27,57 @@ PORTABLE = ("uv", "pipeline", "operator", "bench", "dev")
 # Not an environment of its own, but laid over one that has what it depends on.
 OVERLAY = "gemma3n-test"
 
+GROUPS = ("uv", *NAMES, OVERLAY)
 
-def lock(group: str, upgrade: bool) -> None:
-    """Write images/locks/<group>.lock.
+# A package and its version; one may be there more than once, for different Pythons.
+PINNED = re.compile(r"^([\w.-]+)==([^\s;\\]+)", re.MULTILINE)
+
+
+def versions(text: str) -> dict[str, str]:
+    """The packages of a lock and their versions."""
+    found: dict[str, str] = {}
+    for name, version in PINNED.findall(text):
+        found[name] = f"{found[name]}, {version}" if name in found else version
+    return found
+
+
+def difference(before: str, after: str) -> list[str]:
+    """What changes from a lock to its next, a line for each package; empty where nothing does."""
+    old, new = versions(before), versions(after)
+    changes = []
+    for name in sorted(old.keys() | new.keys()):
+        if name not in old:
+            changes.append(f"{name} {new[name]}: added")
+        elif name not in new:
+            changes.append(f"{name} {old[name]}: removed")
+        elif old[name] != new[name]:
+            changes.append(f"{name} {old[name]} -> {new[name]}")
+    return changes or (["no version: hashes or markers alone"] if before != after else [])
+
+
+def lock(group: str, upgrade: bool, say: Callable[[str], None]) -> None:
+    """Resolve images/locks/<group>.lock, say what changes in it, then write it.
+
+    Raises:
+        EnvironmentFailed: the group cannot be resolved; uv's reason went to stderr.
+    """
+    place = LOCKS / f"{group}.lock"
+    with tempfile.TemporaryDirectory() as folder:
+        resolved = Path(folder) / place.name
+        if place.exists():
+            shutil.copy(place, resolved)  # uv keeps to the versions that it finds there
+        resolve(group, upgrade, resolved)
+        before, after = place.read_text() if place.exists() else "", resolved.read_text()
+    changes = difference(before, after)
+    say(f"images/locks/{place.name}: {'changes' if changes else 'as before'}")
+    for change in changes:
+        say(f"  {change}")
+    if changes:
+        whole_file.write(place, after.encode(), 0o644)
+
+
+def resolve(group: str, upgrade: bool, output: Path) -> None:
+    """Write a group's packages with their hashes; versions that are in the file already are kept where they can be.
 
     Raises:
         EnvironmentFailed: the group cannot be resolved; uv's reason went to stderr.
@@ -42,25 +94,35 @@ def lock(group: str, upgrade: bool) -> None:
     command: list[str | Path] = [uv(), "pip", "compile", "--quiet", "--no-header", "--no-annotate", "--generate-hashes"]
     command += ["--python-version", PYTHON, "--group", f"pyproject.toml:{group}", *where]
     command += [*torch_arguments(group, env), *(["--upgrade"] if upgrade else [])]
-    command += ["--output-file", (LOCKS / f"{group}.lock").relative_to(ROOT)]
+    command += ["--output-file", output]
     run(command, env, f"group {group} of pyproject.toml cannot be resolved (see above)")
 
 
 def main() -> int:
-    """Lock all groups; 0 when done, 1 when one cannot be resolved."""
+    """Lock all groups, and the bases; 0 when done, 1 when one cannot be resolved, which holds up no other."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--upgrade", action="store_true", help="take newer versions of what pyproject.toml leaves open")
     arguments = parser.parse_args()
+    failed = False
     try:
         ensure_uv()
-        for group in ("uv", *NAMES, OVERLAY):
-            lock(group, arguments.upgrade)
-            print(f"images/locks/{group}.lock")
-        bases.refresh(print)
+        for group in GROUPS:
+            failed |= not locked(group, arguments.upgrade)
     except EnvironmentFailed as failure:
         print(f"error: {failure}", file=sys.stderr)
-        return 1
-    return 0
+        failed = True
+    bases.refresh(print)
+    return int(failed)
+
+
+def locked(group: str, upgrade: bool) -> bool:
+    """Lock a group; False where it cannot be resolved, which was said then."""
+    try:
+        lock(group, upgrade, print)
+    except EnvironmentFailed as failure:
+        print(f"error: {failure}", file=sys.stderr)
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -21,16 +21,17 @@ def dockerfile(tmp_path: Path) -> Path:
     return copy
 
 
-def answer_with(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put a docker first in the path that prints this."""
-    fake = tmp_path / "docker"
-    fake.write_text(f"#!/bin/sh\necho '{text}'\n")
+def answer_with(answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str = "echo v0.30.1") -> None:
+    """Let docker alone be in the path, whose buildx does this when it is asked for a digest, and for its version."""
+    fake = tmp_path / "bin" / "docker"
+    fake.parent.mkdir()
+    fake.write_text(f'#!/bin/sh\ncase "$2" in version) {version};; *) {answer};; esac\n')
     fake.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setenv("PATH", str(fake.parent))
 
 
 def test_new_digests_are_shown_and_written(dockerfile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    answer_with(NEW, tmp_path, monkeypatch)
+    answer_with(f"echo {NEW}", tmp_path, monkeypatch)
     before, said = dockerfile.read_text(), list[str]()
 
     def say(line: str) -> None:
@@ -46,11 +47,28 @@ def test_new_digests_are_shown_and_written(dockerfile: Path, tmp_path: Path, mon
     assert all("as before" in line for line in said)
 
 
+@pytest.mark.parametrize(
+    ("answer", "version", "why"),
+    [
+        ("echo ERROR: no such host >&2; exit 1", "echo v0.30.1", "its registry does not answer (ERROR: no such host)"),
+        ("echo what", "echo v0.30.1", "its registry does not answer (it says 'what')"),
+        ("exit 1", "echo no such command: buildx >&2; exit 1", "takes docker with buildx (no such command: buildx)"),
+    ],
+)
 def test_without_a_registry_nothing_changes_and_it_is_said(
-    dockerfile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dockerfile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, version: str, why: str
 ) -> None:
-    answer_with("ERROR: no such host", tmp_path, monkeypatch)
+    answer_with(answer, tmp_path, monkeypatch, version)
     before, said = dockerfile.read_text(), list[str]()
     bases.refresh(said.append, dockerfile)
-    assert any(f"no registry can be asked (it takes docker with buildx): stays at {OLD}" in line for line in said)
+    assert len(said) == 2
+    assert all(line.endswith(why) for line in said)
+    assert any(f": stays at {OLD}: " in line for line in said)
     assert dockerfile.read_text() == before
+
+
+def test_without_docker_too(dockerfile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    said = list[str]()
+    bases.refresh(said.append, dockerfile)
+    assert all("takes docker with buildx (docker is not installed)" in line for line in said)
