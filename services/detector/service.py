@@ -69,7 +69,7 @@ def _run(settings: Settings, checkpoint: Checkpoint) -> int:
 
     from services.detector.stages import Answer, Decode, Detect, worker_environment
 
-    class DetectorServer(Server):  # type: ignore[misc]
+    class DetectorServer(Server):  # type: ignore[misc]  # no Mosec where types are checked
         """A server that remembers why it stopped: Mosec ends with 0 also when its workers die."""
 
         failure: str | None = "the server ended by itself"

@@ -43,19 +43,19 @@ CHECKPOINT_VARIABLE = "SPOTTER_DETECTOR_CHECKPOINT"
 
 
 # Mosec answers with an error's `msg`, a colon and its text.
-class BadImageError(ClientError):  # type: ignore[misc]
+class BadImageError(ClientError):  # type: ignore[misc]  # no Mosec where types are checked
     """400: the bytes are not a usable image."""
 
     msg = "bad image"
 
 
-class UnknownLabelError(ValidationError):  # type: ignore[misc]
+class UnknownLabelError(ValidationError):  # type: ignore[misc]  # no Mosec where types are checked
     """422: the model does not know the label."""
 
     msg = "unknown label"
 
 
-class DetectionError(ServerError):  # type: ignore[misc]
+class DetectionError(ServerError):  # type: ignore[misc]  # no Mosec where types are checked
     """500: the model failed on this image."""
 
     msg = "detector failed"
@@ -66,7 +66,7 @@ def worker_environment(settings: Settings, checkpoint: Checkpoint) -> dict[str, 
     return {SETTINGS_VARIABLE: settings.model_dump_json(), CHECKPOINT_VARIABLE: checkpoint.to_json()}
 
 
-class Stage(Worker):  # type: ignore[misc]
+class Stage(Worker):  # type: ignore[misc]  # no Mosec where types are checked
     """What the stages share: settings, checkpoint, and silence on Ctrl-C."""
 
     def __init__(self) -> None:
@@ -126,7 +126,7 @@ class Detect(Stage):
         return detect_apart(self.detector, frames)
 
 
-class Answer(MsgpackMixin, Stage):  # type: ignore[misc]
+class Answer(MsgpackMixin, Stage):  # type: ignore[misc]  # no Mosec where types are checked
     """An outcome to the response's body."""
 
     def forward(self, data: Outcome) -> dict[str, Any]:
