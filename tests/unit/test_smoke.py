@@ -11,6 +11,7 @@ from scripts.settings import StackSettings
 
 KNOWN = "WARNING 11-22 06:54:26 [cpu.py:224] Triton is not installed. triton-cpu is expected on x86 CPUs."
 DYING = "ERROR 11-22 06:56:50 [async_llm.py:906] AsyncLLM output_handler failed."
+SLOW = "WARNING 11-25 14:31:50 [x.py:1] [shutdown] Executor: workers still running after grace period; sending SIGTERM"
 NEW = "WARNING 11-22 06:54:26 [new.py:1] The sky is falling."
 
 
@@ -20,8 +21,8 @@ def test_what_is_known_to_be_harmless_is_no_complaint() -> None:
 
 
 def test_a_stopping_server_may_say_more() -> None:
-    assert smoke.complaints([DYING]) == [DYING]
-    assert smoke.complaints([f"INFO {smoke.STOPPING}", DYING, NEW]) == [NEW]
+    assert smoke.complaints([DYING, SLOW]) == [DYING, SLOW]
+    assert smoke.complaints([f"INFO {smoke.STOPPING}", DYING, SLOW, NEW]) == [NEW]
 
 
 @pytest.mark.parametrize(
