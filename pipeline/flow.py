@@ -30,6 +30,7 @@ from pipeline.crop import BadBox, cut, encoded_size
 from pipeline.held import Held
 from pipeline.images import BadImage, content_key, decode, for_detector
 from pipeline.job import Crop, Job
+from pipeline.kept import KeptAnswers
 from pipeline.objects import NoObject, StoreError
 from pipeline.places import is_object
 from pipeline.sources import Reader, Row, Source
@@ -283,21 +284,38 @@ class CropBoxes:
 class Ask:
     """Asks the model the job's question about each crop."""
 
-    def __init__(self, client: ModelClient, account: Account) -> None:
+    def __init__(self, client: ModelClient, account: Account, kept: KeptAnswers) -> None:
         self.client = client
         self.account = account
+        self.kept = kept
 
     # A batch as a whole: a coroutine and a conversion by Daft for each row took a fifth more CPU.
     @daft.method.batch(return_dtype=ANSWER)
     async def __call__(
-        self, jpegs: daft.Series, keys: daft.Series | None = None, indices: daft.Series | None = None
+        self,
+        jpegs: daft.Series,
+        keys: daft.Series | None = None,
+        indices: daft.Series | None = None,
+        boxes: daft.Series | None = None,
     ) -> pa.Array:
-        """For each crop the checked answer, or why there is none; key and index name the crop in the run's profile."""
+        """For each crop the checked answer, or why there is none; key and index name the crop in the run's profile.
+
+        What was answered before about the same box of the same image is not asked again.
+        """
         crops = jpegs.to_pylist()
         names = [[None] * len(crops) if column is None else column.to_pylist() for column in (keys, indices)]
-        answers = await asyncio.gather(*map(self.answer, crops, *names))
-        self.note([answer for answer in answers if answer is not None])
-        return pa.array(answers, ANSWER_ARROW)
+        kept = list(map(self.kept.find, names[0], [None] * len(crops) if boxes is None else boxes.to_pylist()))
+        asked = [None if answer else crop for crop, answer in zip(crops, kept, strict=True)]
+        new = await asyncio.gather(*map(self.answer, asked, *names))
+        self.note([answer for answer in new if answer is not None])
+        self.pass_on(sum(answer is not None for answer in kept))
+        return pa.array([before or answer for before, answer in zip(kept, new, strict=True)], ANSWER_ARROW)
+
+    def pass_on(self, rows: int) -> None:
+        """Count rows that had their answer already."""
+        if rows:
+            self.account.ask.count(rows)
+            self.account.store.arrive(time.perf_counter(), rows)
 
     def note(self, answers: list[dict[str, Any]]) -> None:
         """Count the answers of a batch, which go on together."""
@@ -463,14 +481,20 @@ def crop(detected: daft.DataFrame, job: Job, held: Held, account: Account) -> da
     return slim.explode("detection")
 
 
-def ask(crops: daft.DataFrame, client: ModelClient, account: Account | None = None) -> daft.DataFrame:
-    """`detection` -> + `answer`. With an account, `key` and the detection's index name the rows in it."""
+def ask(
+    crops: daft.DataFrame, client: ModelClient, account: Account | None = None, kept: KeptAnswers | None = None
+) -> daft.DataFrame:
+    """`detection` -> + `answer`. With an account, `key` and the detection's index name the rows in it.
+
+    With an account, detections that have an answer among those `kept` are not asked about.
+    """
     concurrency = client.http.limits.concurrency
     batch = ask_batch(concurrency)
     asking = daft.cls(Ask, max_concurrency=in_flight_batches(concurrency, batch))
-    stage = asking(client, account or Account.nowhere())
+    stage = asking(client, account or Account.nowhere(), kept or KeptAnswers())
     detection = col("detection")
     named = [col("key"), detection["at"]["index"]] if account else []
+    named += [detection["at"]["box"]] if account and kept else []
     return crops.into_batches(batch).with_column("answer", stage(detection["jpeg"], *named))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline import tables
 from pipeline.job import Job
 from pipeline.probe import Services
 from pipeline.progress import count
@@ -62,6 +63,8 @@ def identify(settings: Settings, job: Job, services: Services) -> dict[str, Any]
         "model_revision": settings.model_revision,
         "detector": services.detector,
         "detector_revision": services.detector_revision,
+        "detector_settings": services.detector_settings,
+        "table_format": tables.FORMAT,
     }
 
 

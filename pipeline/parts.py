@@ -1,7 +1,8 @@
 """The rows of a run on disk: committed in parts as they come, merged into two tables at the end.
 
 A part is two Parquet files and a line in `.parts/committed.jsonl`. Only what has a line counts, so a crash at any
-moment leaves each image committed or not, never half. A later part's rows of an image replace an earlier one's.
+moment leaves each image committed or not, never half. A later part's rows of an image replace an earlier one's, unless
+a retry failed where there were answers.
 """
 
 from __future__ import annotations
@@ -100,24 +101,28 @@ class Parts:
         return pa.concat_tables(read)
 
     def latest(self) -> dict[str, dict[str, Any]]:
-        """The last row of each image, by its path."""
-        columns = ["path", "key", "outcome", "version"]
-        return {row["path"]: row for row in self.read("images", columns).to_pylist()}
+        """The row of each image that counts, by its path: the last one, unless that failed where it had not before."""
+        rows: dict[str, dict[str, Any]] = {}
+        for row in self.read("images", ["path", "key", "outcome", "version"]).to_pylist():
+            before = rows.get(row["path"])
+            if before is None or not is_worse(row, before):
+                rows[row["path"]] = row
+        return rows
+
+    def current(self, name: str, latest: dict[str, dict[str, Any]], columns: list[str] | None = None) -> pa.Table:
+        """The rows of a table that count: those of the part in which their image has its `latest` row."""
+        table = self.read(name, columns)
+        counts = [latest[path]["part"] == part for path, part in both(table)]
+        return table.filter(pa.array(counts, pa.bool_())).drop_columns("part")
 
     def merge(self, listed: set[str]) -> dict[str, pa.Table]:
         """The two tables: every image of `listed` that has ended, once, sorted by path.
 
         Duplicates get the rows of the image with the same bytes; the first path in order counts as the original.
         """
-        last = self.latest()
-        images, detections = self.read("images"), self.read("detections")
-        kept = [last[path]["part"] == part for path, part in both(images)]
-        by_path = {
-            row["path"]: row for row in images.filter(pa.array(kept, pa.bool_())).drop_columns("part").to_pylist()
-        }
-        current = detections.filter(
-            pa.array([last[path]["part"] == part for path, part in both(detections)], pa.bool_())
-        )
+        latest = self.latest()
+        by_path = {row["path"]: row for row in self.current("images", latest).to_pylist()}
+        current = self.current("detections", latest)
         # Row numbers, not rows: a hundred thousand detections as Python's dictionaries are gigabytes.
         found: dict[str, list[int]] = {}
         for number, path in enumerate(current["path"].to_pylist()):
@@ -125,7 +130,7 @@ class Parts:
         resolved = resolve_duplicates(by_path, listed)
         numbers = [number for _, original in resolved for number in found.get(original, [])]
         paths = [image["path"] for image, original in resolved for _ in found.get(original, [])]
-        merged = current.drop_columns("part").take(pa.array(numbers, pa.int64()))
+        merged = current.take(pa.array(numbers, pa.int64()))
         merged = merged.set_column(merged.schema.get_field_index("path"), "path", pa.array(paths, pa.string()))
         return {
             "images": pa.Table.from_pylist([image for image, _ in resolved], schema=self.schemas["images"]),
@@ -133,6 +138,18 @@ class Parts:
                 [("path", "ascending"), ("index", "ascending")]
             ),
         }
+
+
+def is_worse(row: dict[str, Any], before: dict[str, Any]) -> bool:
+    """Whether an image's new row says that it failed, and the one before, of the same content, that it did not.
+
+    So it is when a service is away while other detections of the image are done again: what was answered stays.
+    """
+    if row["outcome"] != tables.FAILED or before["outcome"] not in (tables.DETECTED, tables.NO_OBJECT):
+        return False
+    if row["key"] is None:  # it could not even be read
+        return row["version"] is not None and bool(row["version"] == before["version"])
+    return bool(row["key"] == before["key"])
 
 
 def both(table: pa.Table) -> Iterable[tuple[str, int]]:

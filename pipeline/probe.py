@@ -36,6 +36,8 @@ class Services:
     """Where the server has the model from, if it tells."""
     detector: str
     detector_revision: str | None
+    detector_settings: str
+    """What the detector says of how it chooses boxes; a threshold that the job names is in the job."""
 
 
 def blank_jpeg() -> bytes:
@@ -131,7 +133,9 @@ async def probe_all(settings: Settings, job: Job) -> Services:
     """See `probe`."""
     detected, (model, root) = await asyncio.gather(try_detector(settings, job), find_model(settings))
     await try_model(settings, job, model)
-    return Services(model, root, detected.model, detected.revision)
+    chosen = {name: value for name, value in detected.settings.items() if name != "threshold" or job.threshold is None}
+    told = ", ".join(f"{name} {value}" for name, value in sorted(chosen.items()))
+    return Services(model, root, detected.model, detected.revision, told)
 
 
 def probe(settings: Settings, job: Job) -> Services:

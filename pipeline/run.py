@@ -12,17 +12,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from rich.console import Console
 
 from pipeline import daft_plan, display, flow, profiler, run_folder, tables
 from pipeline.account import Account
 from pipeline.clients.connect import Clients, make_clients
+from pipeline.clients.model import TOKENS
 from pipeline.collector import Collector
 from pipeline.errors import RunStopped
 from pipeline.held import Held
 from pipeline.interrupts import OneInterrupt
 from pipeline.job import Job
 from pipeline.job import load as load_job
+from pipeline.kept import KeptAnswers
 from pipeline.manifest import begun, ended, identify
 from pipeline.objects import Objects
 from pipeline.parts import Parts, still_to_do
@@ -77,6 +81,7 @@ def rows(
     clients: Clients,
     folder: Path,
     known: flow.Keys,
+    kept: KeptAnswers,
     stop: Stop,
     held: Held,
     account: Account,
@@ -86,19 +91,24 @@ def rows(
     frame = flow.read(flow.listed(sources), reader, known, held, account, batch)
     frame = flow.detect(frame, clients.detector, held, account)
     frame = flow.crop(frame, job, held, account)
-    frame = flow.ask(frame, clients.model, account)
+    frame = flow.ask(frame, clients.model, account, kept)
     frame = flow.store(frame, folder, stop, held, account)
     for batch in frame.to_arrow_iter():
         yield from batch.to_pylist()
 
 
-def retried(parts: Parts, latest: dict[str, dict[str, Any]]) -> set[str]:
-    """The images that failed, or that have a detection that did."""
+def retried(parts: Parts, latest: dict[str, dict[str, Any]]) -> tuple[set[str], KeptAnswers]:
+    """The images that failed or have a detection that did, and what was answered about their other detections."""
     failed = {path for path, row in latest.items() if row["outcome"] == tables.FAILED}
-    for row in parts.read("detections", ["path", "outcome"]).to_pylist():
-        if row["outcome"] == tables.FAILED and latest[row["path"]]["part"] == row["part"]:
-            failed.add(row["path"])
-    return failed
+    detections = parts.current("detections", latest, ["path", "outcome"])
+    failed |= set(detections.filter(pc.equal(detections["outcome"], tables.FAILED))["path"].to_pylist())
+    columns = ["path", "outcome", "key", "box", "raw_answer", "latency_s", "attempts", *TOKENS]
+    detections = parts.current("detections", latest, columns)
+    answered = pc.and_(
+        pc.equal(detections["outcome"], tables.ANSWERED),
+        pc.is_in(detections["path"], value_set=pa.array(sorted(failed), pa.string())),
+    )
+    return failed, KeptAnswers(detections.filter(answered).to_pylist())
 
 
 def run(settings: Settings, console: Console) -> Run:
@@ -179,7 +189,7 @@ def execute(
     with told_when_full(folder, stop):
         parts = Parts(folder, job.properties)
     latest = parts.latest()
-    retry = retried(parts, latest) if settings.retry_failed else set()
+    retry, kept = retried(parts, latest) if settings.retry_failed else (set[str](), KeptAnswers())
     todo = still_to_do(sources, latest, retry)
     redone = {source.shown for source in todo}
     known = flow.Keys(row["key"] for path, row in latest.items() if path not in redone and row["key"])
@@ -202,7 +212,7 @@ def execute(
         try:
             with display.live(console, collector.progress) as shown, daft_plan.recorded(folder, settings.profile):
                 if todo:
-                    stream = Stream(rows(todo, reader, job, clients, folder, known, stop, held, account))
+                    stream = Stream(rows(todo, reader, job, clients, folder, known, kept, stop, held, account))
                     follow(stream, collector, clients, settings, stop, shown)
         except KeyboardInterrupt:
             stop.pull("interrupted")

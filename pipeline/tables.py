@@ -11,6 +11,9 @@ from typing import Any
 
 import pyarrow as pa
 
+# Changes when rows that an older version wrote cannot stand beside new ones.
+FORMAT = "2"
+
 DETECTED = "detected"
 NO_OBJECT = "no_object"
 DUPLICATE = "duplicate"  # within parts only: its rows are those of the first image with the same key

@@ -28,6 +28,8 @@ class Detected:
     height: int
     model: str
     revision: str | None
+    settings: dict[str, str | float]
+    """Those of the service that decide which boxes there are, such as its threshold; empty where it tells none."""
     attempts: int
     latency_s: float
     """Of the request that was answered."""
@@ -49,6 +51,7 @@ class Answer(BaseModel):
     height: PositiveInt
     model: str
     revision: str | None
+    settings: dict[str, str | FiniteFloat] = {}
 
 
 class DetectorClient:
@@ -78,6 +81,7 @@ class DetectorClient:
             answer.height,
             answer.model,
             answer.revision,
+            answer.settings,
             reply.attempts,
             reply.latency_s,
         )

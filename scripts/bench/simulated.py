@@ -42,6 +42,8 @@ class Simulated:
     model: Traffic = field(default_factory=Traffic)
     labels: tuple[str, ...] = ("dog", "cat")
     boxes: Callable[[Image.Image], list[list[float]]] = lambda image: [[0, 0, image.width / 2, image.height / 2]]
+    detector_settings: dict[str, Any] = field(default_factory=lambda: {"threshold": 0.4, "nms_iou": 0.6})
+    """What the detector says of how it chooses boxes."""
     answer: Callable[[Image.Image, dict[str, Any]], str] | None = None
     """What the model says about a crop; by default ANSWER, without looking."""
     models: tuple[str, ...] = ("simulated",)
@@ -95,7 +97,8 @@ class Simulated:
                 for number, box in enumerate(self.boxes(image))
             ]
             found = {"boxes": boxes, "width": image.width, "height": image.height, "model": "simulated"}
-            return web.Response(body=msgpack.packb(found | {"revision": None}), content_type="application/msgpack")
+            found |= {"revision": None, "settings": self.detector_settings}
+            return web.Response(body=msgpack.packb(found), content_type="application/msgpack")
 
         return await self.observed(self.detector, self.detector_fault, request, answer)
 

@@ -114,7 +114,8 @@ def check_label(label: str, known: frozenset[str] | None) -> None:
         raise UnknownLabel(f"{label!r} is not a label of this model: known are {', '.join(sorted(known))}")
 
 
-def answer(found: Found, model: str, revision: str | None) -> dict[str, Any]:
-    """The body of a 200, before it is packed."""
+def answer(found: Found, model: str, revision: str | None, settings: dict[str, Any]) -> dict[str, Any]:
+    """The body of a 200, before it is packed; `settings` are the service's that decide which boxes there are."""
     boxes = [{"box": list(item.box), "label": item.label, "score": item.score} for item in found.detections]
-    return {"boxes": boxes, "width": found.width, "height": found.height, "model": model, "revision": revision}
+    made_by = {"model": model, "revision": revision, "settings": settings}
+    return {"boxes": boxes, "width": found.width, "height": found.height, **made_by}

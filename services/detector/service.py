@@ -1,7 +1,8 @@
 """The HTTP service: settings in, a running Mosec server, an exit code out.
 
     POST /detect   msgpack {"image": encoded bytes, "label": str, "threshold": 0..1 or nil}
-      200  msgpack {"boxes": [{"box": [x1, y1, x2, y2], "label", "score"}], "width", "height", "model", "revision"}
+      200  msgpack {"boxes": [{"box": [x1, y1, x2, y2], "label", "score"}], "width", "height", "model", "revision",
+           "settings": {"threshold", "nms_iou", "dtype"}}
       400  not such a request, or not a usable image    413  body over DETECTOR_MAX_BODY_MB
       422  a label that the model does not know         429  more than DETECTOR_QUEUE requests wait: try later
       500  the model failed on this image               408  no answer within DETECTOR_TIMEOUT_S

@@ -41,6 +41,9 @@ from services.detector.settings import Settings
 SETTINGS_VARIABLE = "SPOTTER_DETECTOR_SETTINGS"
 CHECKPOINT_VARIABLE = "SPOTTER_DETECTOR_CHECKPOINT"
 
+# The settings that decide which boxes an image has: a client that goes on with an earlier run must know of a change.
+DECIDE_BOXES = {"threshold", "nms_iou", "dtype"}
+
 
 # Mosec answers with an error's `msg`, a colon and its text.
 class BadImageError(ClientError):  # type: ignore[misc]  # no Mosec where types are checked
@@ -137,4 +140,5 @@ class Answer(MsgpackMixin, Stage):  # type: ignore[misc]  # no Mosec where types
         """
         if isinstance(data, Failed):
             raise DetectionError(data.reason)
-        return answer(data, self.checkpoint.model, self.checkpoint.revision)
+        chosen = self.settings.model_dump(include=DECIDE_BOXES)
+        return answer(data, self.checkpoint.model, self.checkpoint.revision, chosen)

@@ -73,7 +73,8 @@ def test_a_model_without_fixed_labels_takes_any() -> None:
 
 def test_an_answer() -> None:
     found = Found((Detection((1.0, 2.0, 3.0, 4.0), "dog", 0.5), Detection((0.0, 0.0, 1.0, 1.0), "dog", None)), 640, 480)
-    assert msgpack.unpackb(msgpack.packb(answer(found, "some/model", None))) == {
+    settings = {"threshold": 0.4, "nms_iou": 0.6, "dtype": "auto"}
+    assert msgpack.unpackb(msgpack.packb(answer(found, "some/model", None, settings))) == {
         "boxes": [
             {"box": [1.0, 2.0, 3.0, 4.0], "label": "dog", "score": 0.5},
             {"box": [0.0, 0.0, 1.0, 1.0], "label": "dog", "score": None},
@@ -82,4 +83,5 @@ def test_an_answer() -> None:
         "height": 480,
         "model": "some/model",
         "revision": None,
+        "settings": settings,
     }

@@ -79,6 +79,28 @@ def test_later_rows_of_an_image_replace_earlier_ones(folder: Path) -> None:
     assert merged["detections"].num_rows == 0
 
 
+@pytest.mark.parametrize(
+    ("later", "kept"),
+    [
+        pytest.param({"outcome": "failed"}, True, id="the same content"),
+        pytest.param({"outcome": "failed", "version": "6-10"}, True, id="the same content, touched"),
+        pytest.param({"outcome": "failed", "key": None}, True, id="not read, the same file"),
+        pytest.param({"outcome": "failed", "key": None, "version": "6-10"}, False, id="not read, another file"),
+        pytest.param({"outcome": "failed", "key": "other"}, False, id="other content"),
+        pytest.param({"outcome": "no_object"}, False, id="not failed"),
+    ],
+)
+def test_a_retry_that_failed_replaces_no_answers(folder: Path, later: dict[str, Any], kept: bool) -> None:
+    parts = Parts(folder, PROPERTIES)
+    parts.add(image("a"), [found("a", breed="pug")])
+    parts.commit()
+    parts.add(image("a") | later, [])
+    parts.commit()
+    merged = parts.merge({"a"})
+    assert merged["images"]["outcome"].to_pylist() == ["detected" if kept else later["outcome"]]
+    assert merged["detections"].num_rows == int(kept)
+
+
 def test_what_is_not_listed_any_more_is_left_out(folder: Path) -> None:
     parts = Parts(folder, PROPERTIES)
     parts.add(image("a"), [found("a")])

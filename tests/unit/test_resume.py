@@ -129,6 +129,48 @@ def test_what_failed_is_done_again_only_when_asked_for(run_job: RunJob, simulate
     assert len(rows(retried, "detections")) == 10
 
 
+def test_a_retry_asks_only_about_the_detections_that_failed(run_job: RunJob, simulated: Simulated) -> None:
+    """The others of their images keep their answers, whatever the model would say now."""
+    simulated.boxes = lambda image: [[0, 0, 50, 50], [20, 20, 120, 90], [60, 10, 180, 80]]
+    simulated.model_fault = lambda number: web.Response(status=400, text="no") if number in (5, 14, 23) else None
+    failed, _ = run_job()
+    before = {(row["path"], row["index"]): row for row in rows(failed, "detections")}
+    assert (failed.failures, failed.answered) == (3, 27)
+    simulated.model_fault = lambda number: None
+    simulated.answer = lambda crop, body: json.dumps(ANSWER | {"breed": "dalmatian"})
+    simulated.boxes = lambda image: [[0.2, 0, 50.3, 50], [20, 20, 120.4, 90], [60, 10, 180, 80.1]]  # another batch
+    simulated.model.bodies.clear()
+    retried, _ = run_job("--retry-failed")
+    assert (retried.failures, retried.answered) == (0, 30)
+    assert len(simulated.model.bodies) == 1 + 3
+    for row in rows(retried, "detections"):
+        was = before[row["path"], row["index"]]
+        kept = ("breed", "raw_answer", "latency_s", "prompt_tokens")
+        if was["outcome"] == "answered":
+            assert [row[name] for name in kept] == [was[name] for name in kept]
+        else:
+            assert row["breed"] == "dalmatian"
+        assert (retried.folder / row["crop"]).is_file()
+
+
+def test_a_retry_with_a_service_that_fails_loses_no_answer(run_job: RunJob, simulated: Simulated) -> None:
+    simulated.boxes = lambda image: [[0, 0, 50, 50], [20, 20, 120, 90]]
+    simulated.model_fault = lambda number: web.Response(status=400, text="no") if number in (5, 14) else None
+    failed, _ = run_job()
+    assert (failed.failures, failed.answered) == (2, 18)
+    # Of the two images that are done again one is not even looked at, and of the other the model refuses the crop.
+    asked = simulated.detector.requests
+    simulated.detector_fault = lambda number: web.Response(status=400, text="no") if number == asked + 2 else None
+    asked_model = simulated.model.requests
+    simulated.model_fault = lambda number: web.Response(status=400, text="no") if number > asked_model + 1 else None
+    again, _ = run_job("--retry-failed")
+    assert (again.failures, again.answered) == (2, 18)
+    assert again.manifest["counts"]["images"]["detected"] == 10
+    simulated.detector_fault = simulated.model_fault = lambda number: None
+    healed, _ = run_job("--retry-failed")
+    assert (healed.failures, healed.answered) == (0, 20)
+
+
 def test_force_begins_anew(run_job: RunJob, simulated: Simulated) -> None:
     run_job()
     simulated.model.bodies.clear()
@@ -144,6 +186,34 @@ def test_another_model_is_another_run_and_is_said(run_job: RunJob, simulated: Si
     assert second.folder != first.folder
     assert f"a new run, not {first.folder.name} continued: another model (simulated -> other)" in printed
     assert json.loads((first.folder / "run.json").read_text())["services"]["model"]["name"] == "simulated"
+
+
+def test_another_threshold_of_the_detector_is_another_run_unless_the_job_names_one(
+    run_job: RunJob, simulated: Simulated, tmp_path: Path
+) -> None:
+    first, _ = run_job()
+    simulated.detector_settings["threshold"] = 0.7
+    second, printed = run_job()
+    assert second.folder != first.folder
+    change = "(nms_iou 0.6, threshold 0.4 -> nms_iou 0.6, threshold 0.7)"
+    assert f"a new run, not {first.folder.name} continued: another detector settings {change}" in printed
+    job = tmp_path / "job.yaml"
+    job.write_text((ROOT / "pipeline" / "jobs" / "dog_breeds.yaml").read_text() + "threshold: 0.5\n")
+    named, _ = run_job("--job", str(job))
+    simulated.detector_settings["threshold"] = 0.4
+    again, _ = run_job("--job", str(job))
+    assert again.folder == named.folder
+
+
+def test_another_job_is_another_run_and_is_said(run_job: RunJob, tmp_path: Path) -> None:
+    first, _ = run_job()
+    job = tmp_path / "dog_breeds.yaml"
+    job.write_text(
+        (ROOT / "pipeline" / "jobs" / "dog_breeds.yaml").read_text().replace("max_tokens: ", "max_tokens: 1")
+    )
+    second, printed = run_job("--job", str(job))
+    assert second.folder != first.folder
+    assert f"a new run, not {first.folder.name} continued: another job" in printed
 
 
 def test_a_named_folder_does_not_mix_two_runs(run_job: RunJob, simulated: Simulated) -> None:
