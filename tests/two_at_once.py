@@ -1,7 +1,7 @@
 """Which tests stay together where two run at once (`pytest -n 2`), as a plugin of the test run.
 
 The stack, in containers and as processes, is one group: it is started once, and no test meets another's requests or
-faults. A file that starts services of its own is a group; unit tests share nothing and go where there is room.
+faults. Each other file is a group, so that what its tests share is made once.
 
 xdist has marks for this (`--dist loadgroup`). With pytest 9.2 they are ignored without a word (pytest-xdist, issue
 1386), so the scheduler is told here.
@@ -24,13 +24,11 @@ OWN_SERVICES = frozenset(
 def group(nodeid: str) -> str:
     """The name of the group that a test belongs to."""
     path = nodeid.partition("::")[0]
-    if path.startswith("tests/stack/") and path not in OWN_SERVICES:
-        return "stack"
-    return nodeid if path.startswith("tests/unit/") else path
+    return "stack" if path.startswith("tests/stack/") and path not in OWN_SERVICES else path
 
 
 # The longest first, so that the small ones fill what is left at the end.
-ORDER = ("stack", "tests/stack/", "tests/browser/", "tests/contract/", "tests/unit/")
+ORDER = ("stack", "tests/stack/", "tests/unit/test_ladder.py", "tests/browser/", "tests/contract/", "tests/unit/")
 
 
 def place(nodeid: str) -> int:

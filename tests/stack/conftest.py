@@ -64,17 +64,28 @@ class RunningStack:
         return {name: int(pid) for name, pid in re.findall(r"^(\w+)\s+ready\s+(\d+)", shown, re.MULTILINE)}
 
 
-@pytest.fixture(scope="session")
-def stack(cache_dir: Path) -> Iterator[RunningStack]:
-    """The CPU stack on free ports, up; down again at the end."""
+def up_and_down(engine: str, state: Path) -> Iterator[RunningStack]:
+    """The CPU stack on free ports: up, and down again when it has been used; its caches stay for the next test run."""
     environment_python("operator")
     ports = {"STACK_VLLM_PORT": str(free_port()), "STACK_DETECTOR_PORT": str(free_port())}
-    running = RunningStack(
-        {"STACK_STATE": str(cache_dir / "stack"), "STACK_ENGINE": "process", "STACK_DEVICE": "cpu", **ports}
-    )
+    running = RunningStack({"STACK_ENGINE": engine, "STACK_STATE": str(state), "STACK_DEVICE": "cpu", **ports})
     running.operate("down")  # what a killed test run may have left
     up = running.operate("up")
     assert up.returncode == 0, up.stdout + up.stderr
     yield running
     down = running.operate("down")
     assert down.returncode == 0, down.stdout + down.stderr
+
+
+# Both go when the last test of this folder has ended, and not when all have: taking them down takes 20 s, in which the
+# other test process can work on.
+@pytest.fixture(scope="package")
+def stack(cache_dir: Path) -> Iterator[RunningStack]:
+    """The stack as processes."""
+    yield from up_and_down("process", cache_dir / "stack")
+
+
+@pytest.fixture(scope="package")
+def containers(cache_dir: Path) -> Iterator[RunningStack]:
+    """The stack in containers."""
+    yield from up_and_down("compose", cache_dir / "containers")
