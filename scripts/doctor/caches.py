@@ -46,7 +46,7 @@ def on_host(context: Context) -> list[Finding]:
     """The folders on this host."""
     state = context.settings.state
     findings = [writable("state folder", state, "correct its owner, or set STACK_STATE")]
-    if context.settings.engine == "compose":  # the caches are in volumes
+    if context.in_containers:  # the caches are in volumes
         return findings
     remedy = "correct its owner, or set STACK_STATE or VLLM_CACHE_ROOT elsewhere"
     if not errors(findings) or not cache_root(state).is_relative_to(state):  # told once is enough
@@ -69,7 +69,7 @@ def require(context: Context) -> None:
         findings += [
             room("disk", path, LEAST_GIB, f"free some space there, or {other} elsewhere")
             for path, other in places.items()
-            if context.settings.engine != "compose"
+            if not context.in_containers
         ]
     if wrong := errors(findings):
         raise StackError(
@@ -79,7 +79,7 @@ def require(context: Context) -> None:
 
 def volumes(context: Context) -> list[Finding]:
     """The container's user may write its cache volumes: one that was made by hand belongs to root."""
-    if context.settings.engine == "process":
+    if not context.in_containers:
         return []
     tag = IMAGES[OF_DEVICE[context.device][1]].tag
     findings = []

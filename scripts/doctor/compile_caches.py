@@ -13,7 +13,7 @@ from scripts.settings import StackError
 
 def check(context: Context) -> list[Finding]:
     """The folders of this host; those in a container's volume `make clean` lists, when it removes the old ones."""
-    if context.settings.engine == "compose":
+    if context.in_containers:
         return []
     if context.preset is None:
         return [Finding("compile cache", "unchecked", "this host has no preset")]

@@ -341,6 +341,14 @@ def test_a_service_elsewhere_uses_no_port_of_this_host(host: Hosts) -> None:
         assert [each.severity for each in ports.check(here)] == ["ok", "ok"]
 
 
+def test_containers_need_no_cache_of_this_host(programs: Programs, host: Hosts, tmp_path: Path) -> None:
+    """Also where nobody asked for containers, but Docker is there and has the images."""
+    (tmp_path / "hf").touch()  # where processes would keep models: a file
+    programs(docker="echo there")
+    assert {each.severity for each in caches.check(host(engine="auto", preset="l4"))} == {"ok"}
+    assert "is a file" in one(caches.check(host(engine="process", preset="l4")), "error").found
+
+
 def test_a_model_in_the_containers_volume_is_there(containers: Hosts, simulated_hub: Hub) -> None:
     here = containers({"HF_ENDPOINT": simulated_hub.url}, preset="l4")
     assert one(hub.check(here), "ok").found.startswith("not asked")
