@@ -204,8 +204,9 @@ def build(image: Image, logs: Path, console: Console) -> None:
     """
     # --force-rm: a step that failed or was interrupted leaves no container.
     command = ["docker", "build", "--force-rm", "--file", str(DOCKERFILE), "--target", image.target, "--tag", image.tag]
-    if image.environment:
-        command += ["--build-arg", f"ENVIRONMENT={image.environment}"]
+    # Docker's classic builder makes every stage before its target: also the environment that vLLM's own image does
+    # without, for which the smallest will do. BuildKit leaves it out.
+    command += ["--build-arg", f"ENVIRONMENT={image.environment or 'pipeline'}"]
     found = substitutes()
     for name, base in found.items():
         command += ["--build-arg", f"{name}={base}"]

@@ -520,7 +520,8 @@ def test_ctrl_c_during_a_build_leaves_no_container(tmp_path: Path) -> None:
     )
 
     def build(step: str) -> subprocess.Popen[str]:
-        (tmp_path / "Dockerfile").write_text(f"FROM {base} AS step\nRUN {step}\n")
+        bases = f"ARG BASE_IMAGE={base}\nARG VLLM_IMAGE={base}\n"
+        (tmp_path / "Dockerfile").write_text(f"{bases}FROM ${{BASE_IMAGE}} AS step\nRUN {step}\n")
         return subprocess.Popen(
             [environments.python("operator"), "-c", program],
             cwd=ROOT,
