@@ -15,16 +15,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import RunStopped, UsageError
 from pipeline.objects import NoObject, Objects, StoreError, refuse
-from pipeline.run_folder import CONTENTS, PUBLISHED, read_manifest, write_atomically
-
-MANIFEST = "run.json"
-COMMITTED = ".parts/committed.jsonl"
+from pipeline.run_folder import (
+    COMMITTED,
+    CONTENTS,
+    MANIFEST,
+    PUBLISHED,
+    read_manifest,
+    remove_run,
+    write_atomically,
+)
 
 # The order of publication; what is not named comes before. Nothing is there before what it speaks of.
 LAST = ("report.html", "images.parquet", "detections.parquet", COMMITTED, MANIFEST)
@@ -44,7 +48,7 @@ class Publication:
         self.objects = objects
 
     def fetch(self, force: bool) -> str | None:
-        """Bring the published run here, unless the folder is where it came from; with `force` neither is looked at.
+        """Bring the published run here, unless the folder is where it came from; with `force` that is not looked at.
 
         Returns what a person should know of it, if anything.
 
@@ -53,12 +57,14 @@ class Publication:
         """
         try:
             manifest, known = self._there(MANIFEST), self._known()
-            if manifest is not None and digest(manifest) in known["manifests"] and not force:
-                return None  # what is here was published, or comes after it
-            if manifest is None or force:
-                self._note({"manifests": [digest(manifest)], "committed": None, "files": {}})
+            if force:
+                return None  # what is known of it leaves with the run that is here
+            if manifest is None:
+                self._note({"manifests": [None], "committed": None, "files": {}})
                 return None
-            if digest(self._here(COMMITTED)) not in (None, known["committed"]):
+            if digest(manifest) in known["manifests"]:
+                return None  # what is here was published, or comes after it
+            if digest(self._here(COMMITTED) or None) not in (None, known["committed"]):
                 raise UsageError(
                     f"output: {self.address} holds this run as another host went on with it, and {self.folder} has "
                     "work that is not in it: give another --run-name, or remove one of the two"
@@ -76,10 +82,15 @@ class Publication:
     def begin(self) -> None:
         """Put the manifest of the run that begins there: it shows others that it runs, and us that we may write.
 
+        Of a run that begins anew, parts of an earlier one do not count there from now on.
+
         Raises:
             UsageError: we may not.
         """
         try:
+            if self._here(COMMITTED) is None and self._there(COMMITTED):
+                (self.folder / COMMITTED).touch()
+                self._copy([COMMITTED])
             self._put_manifest()
         except StoreError as error:
             raise refuse("output", self.address, error) from error
@@ -154,16 +165,18 @@ class Publication:
         self.objects.copy((str((self.folder / name).absolute()), f"{self.address}/{name}") for name in names)
 
     def _replace(self) -> None:
-        """Have the published run here in place of what there is."""
-        for name in CONTENTS:
-            path = self.folder / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+        """Have the published run here in place of what there is; cut short, it is brought again."""
+        remove_run(self.folder)
         found = [address.removeprefix(f"{self.address}/") for address, _ in self.objects.list(f"{self.address}/")]
         names = [name for name in found if name.split("/")[0] in CONTENTS and ".." not in name.split("/")]
         for folder in {(self.folder / name).parent for name in names}:
             folder.mkdir(parents=True, exist_ok=True)
-        for some in ([name for name in names if name not in LAST], [name for name in LAST if name in names]):
-            self.objects.copy((f"{self.address}/{name}", str((self.folder / name).absolute())) for name in some)
+        counts = (MANIFEST, COMMITTED)
+        self.objects.copy(
+            (f"{self.address}/{name}", str((self.folder / name).absolute())) for name in names if name not in counts
+        )
+        for name in counts:  # whose they are before that they count
+            if (content := self._there(name)) is not None:
+                if name == COMMITTED:
+                    self._note(self._known() | {"committed": digest(content)})
+                write_atomically(self.folder / name, content)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -140,7 +140,10 @@ def run(settings: Settings, console: Console) -> Run:
         if publication and (said := publication.fetch(settings.force)):
             console.print(said, highlight=False, soft_wrap=True)
 
-    with run_folder.open_run_folder(folder, identity, settings.force, fetch):
+    opening = f"removing the run in {folder}" if settings.force else f"opening {folder}"
+    with ExitStack() as opened:
+        with display.waiting(console, opening):
+            opened.enter_context(run_folder.open_run_folder(folder, identity, settings.force, fetch))
         reader = Reader(objects)
         return execute(settings, console, job, sources, reader, services, identity, folder, publication, measured)
 

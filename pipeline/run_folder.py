@@ -9,53 +9,75 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import UsageError
 
+MANIFEST = "run.json"
+# The parts that count: without this file nothing of a run does.
+COMMITTED = ".parts/committed.jsonl"
+
 # What a run makes in its folder; nothing else is ever removed from it.
 CONTENTS = (
     "images.parquet",
     "detections.parquet",
     "report.html",
-    "run.json",
+    "stall.txt",
     "crops",
     "annotated",
     "profile",
     ".parts",
+    MANIFEST,
 )
 # What the folder is held with, and what is known of its copy in a bucket.
 LOCK = ".lock"
 PUBLISHED = ".published"
 
 
+def partial(path: Path) -> Path:
+    """Where a file is until it is whole."""
+    return path.with_name(f".{path.name}.partial")
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[BinaryIO]:
+    """A handle to write a file that is there completely or not at all, also after a power cut.
+
+    Raises:
+        OSError: it cannot be written; nothing of it is left.
+    """
+    fresh = partial(path)
+    try:
+        with fresh.open("wb") as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        fresh.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            fresh.unlink(missing_ok=True)
+        raise
+
+
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that is there completely or not at all, also after a power cut."""
-    fresh = path.with_name(f".{path.name}.partial")
-    with fresh.open("wb") as handle:
+    """Write a file that is there completely or not at all."""
+    with whole(path) as handle:
         handle.write(content)
-        handle.flush()
-        os.fsync(handle.fileno())
-    fresh.replace(path)
 
 
 def write_table(table: pa.Table, path: Path) -> None:
     """Write a Parquet file that is there completely or not at all."""
-    fresh = path.with_name(f".{path.name}.partial")
-    with fresh.open("wb") as handle:
+    with whole(path) as handle:
         pq.write_table(table, handle, compression="zstd")
-        handle.flush()
-        os.fsync(handle.fileno())
-    fresh.replace(path)
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The folder's run.json; None where there is none that can be read."""
     try:
-        manifest = json.loads((folder / "run.json").read_text())
+        manifest = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError):
         return None
     return manifest if isinstance(manifest, dict) else None
@@ -63,7 +85,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Write run.json."""
-    write_atomically(folder / "run.json", (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())
+    write_atomically(folder / MANIFEST, (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def differences(identity: dict[str, Any], other: dict[str, Any]) -> list[str]:
@@ -87,7 +109,7 @@ def open_run_folder(
     files from elsewhere before they are looked at.
 
     Raises:
-        UsageError: another run writes there, the folder holds something else, or it cannot be written.
+        UsageError: another run writes there, the folder holds something else, or it cannot be locked or written.
     """
     cannot = f"output: {folder} cannot be written"
     remedy = "give a folder of yours with OUTPUT=... or --output"
@@ -101,6 +123,11 @@ def open_run_folder(
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UsageError(f"output: another run writes to {folder}: wait for it, or give a --run-name") from error
+        except OSError as error:
+            raise UsageError(
+                f"output: {folder} cannot be locked ({error.strerror}), so two runs could write there at once: give a "
+                "folder on a file system with locks, with OUTPUT=... or --output"
+            ) from error
         try:
             fetch()
             prepare(folder, identity, force)
@@ -115,25 +142,54 @@ def prepare(folder: Path, identity: dict[str, Any], force: bool) -> None:
     Raises:
         UsageError: it holds something else.
     """
+    for name in (*CONTENTS, PUBLISHED):  # of a write that was cut short
+        partial(folder / name).unlink(missing_ok=True)
     manifest = read_manifest(folder)
     if manifest is None:
         strange = [path.name for path in folder.iterdir() if path.name not in (LOCK, PUBLISHED, *CONTENTS)]
         if strange:
             raise UsageError(f"output: {folder} holds other things ({strange[0]}): give another --run-name or --output")
+        if (folder / COMMITTED).exists() and not force:
+            raise UsageError(
+                f"output: {folder} holds rows, and no {MANIFEST} that says of which run: give another --run-name, or "
+                "begin it anew with --force"
+            )
     elif not force and (changed := differences(identity, manifest.get("identity", {}))):
         raise UsageError(
             f"output: {folder} holds a run with another {', '.join(changed)}: give another --run-name, or begin it "
             "anew with --force"
         )
     if force:
-        for name in CONTENTS:
-            path = folder / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+        remove_run(folder)
+        (folder / PUBLISHED).unlink(missing_ok=True)
     for name in ("crops", "annotated", ".parts"):
         (folder / name).mkdir(exist_ok=True)
+
+
+def remove_run(folder: Path) -> None:
+    """Remove a run from its folder. At every moment there is all of it that counts, or nothing.
+
+    The list of its parts goes first, for good. `run.json`, which tells whose the rest is, goes last: the crops before
+    it may take minutes.
+    """
+    (folder / COMMITTED).unlink(missing_ok=True)
+    if (folder / COMMITTED).parent.exists():
+        sync_folder((folder / COMMITTED).parent)
+    for name in CONTENTS:
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have a folder's entries on the disk: what was renamed or removed in it stays so after a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def point_latest_at(folder: Path) -> None:

@@ -21,6 +21,7 @@ from rich.console import Console
 from pipeline import settings as pipeline_settings
 from pipeline.errors import RunStopped, UsageError
 from pipeline.run import Run, run
+from pipeline.run_folder import write_atomically
 from scripts.bench.simulated import Simulated
 from tests.conftest import ROOT, Cli
 from tests.parquet_reads import Reads
@@ -213,6 +214,86 @@ def test_another_host_goes_on_from_what_was_published(
     (tmp_path / "one").rename(tmp_path / "work")
     third, _ = run_job(photos, output=THERE)
     assert (asked(simulated), rows(third, "detections")) == (0, expected)
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+def dies_at(call: int, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, but that the process is killed before its `call`-th call (from 0)."""
+    calls = itertools.count()
+
+    def do(*arguments: Any, **named: Any) -> Any:
+        if next(calls) == call:
+            raise Killed
+        return function(*arguments, **named)
+
+    return do
+
+
+@pytest.mark.parametrize(
+    "killed_at",
+    ["pipeline.publish.Publication._put_manifest", "pipeline.run.make_clients"],
+    ids=["before its manifest is there", "before its first row"],
+)
+def test_no_host_goes_on_from_what_was_begun_anew(
+    run_job: RunJob,
+    simulated: Simulated,
+    store: Store,
+    photos: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    killed_at: str,
+) -> None:
+    run_job(photos, output=THERE)
+    with monkeypatch.context() as patched:
+        patched.setattr(killed_at, dies_at(0, lambda: None))
+        with pytest.raises(Killed):
+            run_job(photos, "--force", output=THERE)
+    move_to_another_host(tmp_path, "one")
+    asked(simulated)
+    done, printed = run_job(photos, output=THERE)
+    assert asked(simulated) == len(PICTURES)
+    assert "done already" not in printed
+    assert set(outcomes(done).values()) == {"detected", "failed"}
+
+
+def test_beginning_anew_that_was_killed_on_this_host_goes_on_anew(
+    run_job: RunJob, simulated: Simulated, store: Store, photos: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_job(photos, output=THERE)
+    with monkeypatch.context() as patched:
+        patched.setattr("pipeline.run.make_clients", dies_at(0, lambda: None))
+        with pytest.raises(Killed):
+            run_job(photos, "--force", output=THERE)
+    asked(simulated)
+    _, printed = run_job(photos, output=THERE)
+    assert asked(simulated) == len(PICTURES)
+    assert "published" in printed
+
+
+@pytest.mark.parametrize("call", range(4))
+def test_taking_a_run_over_that_was_cut_short_is_done_again(
+    run_job: RunJob,
+    simulated: Simulated,
+    store: Store,
+    photos: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    call: int,
+) -> None:
+    """Killed before each file that is written here: whose the run is, what is known of it, its list of parts."""
+    run_job(photos, output=THERE)
+    move_to_another_host(tmp_path, "one")
+    with monkeypatch.context() as patched:
+        patched.setattr("pipeline.publish.write_atomically", dies_at(call, write_atomically))
+        with pytest.raises(Killed):
+            run_job(photos, output=THERE)
+    asked(simulated)
+    _, printed = run_job(photos, output=THERE)
+    assert asked(simulated) == 0
+    assert "7 are done already" in printed
 
 
 def test_two_hosts_do_not_overwrite_each_other(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -20,7 +21,7 @@ from aiohttp import web
 from rich.console import Console
 
 from pipeline import settings as pipeline_settings
-from pipeline.errors import UsageError
+from pipeline.errors import RunStopped, UsageError
 from pipeline.run import Run, run
 from scripts.bench.kills import BOXES, kill_and_resume
 from scripts.bench.simulated import ANSWER, Simulated
@@ -419,3 +420,16 @@ def test_a_full_disk_is_a_clear_stop_and_the_rest_follows_when_there_is_room(
     counts = json.loads((tmp_path / "run.json").read_text())["counts"]
     assert counts["images"] == {"total": 200, "detected": 200, "no_object": 0, "failed": 0, "not_reached": 0}
     assert counts["detections"] == {"total": 200, "answered": 200, "failed": 0}
+
+
+def test_a_disk_that_is_full_from_the_beginning_is_no_trouble_when_there_is_room(
+    run_job: RunJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(RunStopped, match="No space left on device: make room, then"):
+            run_job()
+    assert run_job()[0].status == "complete"
