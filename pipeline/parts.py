@@ -8,7 +8,6 @@ a retry failed where there were answers.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import tables
-from pipeline.run_folder import write_atomically, write_table
+from pipeline.run_folder import COMMITTED, sync_disk, sync_folder, write_atomically, write_table
 from pipeline.sources import Source
 
 # A part is committed when it has this many images or detections or is this old: what a crash can cost, and what is in
@@ -34,15 +33,15 @@ class Parts:
     """The parts of one run's folder, old and new."""
 
     def __init__(self, folder: Path, properties: dict[str, dict[str, Any]]) -> None:
-        self.folder = folder / ".parts"
-        self.committed = self.folder / "committed.jsonl"
+        self.committed = folder / COMMITTED
+        self.folder = self.committed.parent
         self.schemas = {"images": tables.IMAGES, "detections": tables.detections_schema(properties)}
         self.names = self._read_committed()
         self.rows: dict[str, list[dict[str, Any]]] = {name: [] for name in NAMES}
         self.begun = time.monotonic()
 
     def _read_committed(self) -> list[str]:
-        """The committed parts, in order. A last line that a crash cut off was never committed."""
+        """The committed parts, in order; those before a line that cannot be read."""
         if not self.committed.exists():
             return []
         names, text = [], self.committed.read_text()
@@ -51,9 +50,6 @@ class Parts:
                 names.append(json.loads(line)["part"])
             except (ValueError, LookupError):
                 break
-        whole = "".join(json.dumps({"part": name}) + "\n" for name in names)
-        if text != whole:  # the next line begins on a line of its own
-            write_atomically(self.committed, whole.encode())
         return names
 
     def add(self, image: dict[str, Any], detections: Iterable[dict[str, Any]]) -> None:
@@ -62,8 +58,9 @@ class Parts:
         Raises:
             OSError: the part cannot be written.
         """
+        added = list(detections)
         self.rows["images"].append(image)
-        self.rows["detections"].extend(detections)
+        self.rows["detections"].extend(added)
         full = len(self.rows["images"]) >= PART_IMAGES or len(self.rows["detections"]) >= PART_DETECTIONS
         if full or time.monotonic() - self.begun > PART_S:
             self.commit()
@@ -80,11 +77,11 @@ class Parts:
         part = f"{len(self.names):06}"
         for name, rows in self.rows.items():
             write_table(pa.Table.from_pylist(rows, schema=self.schemas[name]), self.folder / f"{name}-{part}.parquet")
-        os.sync()  # the crops that the rows name, and the folders' entries, are on the disk before the line says so
-        with self.committed.open("a") as handle:
-            handle.write(json.dumps({"part": part}) + "\n")
-            handle.flush()
-            os.fsync(handle.fileno())
+        sync_disk(self.folder)  # the crops that the rows name, and the folders' entries, before the line says so
+        # As a whole, for half a line on a full disk would hide those that follow it.
+        lines = "".join(json.dumps({"part": name}) + "\n" for name in (*self.names, part))
+        write_atomically(self.committed, lines.encode())
+        sync_folder(self.folder)
         self.names.append(part)
         for rows in self.rows.values():
             rows.clear()
@@ -181,16 +178,12 @@ def resolve_duplicates(images: dict[str, dict[str, Any]], listed: set[str]) -> l
 
 def still_to_do(sources: list[Source], latest: dict[str, dict[str, Any]], retry: set[str]) -> list[Source]:
     """The sources that have no committed rows, have changed since, wait for their original, or are to be retried."""
-    asked = {
-        row["key"] for path, row in latest.items() if row["outcome"] in tables.IMAGE_OUTCOMES and path not in retry
-    }
 
-    def done(source: Source) -> bool:
+    def stale(source: Source) -> bool:
         row = latest.get(source.shown)
-        if row is None or source.shown in retry:
-            return False
-        if row["outcome"] == tables.DUPLICATE and row["key"] not in asked:
-            return False
-        return bool(row["version"] == source.version)
+        return row is None or source.shown in retry or row["version"] != source.version
 
-    return [source for source in sources if not done(source)]
+    todo = {source.shown for source in sources if stale(source)}
+    asked = {row["key"] for path, row in latest.items() if row["outcome"] in tables.IMAGE_OUTCOMES and path not in todo}
+    orphans = {path for path, row in latest.items() if row["outcome"] == tables.DUPLICATE and row["key"] not in asked}
+    return [source for source in sources if source.shown in todo or source.shown in orphans]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import json
 import os
@@ -183,13 +184,38 @@ def remove_run(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def descriptor(folder: Path) -> Iterator[int]:
+    """An open folder."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        yield opened
+    finally:
+        os.close(opened)
+
+
 def sync_folder(folder: Path) -> None:
     """Have a folder's entries on the disk: what was renamed or removed in it stays so after a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with descriptor(folder) as opened:
+        os.fsync(opened)
+
+
+def sync_disk(folder: Path) -> None:
+    """Have all on the disk that was written to the folder's file system: thousands of crops at the price of one.
+
+    Linux can do that for one file system. `os.sync`, for the rest, waits for all of them, also for a server's that is
+    gone.
+
+    Raises:
+        OSError: something could not be written.
+    """
+    syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
+    if syncfs is None:
+        os.sync()
+        return
+    with descriptor(folder) as opened:
+        if syncfs(opened):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(folder))
 
 
 def point_latest_at(folder: Path) -> None:

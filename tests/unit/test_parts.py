@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +152,20 @@ def test_a_duplicate_whose_original_is_missing_is_to_be_done(folder: Path) -> No
     assert still_to_do([Source(b"a", "5-10")], parts.latest(), set()) == [Source(b"a", "5-10")]
 
 
+def test_a_duplicate_whose_original_has_changed_is_to_be_done(folder: Path) -> None:
+    """Nobody would have its answers any more; one of an original that is merely not listed any more has them."""
+    parts = Parts(folder, PROPERTIES)
+    parts.add(image("a", "same"), [found("a")])
+    parts.add(image("b", "same", "duplicate"), [])
+    parts.commit()
+    a, changed, b = Source(b"a", "5-10"), Source(b"a", "6-11"), Source(b"b", "5-10")
+    assert still_to_do([a, b], parts.latest(), set()) == []
+    assert still_to_do([changed, b], parts.latest(), set()) == [changed, b]
+    assert still_to_do([a, b], parts.latest(), {"a"}) == [a, b]
+    assert still_to_do([b], parts.latest(), set()) == []
+    assert parts.merge({"b"})["images"]["outcome"].to_pylist() == ["detected"]
+
+
 @pytest.mark.parametrize(
     ("source", "retry", "todo"),
     [
@@ -167,7 +183,7 @@ def test_what_is_still_to_do(folder: Path, source: Source, retry: set[str], todo
     assert bool(still_to_do([source], parts.latest(), retry)) is todo
 
 
-def test_a_start_writes_nothing_where_all_is_whole(folder: Path) -> None:
+def test_a_start_writes_nothing(folder: Path) -> None:
     """On a full disk a file that is written anew is a file that is lost."""
     parts = Parts(folder, PROPERTIES)
     parts.add(image("a"), [found("a")])
@@ -176,6 +192,25 @@ def test_a_start_writes_nothing_where_all_is_whole(folder: Path) -> None:
     assert Parts(folder, PROPERTIES).names == ["000000"]
     after = parts.committed.stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+
+
+def test_a_list_of_parts_that_cannot_be_written_stays_as_it_was(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a disk that fills up, and finds room again before the run has ended."""
+    parts = Parts(folder, PROPERTIES)
+    parts.add(image("a"), [])
+    parts.commit()
+    parts.add(image("b"), [])
+    with monkeypatch.context() as patched:
+        patched.setattr(parts_module, "sync_disk", lambda folder: patched.setattr(os, "fsync", full))
+        with pytest.raises(OSError, match="No space left"):
+            parts.commit()
+    assert Parts(folder, PROPERTIES).names == ["000000"]
+    parts.commit()
+    assert Parts(folder, PROPERTIES).merge({"a", "b"})["images"]["path"].to_pylist() == ["a", "b"]
+
+
+def full(descriptor: int) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_many_detections_are_committed_before_many_images(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -264,6 +264,18 @@ def test_duplicates_are_asked_once(run_job: RunJob, simulated: Simulated, photos
     assert again.manifest["counts"]["detections"]["answered"] == 13
 
 
+def test_a_duplicate_is_asked_about_when_its_original_has_changed(
+    run_job: RunJob, simulated: Simulated, photos: Path
+) -> None:
+    (photos / "copy.jpg").write_bytes((photos / "0.jpg").read_bytes())
+    run_job()
+    (photos / "0.jpg").write_bytes(encoded(gradient(500, 400)))
+    simulated.model.bodies.clear()
+    done, _ = run_job()
+    assert (done.status, len(simulated.model.bodies)) == ("complete", 1 + 2)
+    assert done.manifest["counts"]["images"]["detected"] == 11
+
+
 @pytest.fixture
 def start(simulated: Simulated, photos: Path, tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     """Start a run as a process of its own."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import itertools
@@ -22,6 +23,7 @@ from pipeline.run_folder import (
     open_run_folder,
     prepare,
     read_manifest,
+    sync_disk,
     write_atomically,
     write_manifest,
 )
@@ -142,3 +144,14 @@ def test_a_file_system_without_locks_is_told(tmp_path: Path, monkeypatch: pytest
         open_run_folder(tmp_path / "run", MINE, force=False),
     ):
         pass
+
+
+def test_only_the_runs_own_disk_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But where the platform has no such call."""
+    waited: list[str] = []
+    monkeypatch.setattr(os, "sync", lambda: waited.append("for all"))
+    sync_disk(tmp_path)
+    assert waited == []
+    monkeypatch.setattr(ctypes, "CDLL", lambda name, use_errno: object())
+    sync_disk(tmp_path)
+    assert waited == ["for all"]
