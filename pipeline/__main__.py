@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 
 from rich.console import Console
@@ -30,11 +31,14 @@ def main(arguments: list[str]) -> int:
     """0: every row is accounted for. 1: stopped, or every row failed. 2: a usage error. 130: interrupted."""
     from pipeline.settings import load
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # how containers and schedulers say Ctrl-C
+
     console = Console(stderr=False)
     try:
         settings = load(arguments)
         from pipeline.display import show_next, show_summary  # after the settings: a wrong one is told at once
-        from pipeline.run import INTERRUPTED, STOPPED, run
+        from pipeline.interrupts import INTERRUPTED
+        from pipeline.run import STOPPED, run
 
         collect_rarely()
         done = run(settings, console)

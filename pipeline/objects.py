@@ -7,7 +7,7 @@ server other than Amazon's is named by its endpoint.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,8 +126,10 @@ class Objects:
         except Exception as error:
             raise explain(error) from error
 
-    def copy(self, pairs: Iterable[tuple[str, str]]) -> None:
+    def copy(self, pairs: Iterable[tuple[str, str]], moved: Callable[[], None] = lambda: None) -> None:
         """Copy each first place to its second one; either may be a file's path or an object's address.
+
+        `moved` is called now and then while it goes on.
 
         Raises:
             StoreError: a copy failed; others may have been made.
@@ -143,7 +145,7 @@ class Objects:
         )
         try:
             for _ in frame.to_arrow_iter():
-                pass
+                moved()
         except Exception as error:
             raise explain(error) from error
 

@@ -23,7 +23,7 @@ class Phase(Shape):
     """One part of the run's wall time; phases follow each other without overlap.
 
     list (images), probe (services), prepare (folder, what is done already), start (of the flow, until its first row),
-    flow, write (tables), report.
+    flow, write (tables), finish (the services' last word), report.
     """
 
     name: str

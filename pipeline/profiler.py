@@ -27,7 +27,7 @@ from pipeline.settings import Settings
 # The phases of a run, in order. "start" lasts from the flow's beginning to its first row.
 LIST, PROBE, PREPARE, START, FLOW = "list", "probe", "prepare", "start", "flow"
 # "finish" is the last look at the services, and the end of the connections to them.
-FINISH, WRITE, REPORT = "finish", "write", "report"
+WRITE, FINISH, REPORT = "write", "finish", "report"
 
 
 def cores() -> int:
@@ -74,9 +74,15 @@ class Profiler:
     def flow_ended(self) -> None:
         """The flow has come to its end, or was cut short. Call it where `flow_begins` was: rows are collected there."""
         if self._sampler is not None:
-            self.phase(FINISH)
             self.account.collect.count(0, cpu_s=time.thread_time() - self._main_cpu_s)
             self._sampler.stop()
+        self.phase(WRITE)
+
+    def finish(self) -> None:
+        """What was done is written: wait for the last that the services say of themselves."""
+        if self._sampler is not None:
+            self.phase(FINISH)
+            self._sampler.finish()
 
     @property
     def cpu_s(self) -> float:

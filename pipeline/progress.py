@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,7 +30,6 @@ class Progress:
     """Rows that came out of the flow: detections, and images that have none."""
     lately: deque[bool] = field(default_factory=lambda: deque(maxlen=LATELY_ROWS))
     """Whether a service failed them: the last rows, by which a run is judged."""
-    last_row: float = field(default_factory=time.monotonic)
 
     @property
     def done(self) -> int:
@@ -47,7 +45,6 @@ class Progress:
         """Count one row of the flow."""
         self.rows += 1
         self.lately.append(stage_failed in ("fetch", "detect", "ask"))
-        self.last_row = time.monotonic()
 
     def image(self, outcome: str, detections: list[dict[str, Any]]) -> None:
         """Count one complete image."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +96,8 @@ class Publication:
         except StoreError as error:
             raise refuse("output", self.address, error) from error
 
-    def publish(self) -> int:
-        """Put what is new or has changed there; the number of files.
+    def publish(self, moved: Callable[[], None] = lambda: None) -> int:
+        """Put what is new or has changed there; the number of files. `moved` is called now and then.
 
         Raises:
             RunStopped: the store does not take it, or another host has taken the run over.
@@ -107,7 +108,7 @@ class Publication:
         try:
             if digest(self._there(MANIFEST)) not in known["manifests"]:
                 raise RunStopped(f"{self.address} was written by another run meanwhile, and is left alone; {safe}")
-            self._copy([name for name in changed if name not in LAST])
+            self._copy([name for name in changed if name not in LAST], moved)
             for name in LAST[:-1]:
                 self._copy([name] if name in changed else [])
             self._put_manifest()
@@ -160,9 +161,10 @@ class Publication:
                     found[relative] = f"{status.st_mtime_ns}-{status.st_size}"
         return found
 
-    def _copy(self, names: list[str]) -> None:
+    def _copy(self, names: list[str], moved: Callable[[], None] = lambda: None) -> None:
         """Put files there."""
-        self.objects.copy((str((self.folder / name).absolute()), f"{self.address}/{name}") for name in names)
+        pairs = ((str((self.folder / name).absolute()), f"{self.address}/{name}") for name in names)
+        self.objects.copy(pairs, moved)
 
     def _replace(self) -> None:
         """Have the published run here in place of what there is; cut short, it is brought again."""

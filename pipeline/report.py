@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +40,12 @@ def write_report(
     reader: Reader,
     redone: set[str],
     console: Console,
+    moved: Callable[[], None] = lambda: None,
 ) -> Path:
     """Write report.html and the annotated images into a run's folder.
 
     `written` holds the run's two tables; `sources` are the images, which `reader` reads again, `redone` the paths
-    that were done just now.
+    that were done just now. `moved` is called after each annotated image.
 
     Raises:
         OSError: the report cannot be written.
@@ -65,7 +66,12 @@ def write_report(
                 row["answer"] = [row[name] for name in job.properties] if row["outcome"] == tables.ANSWERED else []
                 found[row["path"]].append(row)
     by_path = {source.shown: source for source in sources}
-    with counted(console, "annotated images", len(drawn)) as advance:
+    with counted(console, "annotated images", len(drawn)) as count:
+
+        def advance() -> None:
+            count()
+            moved()
+
         copies = annotate_all(drawn, by_path, reader, folder, redone, advance)
     shown = [
         image | {"annotated": copies.get(image["path"]), "found": found[image["path"]]}

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,12 +18,13 @@ from rich.console import Console
 
 from pipeline import daft_plan, display, flow, profiler, run_folder, tables
 from pipeline.account import Account
+from pipeline.breakdown import AGAIN, explain, one_line
 from pipeline.clients.connect import Clients, make_clients
 from pipeline.clients.model import TOKENS
 from pipeline.collector import Collector
 from pipeline.errors import RunStopped
 from pipeline.held import Held
-from pipeline.interrupts import OneInterrupt
+from pipeline.interrupts import INTERRUPTED, OneInterrupt
 from pipeline.job import Job
 from pipeline.job import load as load_job
 from pipeline.kept import KeptAnswers
@@ -38,10 +39,9 @@ from pipeline.report import write_report
 from pipeline.settings import Settings
 from pipeline.sources import Reader, Source, list_images
 from pipeline.stop import Stop
-from pipeline.watch import Stream, follow
+from pipeline.watch import Stream, Watchdog, follow
 
 COMPLETE = "complete"
-INTERRUPTED = "interrupted"
 STOPPED = "stopped"
 
 
@@ -114,12 +114,12 @@ def retried(parts: Parts, latest: dict[str, dict[str, Any]]) -> tuple[set[str], 
 def run(settings: Settings, console: Console) -> Run:
     """Run the settings' job over their images, or go on with a run of the same that was begun.
 
-    An interrupt (Ctrl-C), a service that stays away or a full disk end it early; what was done until then is kept, and
-    the next call does the rest.
+    An interrupt (Ctrl-C, SIGTERM), a service that stays away, a full disk or an error of ours end it early; what was
+    done until then is kept, and the next call does the rest.
 
     Raises:
         UsageError: something the user gave cannot work; nothing was asked of any image yet.
-        RunStopped: the folder cannot be written any more.
+        RunStopped: the folder cannot be written any more, or something broke before or after the rows were.
     """
     measured = Profiler()
     measured.phase(profiler.LIST)
@@ -145,6 +145,7 @@ def run(settings: Settings, console: Console) -> Run:
         with display.waiting(console, opening):
             opened.enter_context(run_folder.open_run_folder(folder, identity, settings.force, fetch))
         reader = Reader(objects)
+        opened.enter_context(one_line(folder))
         return execute(settings, console, job, sources, reader, services, identity, folder, publication, measured)
 
 
@@ -160,18 +161,11 @@ def say_if_another(folder: Path, identity: dict[str, Any], job: Job, console: Co
         )
 
 
-@contextmanager
-def told_when_full(folder: Path, stop: Stop) -> Iterator[None]:
-    """Say what to do when the run's folder cannot be written.
-
-    Raises:
-        RunStopped: it cannot.
-    """
-    try:
-        yield
-    except OSError as error:
-        why = stop.reason or f"cannot write {folder}: {error.strerror or error}: make room, then run again"
-        raise RunStopped(f"{why}; what was committed until then is safe") from error
+def lost(unended: int, listed: int) -> str | None:
+    """Why a run whose flow has ended is not complete: of `listed` images some have no rows; None when all have."""
+    if not unended:
+        return None
+    return f"the flow ended, but {unended} of {listed} images have no rows or too few: {AGAIN}"
 
 
 def execute(
@@ -186,13 +180,15 @@ def execute(
     publication: Publication | None,
     measured: Profiler,
 ) -> Run:
-    """Do what is still to do of a run, and write its folder."""
+    """Do what is still to do of a run, and write its folder.
+
+    Raises:
+        RunStopped: the folder cannot be written, or something broke that nobody expected.
+    """
     started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
-    stop = Stop()
-    with told_when_full(folder, stop):
-        parts = Parts(folder, job.properties)
+    parts = Parts(folder, job.properties)
     latest = parts.latest()
-    retry, kept = retried(parts, latest) if settings.retry_failed else (set[str](), KeptAnswers())
+    retry, answers = retried(parts, latest) if settings.retry_failed else (set[str](), KeptAnswers())
     todo = still_to_do(sources, latest, retry)
     redone = {source.shown for source in todo}
     known = flow.Keys(row["key"] for path, row in latest.items() if path not in redone and row["key"])
@@ -201,50 +197,70 @@ def execute(
         heading += f"; {len(sources) - len(todo)} are done already"
     console.print(heading, highlight=False, soft_wrap=True)
     manifest = begun(folder, started, identity, settings, job, services)
-    with told_when_full(folder, stop):
-        run_folder.write_manifest(folder, manifest)
+    run_folder.write_manifest(folder, manifest)
     if publication:
         publication.begin()
     listed = {source.shown for source in sources}
+    stop = Stop()
     held = Held(settings.bytes_in_flight, stop)
     account = measured.flow_begins(settings, job, len(todo)) if todo else Account.nowhere()
     clients = make_clients(settings, job, services, stop, account)
     collector = Collector(parts, Progress(total=len(todo)), account)
-    status = COMPLETE
-    with OneInterrupt() as interrupt:
-        try:
-            with display.live(console, collector.progress) as shown, daft_plan.recorded(folder, settings.profile):
-                if todo:
-                    stream = Stream(rows(todo, reader, job, clients, folder, known, kept, stop, held, account))
-                    follow(stream, collector, clients, settings, stop, shown)
-        except KeyboardInterrupt:
-            stop.pull("interrupted")
-            status = INTERRUPTED
-        interrupt.hold()
-        if stop.reason is not None and status == COMPLETE:
-            status = STOPPED
-        measured.flow_ended()
-        clients.close()
-        measured.phase(profiler.WRITE)
-        with told_when_full(folder, stop):
-            parts.commit()
-            written = parts.merge(listed)
-            for name, table in written.items():
-                run_folder.write_table(table, folder / f"{name}.parquet")
-            manifest |= {
-                "status": status,
-                "seconds": round(time.perf_counter() - clock, 3),
-                "done_before": len(sources) - len(todo),
-            }
-            manifest |= {"reason": stop.reason} if status == STOPPED else {}
-            manifest |= ended(written, len(listed), job)
-            run_folder.write_manifest(folder, manifest)
-    measured.phase(profiler.REPORT)
-    with told_when_full(folder, stop):
-        write_report(folder, manifest, written, job, sources, reader, redone, console)
+    with Watchdog(folder, settings.stall_limit_s, stop, clients) as watchdog:
+        with OneInterrupt(stop) as interrupt:
+            try:
+                with display.live(console, collector.progress) as shown, daft_plan.recorded(folder, settings.profile):
+                    if todo:
+                        stream = Stream(rows(todo, reader, job, clients, folder, known, answers, stop, held, account))
+                        follow(stream, collector, clients, settings, stop, watchdog, shown)
+            except Exception as error:
+                stop.pull(explain(error, folder))
+            interrupt.hold()
+            reason = stop.reason
+            measured.flow_ended()
+            watchdog.now(f"writing the rows into {folder}")
+            with kept(folder, manifest, reason):
+                parts.commit()
+                watchdog.moved()
+                written = parts.merge(listed)
+                for name, table in written.items():
+                    watchdog.moved()
+                    run_folder.write_table(table, folder / f"{name}.parquet")
+                unended = max(len(todo) - collector.progress.done, len(listed) - written["images"].num_rows)
+                reason = reason or lost(unended, len(listed))
+                manifest |= {
+                    "status": COMPLETE if reason is None else INTERRUPTED if reason == INTERRUPTED else STOPPED,
+                    "seconds": round(time.perf_counter() - clock, 3),
+                    "done_before": len(sources) - len(todo),
+                }
+                manifest |= {"reason": reason} if manifest["status"] == STOPPED else {}
+                manifest |= ended(written, len(listed), job)
+                run_folder.write_manifest(folder, manifest)
+            measured.finish()
+            clients.close()
+        measured.phase(profiler.REPORT)
+        watchdog.now(f"writing the report into {folder}")
+        write_report(folder, manifest, written, job, sources, reader, redone, console, watchdog.moved)
         run_folder.point_latest_at(folder)
         measured.write(folder)
         if publication:
-            published = publication.publish()
+            watchdog.now(f"publishing to {publication.address}")
+            published = publication.publish(watchdog.moved)
             console.print(f"published {published} files to {publication.address}", highlight=False, soft_wrap=True)
     return Run(folder, manifest)
+
+
+@contextmanager
+def kept(folder: Path, manifest: dict[str, Any], reason: str | None) -> Iterator[None]:
+    """Let run.json say that the run was stopped, and why, when the rows cannot be written.
+
+    Raises:
+        RunStopped: they cannot be.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = explain(error, folder) if reason in (None, INTERRUPTED) else reason
+        with suppress(OSError):
+            run_folder.write_manifest(folder, manifest | {"status": STOPPED, "reason": reason})
+        raise RunStopped(f"{reason}; what was committed until then is safe") from error

@@ -20,13 +20,16 @@ from pipeline.errors import UsageError
 MANIFEST = "run.json"
 # The parts that count: without this file nothing of a run does.
 COMMITTED = ".parts/committed.jsonl"
+# The stacks of a run that did not move any more, or that an error ended.
+STALL, ERROR = "stall.txt", "error.txt"
 
 # What a run makes in its folder; nothing else is ever removed from it.
 CONTENTS = (
     "images.parquet",
     "detections.parquet",
     "report.html",
-    "stall.txt",
+    STALL,
+    ERROR,
     "crops",
     "annotated",
     "profile",
@@ -163,6 +166,8 @@ def prepare(folder: Path, identity: dict[str, Any], force: bool) -> None:
     if force:
         remove_run(folder)
         (folder / PUBLISHED).unlink(missing_ok=True)
+    for name in (STALL, ERROR):  # of the last time
+        (folder / name).unlink(missing_ok=True)
     for name in ("crops", "annotated", ".parts"):
         (folder / name).mkdir(exist_ok=True)
 

@@ -25,6 +25,8 @@ SAMPLE_S = 0.25
 MOST_SAMPLES = 1200
 # How often the services are asked for their metrics, which costs them a few milliseconds.
 SERVICES_S = 1.0
+# How long a run waits for them at its beginning and at its end: two services that answer just in time.
+SERVICES_LIMIT_S = 2 * TIMEOUT_S
 
 
 @dataclass
@@ -142,25 +144,25 @@ class Sampler:
         self._began = now = time.perf_counter()
         self._tick = {name: Integrals.of(stage, now) for name, stage in stages.items()}
         self._sample = dict(self._tick)
-        self._threads = [threading.Thread(target=self._run, name="sampler", daemon=True)]
-        if services:
-            self._threads.append(threading.Thread(target=self._ask_services, name="service metrics", daemon=True))
+        self._looking = threading.Thread(target=self._run, name="sampler", daemon=True)
+        self._asking = threading.Thread(target=self._ask_services, name="service metrics", daemon=True)
+        self._asked = threading.Event()
 
     def start(self) -> None:
-        """Begin to look; the services are read once before."""
-        for service in self.services.values():
-            service.look(between=False)
-        for thread in self._threads:
-            thread.start()
+        """Begin to look; the services are read once before, but a page that drips is not waited for."""
+        self._asking.start()
+        self._asked.wait(SERVICES_LIMIT_S)
+        self._looking.start()
 
     def stop(self) -> None:
-        """Look a last time, and end."""
+        """Look at the stages a last time, and let the services be read once more, which `finish` waits for."""
         self._stop.set()
-        for thread in self._threads:
-            thread.join(timeout=2 * TIMEOUT_S)  # a page that drips must not hold up what is to be written
+        self._looking.join()
         self._look(keep=True)
-        for service in self.services.values():
-            service.look(between=False)
+
+    def finish(self) -> None:
+        """End, after `stop`."""
+        self._asking.join(SERVICES_LIMIT_S)
         self.gpus.close()
 
     def _run(self) -> None:
@@ -175,11 +177,17 @@ class Sampler:
         return time.perf_counter() - self._began
 
     def _ask_services(self) -> None:
+        self._ask_each(between=False)
+        self._asked.set()
         while not self._stop.wait(SERVICES_S):
             began = time.thread_time()
-            for service in self.services.values():
-                service.look()
+            self._ask_each(between=True)
             self.services_cpu_s += time.thread_time() - began
+        self._ask_each(between=False)
+
+    def _ask_each(self, between: bool) -> None:
+        for service in self.services.values():
+            service.look(between)
 
     def _look(self, keep: bool) -> None:
         now = time.perf_counter()

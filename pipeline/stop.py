@@ -13,7 +13,7 @@ class Stop:
     """Set once, with the first reason; safe from any thread."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal's handler may come while its thread holds it
         self.reason: str | None = None
 
     def __reduce__(self) -> tuple[type[Stop], tuple[()]]:

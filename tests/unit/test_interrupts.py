@@ -1,4 +1,4 @@
-"""Ctrl-C during a run: once is enough, and twice does not keep it from writing down what was done."""
+"""Ctrl-C during a run: once is enough, and nothing keeps it from writing down what was done."""
 
 from __future__ import annotations
 
@@ -8,29 +8,40 @@ from collections.abc import Callable
 
 import pytest
 
-from pipeline.interrupts import OneInterrupt
+from pipeline.interrupts import INTERRUPTED, SIGNALS, OneInterrupt
+from pipeline.stop import Stop
 
 
-def ctrl_c() -> None:
+def ctrl_c(number: int = signal.SIGINT) -> None:
     """What a terminal does."""
-    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), number)
 
 
-def test_the_first_interrupt_is_raised_and_the_next_ones_do_nothing() -> None:
-    done = []
-    with OneInterrupt():
-        with pytest.raises(KeyboardInterrupt):
-            ctrl_c()
-        ctrl_c()
+@pytest.mark.parametrize("number", SIGNALS)
+def test_an_interrupt_pulls_the_brake_and_nothing_is_raised(number: int) -> None:
+    stop, done = Stop(), []
+    with OneInterrupt(stop):
+        ctrl_c(number)
+        done.append(stop.reason)
+        ctrl_c(number)
         done.append("written down")
-    assert done == ["written down"]
+    assert done == [INTERRUPTED, "written down"]
+
+
+def test_an_interrupt_while_the_brake_is_pulled_waits_for_nothing() -> None:
+    stop = Stop()
+    with OneInterrupt(stop), stop._lock:
+        ctrl_c()
+    assert stop.reason == INTERRUPTED
 
 
 def interrupted_while_held(then: Callable[[], None]) -> None:
     """Ctrl-C in what is to be done to its end, and what comes after it there."""
-    with OneInterrupt() as interrupt:
+    stop = Stop()
+    with OneInterrupt(stop) as interrupt:
         interrupt.hold()
         ctrl_c()
+        assert stop.reason is None
         then()
 
 
@@ -50,7 +61,7 @@ def test_an_error_is_not_hidden_by_an_interrupt() -> None:
 
 
 def test_afterwards_ctrl_c_is_what_it_was() -> None:
-    before = signal.getsignal(signal.SIGINT)
-    with OneInterrupt():
-        assert signal.getsignal(signal.SIGINT) is not before
-    assert signal.getsignal(signal.SIGINT) is before
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with OneInterrupt(Stop()):
+        assert not {signal.getsignal(number) for number in SIGNALS} & set(before)
+    assert [signal.getsignal(number) for number in SIGNALS] == before

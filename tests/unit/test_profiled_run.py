@@ -168,7 +168,7 @@ def test_a_run_says_where_its_time_went(profiled: Profiled, simulated: Simulated
     assert profile.diagnosis.explained >= 0.95
     assert sum(profile.diagnosis.cost_s.values()) == pytest.approx(profile.wall_s, rel=0.05)
     names = [phase.name for phase in profile.phases]
-    assert names == ["list", "probe", "prepare", "start", "flow", "finish", "write", "report"]
+    assert names == ["list", "probe", "prepare", "start", "flow", "write", "finish", "report"]
     ends = [phase.end_s for phase in profile.phases]
     assert [phase.start_s for phase in profile.phases[1:]] == ends[:-1]
     assert ends[-1] == pytest.approx(profile.wall_s)

@@ -1,12 +1,15 @@
 """Looking at a run: bounded series, services' metrics, GPUs."""
 
+import itertools
 import os
+import threading
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 
+from pipeline import sampler as sampler_module
 from pipeline.account import Account
 from pipeline.gpu import Gpus
 from pipeline.sampler import Sampler, Series
@@ -84,6 +87,43 @@ def test_the_sampler_sees_work_and_the_machine() -> None:
     assert sampler.blame.cost_s["read"] == pytest.approx(account.read.work_s, rel=0.2)
     assert account.detect.waiting == 1
     assert 0 < sampler.cpu_s < 0.1
+
+
+def test_a_page_that_drips_keeps_no_run_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampler_module, "SERVICES_LIMIT_S", 0.2)
+    over = threading.Event()
+
+    def drip(url: str) -> dict[str, float]:
+        over.wait()
+        raise OSError("cut off")
+
+    account = Account(4, 8, 2)
+    services = {"model": Service("http://127.0.0.1:1/metrics", {}, drip)}
+    sampler = Sampler(account.stages, account.selection, services, time.perf_counter(), Gpus(NO_GPU))
+    began = time.perf_counter()
+    sampler.start()
+    started = time.perf_counter()
+    sampler.stop()
+    stopped = time.perf_counter()
+    sampler.finish()
+    finished = time.perf_counter()
+    over.set()
+    assert started - began >= 0.2
+    assert stopped - started < 1
+    assert finished - began < 2
+
+
+def test_the_services_are_read_before_and_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampler_module, "SERVICES_S", 60.0)
+    counter = itertools.count()
+    services = {"model": Service("http://127.0.0.1:1/metrics", {}, lambda url: {"counted": float(next(counter))})}
+    account = Account(4, 8, 2)
+    sampler = Sampler(account.stages, account.selection, services, time.perf_counter(), Gpus(NO_GPU))
+    sampler.start()
+    assert services["model"].readings == 1
+    sampler.stop()
+    sampler.finish()
+    assert services["model"].change("counted") == 1
 
 
 def test_what_the_detector_did_over_a_run() -> None:
