@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -218,6 +219,9 @@ def execute(
             interrupt.hold()
             reason = stop.reason
             measured.flow_ended()
+            # Beside what is to be written: it may take seconds, and has to begin before Daft's event loop is gone.
+            closing = threading.Thread(target=clients.close, name="closing", daemon=True)
+            closing.start()
             watchdog.now(f"writing the rows into {folder}")
             with kept(folder, manifest, reason):
                 parts.commit()
@@ -237,7 +241,7 @@ def execute(
                 manifest |= ended(written, len(listed), job)
                 run_folder.write_manifest(folder, manifest)
             measured.finish()
-            clients.close()
+            closing.join()
         measured.phase(profiler.REPORT)
         watchdog.now(f"writing the report into {folder}")
         write_report(folder, manifest, written, job, sources, reader, redone, console, watchdog.moved)

@@ -492,19 +492,23 @@ def test_an_error_in_the_tables_is_told_in_one_line_and_costs_no_rows(
     assert "10 are done already" in printed
 
 
-def test_rows_are_written_down_before_the_services_are_left(
+def test_rows_are_written_down_while_the_services_are_left(
     run_job: RunJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Which may take its time; a power cut then must not cost rows."""
     seen = []
     close = Clients.close
 
-    def closing(self: Clients) -> None:
+    def status() -> str:
         (manifest,) = (tmp_path / "runs").glob("dog_breeds-*/run.json")
-        seen.append(json.loads(manifest.read_text())["status"])
+        return str(json.loads(manifest.read_text())["status"])
+
+    def close_late(self: Clients) -> None:
+        wait_until(lambda: status() == "complete")
+        seen.append(status())
         close(self)
 
-    monkeypatch.setattr(Clients, "close", closing)
+    monkeypatch.setattr(Clients, "close", close_late)
     run_job()
     assert seen == ["complete"]
 
