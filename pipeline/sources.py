@@ -68,8 +68,9 @@ def list_images(place: str, column: str | None = None, objects: Objects | None =
 
     A folder or a prefix `s3://bucket/photos/` is searched through for SUFFIXES, or, where it has no image, for Parquet;
     hidden files and folders are passed over. A glob (`photos/**/*.jpg`, also in a bucket) or a single file may have any
-    name. A Parquet file stands for the images in its `column`. A list (LIST_SUFFIX) has a path or an address on each
-    line; blank lines and those that begin with `#` are passed over. A path in a list or in a Parquet file is relative
+    name. A Parquet file stands for the images in its `column`. A list, which the place itself has to name (by
+    LIST_SUFFIX: `photos/*` may find a README.txt), has a path or an address on each line; blank lines and those that
+    begin with `#` are passed over. A path in a list or in a Parquet file is relative
     to the folder of that file. What is listed and not there is a source all the same: it fails when it is read.
 
     Raises:
@@ -84,7 +85,8 @@ def list_images(place: str, column: str | None = None, objects: Objects | None =
         found, expected = list_files(Path(place).expanduser())
     if column is not None and not any(parquet.is_parquet(name) for name, _ in found):
         raise UsageError(f"images: {place!r} is no Parquet, which alone has columns: leave SPOTTER_COLUMN empty")
-    sources = (source for name, version in found for source in expand(name, version, column, objects))
+    lists = names_lists(place)
+    sources = (source for name, version in found for source in expand(name, version, column, lists, objects))
     unique = {source.path: source for source in sources}
     if not unique:
         raise UsageError(f"images: {expected}: {GIVE}")
@@ -153,11 +155,11 @@ def version(path: str) -> str | None:
     return f"{status.st_mtime_ns}-{status.st_size}"
 
 
-def expand(name: str, seen: str | None, column: str | None, objects: Objects) -> Iterator[Source]:
-    """The images that a file stands for: those that it lists or holds, or itself."""
+def expand(name: str, seen: str | None, column: str | None, lists: bool, objects: Objects) -> Iterator[Source]:
+    """The images that a file stands for: those that it holds or, where `lists` are looked for, lists; or itself."""
     if parquet.is_parquet(name):
         yield from rows(name, seen, column, objects)
-    elif name.lower().endswith(LIST_SUFFIX):
+    elif lists and names_lists(name):
         for line in lines(name, objects):
             yield listed(line, name)
     else:
@@ -209,9 +211,14 @@ def listed(entry: str, where: str) -> Source:
     return Source(os.fsencode(path), version(path))
 
 
+def names_lists(place: str) -> bool:
+    """Whether a place is a list, or a glob of lists, by its own name."""
+    return place.lower().endswith(LIST_SUFFIX)
+
+
 def has_entries(place: str) -> bool:
     """Whether a place names other places, by its own name: a list, or Parquet, which may have paths."""
-    return place.lower().endswith((LIST_SUFFIX, *parquet.SUFFIXES))
+    return names_lists(place) or place.lower().endswith(parquet.SUFFIXES)
 
 
 def canonical(place: str, column: str | None) -> str:

@@ -4,13 +4,15 @@
     python -m scripts.bench.kills --kills 5 --pictures 500 --seed 7
 
 Each kill is a run of its own over the same pictures, with simulated services, at a moment between the start of the
-process and its end. The exit code is 1 when a row is missing or twice, a crop is not whole, or more was asked again
-than one part holds and what was on its way.
+process and its end; one before the first part was committed shows little, and does not count. The exit code is 1 when a
+row is missing or twice, a crop is not whole, a question of a committed part was asked again, or more others than one
+part holds and what was on its way.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import subprocess
@@ -18,22 +20,34 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.parts import PART_IMAGES
+from pipeline.run_folder import COMMITTED
 from scripts.bench.faults import grid
 from scripts.bench.simulated import Simulated, serve
 from scripts.environments import ROOT
 
 BOXES = 2
-# Rows between a model's answer and its part: batches of questions that wait for their last answer, as many again that
-# are stored, and the queue before the collector (pipeline/watch.py). Of few pictures all rows may be there.
-ON_THE_WAY = 1024
+# Questions at the model at once, which bounds the rows on their way.
+CONCURRENCY = 16
+# Rows between a question and its part: batches that wait for their last answer (twice those in flight, see
+# pipeline/flow.py), as many again at each of Daft's hand-overs, and the queue before the collector (pipeline/watch.py),
+# which fills while a part is committed. 268 were seen.
+ON_THE_WAY = 8 * CONCURRENCY + 256
+# Images of a part here.
+PART = 100
+# `python -m pipeline` with parts of another size: of 1,000 images, few runs that are killed would have one.
+PIPELINE = """
+import runpy
+from pipeline import parts
+parts.PART_IMAGES = {part}
+runpy.run_module("pipeline", run_name="__main__", alter_sys=True)
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +57,8 @@ class Resumed:
     seconds: float
     """From the start of the process to its kill, or to its end when that came first."""
     killed: bool
+    committed: int
+    """Parts that were committed before."""
     asked: int
     """Questions that both runs asked, without those that each asks before it begins."""
     rows: int
@@ -55,13 +71,26 @@ class Resumed:
         return self.asked - self.rows
 
 
-def start(simulated: Simulated, images: Path, folder: Path, options: Sequence[str]) -> subprocess.Popen[bytes]:
+def pipeline(part: int) -> list[str]:
+    """The command of the pipeline with parts of so many images."""
+    return [sys.executable, "-c", PIPELINE.format(part=part)]
+
+
+def committed(folder: Path) -> tuple[int, int]:
+    """How many parts of a run count, and the images in them."""
+    listed = folder / COMMITTED
+    lines = listed.read_text().splitlines() if listed.exists() else []
+    parts = [listed.with_name(f"images-{json.loads(line)['part']}.parquet") for line in lines]
+    return len(parts), sum(pq.read_metadata(part).num_rows for part in parts)
+
+
+def start(simulated: Simulated, images: Path, folder: Path, part: int) -> subprocess.Popen[bytes]:
     """Start a run in `folder`, as a process of its own; what it prints is kept in a file beside it."""
-    command = [sys.executable, "-m", "pipeline", f"--images={images}", f"--output={folder.parent}"]
+    command = [*pipeline(part), f"--images={images}", f"--output={folder.parent}", f"--run-name={folder.name}"]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".txt").open("ab") as output:
         return subprocess.Popen(
-            [*command, f"--run-name={folder.name}", *options],
+            [*command, f"--model-concurrency={CONCURRENCY}"],
             cwd=ROOT,
             env={**os.environ, **simulated.settings},
             stdout=output,
@@ -70,30 +99,33 @@ def start(simulated: Simulated, images: Path, folder: Path, options: Sequence[st
 
 
 def kill_and_resume(
-    simulated: Simulated, images: Path, folder: Path, due: Callable[[], bool], options: Sequence[str] = ()
+    simulated: Simulated, images: Path, folder: Path, due: Callable[[], bool], part: int = PART
 ) -> Resumed:
     """Run over a folder of readable, different pictures; kill -9 when it is `due`; run again, and look at the rows.
 
-    Each picture has BOXES boxes, and `folder` is to be new.
+    Each picture has BOXES boxes, each part `part` images, and `folder` is to be new.
     """
     simulated.boxes = lambda image: grid(BOXES)
     simulated.keep_bodies = False
     simulated.model.requests, started = 0, time.perf_counter()
-    child = start(simulated, images, folder, options)
+    child = start(simulated, images, folder, part)
     while not due() and child.poll() is None:
         time.sleep(0.01)
     killed, seconds = child.poll() is None, time.perf_counter() - started
     child.kill()
     child.wait()
+    parts, safe = committed(folder)
     asked = max(simulated.model.requests - 1, 0)
     simulated.model.requests = 0
-    code = start(simulated, images, folder, options).wait()
-    asked += simulated.model.requests - 1
-    expected = len(list(images.iterdir()))
-    wrong = [f"the second run ended with {code}: {folder.with_suffix('.txt')}"] if code else examine(folder, expected)
-    if asked - BOXES * expected > BOXES * PART_IMAGES + ON_THE_WAY:
-        wrong.append(f"{asked - BOXES * expected} questions were asked again")
-    return Resumed(seconds, killed, asked, BOXES * expected, wrong)
+    code = start(simulated, images, folder, part).wait()
+    again = simulated.model.requests - 1
+    pictures = len(list(images.iterdir()))
+    wrong = [f"the second run ended with {code}: {folder.with_suffix('.txt')}"] if code else examine(folder, pictures)
+    if again != BOXES * (pictures - safe):
+        wrong.append(f"{again} questions were asked after {safe} of {pictures} images were committed")
+    if asked - BOXES * safe > BOXES * part + ON_THE_WAY:
+        wrong.append(f"{asked} questions were asked when {safe} images were committed")
+    return Resumed(seconds, killed, parts, asked + again, BOXES * pictures, wrong)
 
 
 def after(seconds: float) -> Callable[[], bool]:
@@ -137,7 +169,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20, help="default: %(default)s")
     parser.add_argument("--pictures", type=int, default=3000, help="default: %(default)s")
-    parser.add_argument("--latency", type=float, default=0.05, help="of the services, in s (default: %(default)s)")
+    parser.add_argument("--part", type=int, default=PART, help="images of a part (default: %(default)s)")
+    parser.add_argument("--latency", type=float, default=0.02, help="of the services, in s (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: %(default)s)")
     arguments = parser.parse_args()
     draw, bad = random.Random(arguments.seed), 0
@@ -146,21 +179,22 @@ def main() -> int:
         images.mkdir()
         make_pictures(images, arguments.pictures)
         simulated.latency_s = arguments.latency
-        whole = kill_and_resume(simulated, images, Path(temporary, "runs", "whole"), lambda: False)
+        part = arguments.part
+        whole = kill_and_resume(simulated, images, Path(temporary, "runs", "whole"), lambda: False, part)
         print(f"{arguments.pictures} pictures, {whole.rows} rows; without a kill {whole.seconds:.1f} s", flush=True)
         bad += bool(whole.wrong)
         latest, kills, runs = whole.seconds, 0, 0
         while kills < arguments.kills:
             runs += 1
             folder = Path(temporary, "runs", f"kill-{runs}")
-            done = kill_and_resume(simulated, images, folder, after(draw.uniform(0, latest)))
-            kills += done.killed
+            done = kill_and_resume(simulated, images, folder, after(draw.uniform(0, latest)), part)
+            kills += done.killed and done.committed > 0
             if not done.killed:  # it was quicker than the run before: draw from what it took
                 latest = done.seconds
             bad += bool(done.wrong)
             moment = f"killed after {done.seconds:5.1f} s" if done.killed else f"ended after {done.seconds:6.1f} s"
             said = "; ".join(done.wrong) or "every row once"
-            print(f"{runs:3}  {moment}  {done.repeated:5} asked again  {said}", flush=True)
+            print(f"{runs:3}  {moment}  {done.committed:3} parts  {done.repeated:5} asked again  {said}", flush=True)
     print(f"{bad} of {runs + 1} runs went wrong" if bad else f"all well after {kills} kills")
     return int(bad > 0)
 

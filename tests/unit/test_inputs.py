@@ -7,7 +7,6 @@ import itertools
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ from pipeline import settings as pipeline_settings
 from pipeline.errors import RunStopped, UsageError
 from pipeline.run import Run, run
 from pipeline.run_folder import write_atomically
+from scripts.bench.kills import committed, pipeline
 from scripts.bench.simulated import Simulated
 from tests.conftest import ROOT, Cli
 from tests.parquet_reads import Reads
@@ -341,21 +341,24 @@ def test_kill_9_and_resume_from_bucket_to_bucket(simulated: Simulated, store: St
     for number in range(40):
         store.put(f"many/{number}.jpg", encoded(gradient(100 + number, 80)))
     simulated.latency_s = 0.05
-    command = [sys.executable, "-m", "pipeline", "--images", f"{THERE}/many", "--output", f"{THERE}/out"]
+    command = [*pipeline(part=5), "--images", f"{THERE}/many", "--output", f"{THERE}/out", "--run-name", "one"]
     command += ["--work", str(tmp_path / "work"), "--detector-concurrency", "1"]
     variables = {**os.environ, **simulated.settings}
     child = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while simulated.model.requests < 10 and time.monotonic() < deadline:
+    while committed(tmp_path / "work" / "one")[0] < 2 and time.monotonic() < deadline:
         time.sleep(0.02)
     child.send_signal(signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL
-    (folder,) = {key.split("/")[1] for key in store.keys("out/")}
-    assert b'"running"' in store.get(f"out/{folder}/run.json")
+    parts, safe = committed(tmp_path / "work" / "one")
+    assert parts >= 2
+    assert b'"running"' in store.get("out/one/run.json")
     simulated.latency_s = 0.0
+    simulated.model.requests = 0
     done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    table = pq.read_table(pa.BufferReader(store.get(f"out/{folder}/images.parquet")))
+    assert simulated.model.requests == 1 + 40 - safe
+    table = pq.read_table(pa.BufferReader(store.get("out/one/images.parquet")))
     assert sorted(table["path"].to_pylist()) == sorted(f"{THERE}/many/{number}.jpg" for number in range(40))
     assert set(table["outcome"].to_pylist()) == {"detected"}
-    assert b'"complete"' in store.get(f"out/{folder}/run.json")
+    assert b'"complete"' in store.get("out/one/run.json")

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -28,7 +29,7 @@ from pipeline.errors import RunStopped, UsageError
 from pipeline.interrupts import SIGNALS
 from pipeline.parts import Parts
 from pipeline.run import Run, run
-from scripts.bench.kills import BOXES, kill_and_resume
+from scripts.bench.kills import BOXES, kill_and_resume, make_pictures, pipeline
 from scripts.bench.simulated import ANSWER, Simulated
 from tests.conftest import ROOT
 from tests.pictures import encoded, gradient
@@ -350,23 +351,22 @@ def test_two_runs_do_not_write_into_one_folder(run_job: RunJob, start: Start, si
     assert run_job()[0].status == "complete"
 
 
-@pytest.mark.parametrize("asked", [0, 2, 40, 80, 120, 121])
-def test_kill_9_then_resume_gives_every_row_once(
-    simulated: Simulated, photos: Path, tmp_path: Path, asked: int
-) -> None:
+@pytest.mark.parametrize("asked", [0, 2, 200, 400, 601])
+def test_kill_9_then_resume_gives_every_row_once(simulated: Simulated, tmp_path: Path, asked: int) -> None:
     """Killed when the model was asked this often; scripts/bench/kills.py does it at random moments of larger runs."""
-    for number in range(10, 60):
-        (photos / f"{number}.jpg").write_bytes(encoded(gradient(200 + number, 100)))
-    simulated.latency_s = 0.01
+    (tmp_path / "many").mkdir()
+    make_pictures(tmp_path / "many", 300)
+    simulated.latency_s = 0.05
     resumed = kill_and_resume(
         simulated,
-        photos,
+        tmp_path / "many",
         tmp_path / "runs" / "killed",
         due=lambda: simulated.model.requests >= asked,
-        options=["--model-concurrency", "4"],
+        part=10,
     )
     assert resumed.killed
-    assert resumed.rows == 60 * BOXES
+    assert (resumed.committed > 0) == (asked >= 200)
+    assert resumed.rows == 300 * BOXES
     assert not resumed.wrong
 
 
@@ -413,9 +413,9 @@ FULL_DISK = """
 set -e
 mount -t tmpfs -o size=400k tmpfs "$1"
 set +e
-{python} -m pipeline --images "$2" --output "$1" --run-name run; echo "first: $?"
+"$4" -c "$5" --images "$2" --output "$1" --run-name run; echo "first: $?"
 mount -o remount,size=50m "$1"
-{python} -m pipeline --images "$2" --output "$1" --run-name run; echo "second: $?"
+"$4" -c "$5" --images "$2" --output "$1" --run-name run; echo "second: $?"
 cp "$1/run/run.json" "$3"
 """
 
@@ -426,9 +426,10 @@ def test_a_full_disk_is_a_clear_stop_and_the_rest_follows_when_there_is_room(
     for number in range(10, 200):
         (photos / f"{number}.jpg").write_bytes(encoded(gradient(600 + number, 400)))
     (tmp_path / "disk").mkdir()
+    python, _, small_parts = pipeline(part=5)
+    told = [*(str(tmp_path / name) for name in ("disk", "photos", "run.json")), python, small_parts]
     done = subprocess.run(
-        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", FULL_DISK.format(python=sys.executable), "sh"]
-        + [str(tmp_path / name) for name in ("disk", "photos", "run.json")],
+        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", FULL_DISK, "sh", *told],
         cwd=ROOT,
         env={**os.environ, **simulated.settings},
         capture_output=True,
@@ -438,6 +439,9 @@ def test_a_full_disk_is_a_clear_stop_and_the_rest_follows_when_there_is_room(
     assert "first: 1" in done.stdout, done.stdout + done.stderr
     assert "No space left on device: make room, then run again" in done.stdout + done.stderr
     assert "second: 0" in done.stdout, done.stdout + done.stderr
+    already = re.search(r"(\d+) are done already", done.stdout)
+    assert already, done.stdout
+    assert int(already[1]) >= 5
     counts = json.loads((tmp_path / "run.json").read_text())["counts"]
     assert counts["images"] == {"total": 200, "detected": 200, "no_object": 0, "failed": 0, "not_reached": 0}
     assert counts["detections"] == {"total": 200, "answered": 200, "failed": 0}

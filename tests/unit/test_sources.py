@@ -121,6 +121,16 @@ def test_a_list_may_name_addresses(photos: Path) -> None:
     ]
 
 
+def test_a_list_is_only_what_was_named_as_one(photos: Path) -> None:
+    """A text that a glob happens to find is a file like others, and fails as one row when it is read."""
+    (photos / "notes.txt").write_text("The pictures of our holidays.\nSee also the other folder.\n")
+    assert names(list_images(f"{photos}/[an]*"), photos) == ["a.jpg", "notes.txt"]
+    (photos / "notes.txt").write_text("a.jpg\n")
+    (photos / "more.TXT").write_text("sub/c.png\n")
+    assert names(list_images(f"{photos}/*.txt"), photos) == ["a.jpg"]
+    assert names(list_images(f"{photos}/more.TXT"), photos) == ["sub/c.png"]
+
+
 def test_an_empty_list(photos: Path) -> None:
     (photos / "l.txt").write_text("\n# nothing\n")
     with pytest.raises(UsageError, match="is empty"):
