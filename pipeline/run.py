@@ -240,8 +240,8 @@ def execute(
                 manifest |= {"reason": reason} if manifest["status"] == STOPPED else {}
                 manifest |= ended(written, len(listed), job)
                 run_folder.write_manifest(folder, manifest)
-            measured.finish()
-            closing.join()
+        measured.finish()
+        closing.join()
         measured.phase(profiler.REPORT)
         watchdog.now(f"writing the report into {folder}")
         write_report(folder, manifest, written, job, sources, reader, redone, console, watchdog.moved)

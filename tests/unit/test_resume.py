@@ -9,6 +9,7 @@ import json
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -284,12 +285,13 @@ def test_a_duplicate_is_asked_about_when_its_original_has_changed(
 
 @pytest.fixture
 def start(simulated: Simulated, photos: Path, tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
-    """Start a run as a process of its own."""
+    """Start a run as a process of its own; `change` is Python that is executed before."""
 
-    def do(*options: str) -> subprocess.Popen[str]:
+    def do(*options: str, change: str = "") -> subprocess.Popen[str]:
         arguments = ["--images", str(photos), "--output", str(tmp_path / "runs"), *options]
+        program = f"import runpy, time\n{change}\nrunpy.run_module('pipeline', run_name='__main__', alter_sys=True)"
         return subprocess.Popen(
-            [sys.executable, "-m", "pipeline", *arguments],
+            [sys.executable, "-c", program, *arguments],
             cwd=ROOT,
             env={**os.environ, **simulated.settings},
             stdout=subprocess.PIPE,
@@ -337,6 +339,36 @@ def test_an_interrupt_keeps_what_was_done_and_the_next_run_does_the_rest(
         "failed": 0,
         "not_reached": 0,
     }
+
+
+def test_a_second_interrupt_leaves_the_annotated_copies(
+    start: Start, simulated: Simulated, photos: Path, tmp_path: Path
+) -> None:
+    simulated.latency_s = 0.1
+    slow = "from pipeline import annotate; annotate.annotated = lambda *given: time.sleep(1) or b'jpeg'"
+    child = start("--model-concurrency", "1", "--run-name", "one", change=slow)
+    wait_until(lambda: simulated.model.requests >= 8)
+    child.send_signal(signal.SIGINT)
+    manifest = tmp_path / "runs" / "one" / "run.json"
+    wait_until(lambda: json.loads(manifest.read_text())["status"] == "interrupted")
+    time.sleep(0.5)
+    child.send_signal(signal.SIGINT)
+    output, _ = child.communicate(timeout=10)
+    assert (child.returncode, "Traceback" in output) == (130, False), output
+    assert not (manifest.parent / "report.html").exists()
+
+
+def test_a_run_that_hangs_in_a_write_is_left_with_the_reason(start: Start, tmp_path: Path) -> None:
+    """As on a disk of a server that is gone; the services answer."""
+    gone = (
+        "from pipeline import parts, watch; parts.sync_disk = lambda folder: time.sleep(3600); watch.AFTERWARDS_S = 2"
+    )
+    child = start("--stall-limit-s", "2", "--run-name", "one", change=gone)
+    output, _ = child.communicate(timeout=60)
+    assert child.returncode == 1, output
+    folder = tmp_path / "runs" / "one"
+    assert f"stopped: writing the rows into {folder} did not end within 2 s; stacks in {folder}/stall.txt: " in output
+    assert "in commit" in (folder / "stall.txt").read_text()
 
 
 def test_two_runs_do_not_write_into_one_folder(run_job: RunJob, start: Start, simulated: Simulated) -> None:
