@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -70,6 +71,16 @@ class Profiler:
         self.account.read.arrive(time.perf_counter(), images)
         self._main_cpu_s = time.thread_time()
         return self.account
+
+    def tell_queue(self, hear: Callable[[float, float], None]) -> None:
+        """From now on tell `hear` how many requests the model server runs, and how many wait there, at each reading.
+
+        Both are 0 where its metrics could not be read.
+        """
+        if self._sampler is not None:
+            self._sampler.services["model"].tell = lambda now: hear(
+                now.get(service_metrics.RUNNING, 0.0), now.get(service_metrics.WAITING, 0.0)
+            )
 
     def flow_ended(self) -> None:
         """The flow has come to its end, or was cut short. Call it where `flow_begins` was: rows are collected there."""

@@ -206,6 +206,7 @@ def execute(
     held = Held(settings.bytes_in_flight, stop)
     account = measured.flow_begins(settings, job, len(todo)) if todo else Account.nowhere()
     clients = make_clients(settings, job, services, stop, account)
+    measured.tell_queue(clients.model.http.hear_queue)
     collector = Collector(parts, Progress(total=len(todo)), account)
     with Watchdog(folder, settings.stall_limit_s, stop, clients) as watchdog:
         with OneInterrupt(stop) as interrupt:

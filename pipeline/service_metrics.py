@@ -72,10 +72,12 @@ class Service:
     gauges: Mapping[str, str]
     """What is followed over time: the series' name, and the metric's."""
     read: Callable[[str], Reading] = fetch
+    tell: Callable[[Mapping[str, float]], None] = lambda now: None
+    """Is given `now` after each reading, in the thread that reads."""
     first: Reading = field(default_factory=dict)
     last: Reading = field(default_factory=dict)
     now: dict[str, float] = field(default_factory=dict)
-    """The gauges' values, by the series' names."""
+    """The gauges' values, by the series' names; none where the last reading failed."""
     sums: dict[str, float] = field(default_factory=dict)
     peaks: dict[str, float] = field(default_factory=dict)
     readings: int = 0
@@ -96,8 +98,10 @@ class Service:
         except Exception:  # whatever a page of metrics is like (cut short, no text): no run ends for it
             self.failures += 1
             self.now = {}
+            self.tell(self.now)
             return
         self.now = {series: reading[metric] for series, metric in self.gauges.items() if metric in reading}
+        self.tell(self.now)
         if not self.readings:
             self.first = reading
         if between:
@@ -131,11 +135,14 @@ class Service:
         return metric in self.last
 
 
+RUNNING, WAITING = "model.running", "model.waiting"
+
+
 def model_server(model_url: str) -> Service:
     """vLLM, or a server that has the same metrics."""
     gauges = {
-        "model.running": "vllm:num_requests_running",
-        "model.waiting": "vllm:num_requests_waiting",
+        RUNNING: "vllm:num_requests_running",
+        WAITING: "vllm:num_requests_waiting",
         "model.kv_cache": "vllm:kv_cache_usage_perc",
     }
     return Service(metrics_url(model_url), gauges)

@@ -202,13 +202,13 @@ class HttpClient:
         """One try that reaches the server: while nobody is there, it waits and does not count."""
         while True:
             await connection.outage.over()
-            async with connection.slots:
+            async with connection.slots as sent_in:
                 if connection.outage.since is not None:  # since this one has waited for its turn
                     continue
                 self.stop.check()
                 began, data = self.account.begin(), b""
                 try:
-                    data = await self._send(connection, path, body, content_type)
+                    data = await self._send(connection, sent_in, path, body, content_type)
                 except Unreachable as error:
                     if not self.limits.outage_s:
                         raise Temporary(str(error)) from error
@@ -224,7 +224,7 @@ class HttpClient:
                 connection.slots.answered()
                 return data, ended - began
 
-    async def _send(self, connection: Connection, path: str, body: bytes, content_type: str) -> bytes:
+    async def _send(self, connection: Connection, sent_in: int, path: str, body: bytes, content_type: str) -> bytes:
         headers = {"Content-Type": content_type}
         try:
             async with connection.session.post(
@@ -245,11 +245,17 @@ class HttpClient:
         if response.status not in TEMPORARY:
             raise Refused(reason)
         if response.status in TOO_MANY:
-            connection.slots.refused()
+            connection.slots.refused(sent_in)
         retry_after_s = retry_after(response.headers.get("Retry-After"))
         if retry_after_s > LONGEST_RETRY_AFTER_S:
             raise Refused(f"{reason} (Retry-After: {retry_after_s:g} s)")
         raise Temporary(reason, retry_after_s)
+
+    def hear_queue(self, running: float, waiting: float) -> None:
+        """The server says how many requests it runs and how many wait there; to be called from another thread."""
+        if self.connection is not None:
+            with contextlib.suppress(RuntimeError):  # the loop was closed: the run is at its end
+                self.connection.loop.call_soon_threadsafe(self.connection.slots.queue, running, waiting)
 
     async def aclose(self) -> None:
         """Close the connections, on the loop that opened them; the client cannot be used again."""

@@ -32,6 +32,21 @@ class Limited(Simulated):
     detector_capacity: Capacity = Capacity(0.0)
     model_capacity: Capacity = Capacity(0.0)
     turns: dict[int, asyncio.Semaphore] = field(default_factory=dict)
+    running: int = 0
+    """Requests that the model works on."""
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for the model."""
+        return self.model.in_flight - self.running
+
+    def gauges(self) -> str:
+        """Both as vLLM has them, to be served as `metrics`."""
+        values = {"running": self.running, "waiting": self.waiting}
+        return "".join(
+            f'# TYPE vllm:num_requests_{state} gauge\nvllm:num_requests_{state}{{engine="0"}} {value}\n'
+            for state, value in values.items()
+        )
 
     async def observed(
         self, traffic: Traffic, fault: Fault, request: web.Request, answer: Callable[[], web.Response]
@@ -42,7 +57,11 @@ class Limited(Simulated):
         def work(number: int) -> Misbehaviour:
             async def respond(request: web.Request) -> web.StreamResponse:
                 async with self.turn(traffic, capacity):
-                    await asyncio.sleep(capacity.seconds)
+                    self.running += traffic is self.model
+                    try:
+                        await asyncio.sleep(capacity.seconds)
+                    finally:
+                        self.running -= traffic is self.model
                 instead = fault(number)
                 if instead is None:
                     return answer()

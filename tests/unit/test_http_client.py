@@ -10,7 +10,6 @@ from aiohttp import web
 
 from pipeline.clients import http, sockets
 from pipeline.clients.http import HttpClient, Limits, Reply, RequestFailed, retry_after
-from pipeline.clients.limits import Slots
 from pipeline.clients.sockets import make_socket
 from pipeline.stop import Stop, Stopped
 
@@ -157,34 +156,6 @@ def test_requests_in_flight_are_bounded() -> None:
 def test_pickles_without_its_connections() -> None:
     copy = pickle.loads(pickle.dumps(HttpClient("http://a/v1/", Limits(concurrency=3))))
     assert (copy.base_url, copy.limits, copy.connection) == ("http://a/v1", Limits(concurrency=3), None)
-
-
-def test_after_a_death_few_are_sent_and_soon_as_many_as_before() -> None:
-    """One of the requests in flight may be why: it must not take the others' attempts with it."""
-    slots = Slots(64)
-    slots.died()
-    assert slots.limit == 8
-    for _ in range(56):
-        slots.answered()
-    assert slots.limit == 64
-    slots.died()
-    slots.refused()  # now it is too many that it says
-    low = slots.limit
-    slots.answered()
-    assert slots.limit < low + 1
-
-
-def test_a_server_that_refuses_gets_less_and_then_more_again() -> None:
-    slots = Slots(100)
-    for _ in range(5):
-        slots.refused()
-    assert 16 < slots.limit < 17
-    for _ in range(20):
-        slots.refused()
-    assert slots.limit == 1
-    for _ in range(10_000):
-        slots.answered()
-    assert slots.limit == 100
 
 
 class Restarting:

@@ -192,6 +192,18 @@ def test_a_server_without_metrics_is_left_alone() -> None:
     assert of_model(service, 1.0) == of_detector(service) == {}
 
 
+def test_who_wants_to_know_the_queue_is_told_at_each_reading() -> None:
+    """Also that it could not be read: a queue of long ago must not bound the requests for good."""
+    pages = iter([MODEL_PAGE % (8, 2, 50, 2, 2000, 13.4, 52, 33.0, 8000, 400), "<html>away</html>"])
+    told: list[dict[str, float]] = []
+    service = model_server("http://127.0.0.1:8000/v1")
+    service.read = lambda url: parse(next(pages))
+    service.tell = lambda now: told.append(dict(now))
+    service.look()
+    service.look()
+    assert told == [{"model.running": 8, "model.waiting": 2}, {}]
+
+
 def test_two_gpus_are_read_and_the_program_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "nvidia-smi"
     program.write_text(
