@@ -446,9 +446,14 @@ def when_object(path: bytes, row: dict[str, Any] | None) -> str | None:
     return address if row is None and is_object(address) else None
 
 
-def detect(images: daft.DataFrame, client: DetectorClient, held: Held, account: Account) -> daft.DataFrame:
-    """`image` -> + `detected`: boxes in pixels of the upright image. What was sent to the detector is dropped."""
-    batches = in_flight_batches(client.http.limits.concurrency, BATCH)
+def detect(
+    images: daft.DataFrame, client: DetectorClient, held: Held, account: Account, batch: int = BATCH
+) -> daft.DataFrame:
+    """`image`, in batches of so many -> + `detected`: boxes in pixels of the upright image.
+
+    What was sent to the detector is dropped.
+    """
+    batches = in_flight_batches(client.http.limits.concurrency, batch)
     stage = daft.cls(Detect, max_concurrency=batches)(client, held, account)
     image = col("image")
     return images.with_column("detected", stage(col("path"), image["upload"], image["width"], image["key"]))

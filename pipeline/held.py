@@ -7,6 +7,8 @@ large scans: 40 images in flight of 100 MB each, and each twice, as read and as 
 from __future__ import annotations
 
 import asyncio
+import heapq
+import itertools
 import threading
 import time
 from collections.abc import Iterable
@@ -43,9 +45,12 @@ class Held:
         return Held, (self.most, self.stop)
 
     def batch(self, sizes: Iterable[int | None], most: int) -> int:
-        """How many images of these file sizes may enter together, at most `most`: a batch waits at the gate as one."""
-        largest = max((size or 0 for size in sizes), default=0)
-        return max(1, min(most, self.most // max(2 * largest, 1)))
+        """How many images of these file sizes may enter together, at most `most`: a batch waits at the gate as one.
+
+        So many that the largest of them would fit below the bound, if they came together.
+        """
+        together = itertools.accumulate(2 * size for size in heapq.nlargest(most, (size or 0 for size in sizes)))
+        return max(1, next((fit for fit, size in enumerate(together) if size > self.most), most))
 
     async def enter(self, sizes: dict[bytes, int | None]) -> None:
         """Wait until images of these file sizes (by path; None: not known) fit below the bound, and count them.

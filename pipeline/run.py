@@ -90,7 +90,7 @@ def rows(
     """Execute the flow; its rows come as they end, in no order."""
     batch = held.batch((source.size for source in sources), flow.BATCH)
     frame = flow.read(flow.listed(sources), reader, known, held, account, batch)
-    frame = flow.detect(frame, clients.detector, held, account)
+    frame = flow.detect(frame, clients.detector, held, account, batch)
     frame = flow.crop(frame, job, held, account)
     frame = flow.ask(frame, clients.model, account, kept)
     frame = flow.store(frame, folder, stop, held, account)

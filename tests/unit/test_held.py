@@ -77,7 +77,8 @@ def test_crops_alone_close_the_gate_for_a_while_only(monkeypatch: pytest.MonkeyP
 def test_large_images_enter_in_small_batches() -> None:
     held = Held(512 * MB, Stop())
     assert held.batch([5 * MB, None, 2 * MB], 8) == 8
-    assert held.batch([5 * MB, 100 * MB], 8) == 2
+    assert held.batch([5 * MB] * 7 + [100 * MB] * 8, 8) == 2
+    assert held.batch([5 * MB] * 100 + [100 * MB], 8) == 8
     assert held.batch([5 * MB, 2000 * MB], 8) == 1
     assert held.batch([], 8) == 8
 
@@ -106,6 +107,24 @@ def test_a_copy_counts_by_itself() -> None:
     assert passes(held, a=MB)
     copy = pickle.loads(pickle.dumps(held))
     assert (copy.most, copy.total) == (10 * MB, 0)
+
+
+def test_one_large_image_leaves_as_many_at_the_detector(
+    simulated: Simulated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is above the bound, so images enter one by one; 16 of them are asked about all the same."""
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(5 * BATCH):
+        (images / f"{number:02}.jpg").write_bytes(encoded(gradient(200 + number, 100)))
+    (images / "large.bmp").write_bytes(encoded(gradient(1000, 400), "BMP"))
+    simulated.latency_s = 0.5
+    for name, value in simulated.settings.items():
+        monkeypatch.setenv(name, value)
+    arguments = ["--images", str(images), "--output", str(tmp_path / "runs"), "--bytes-in-flight", "2MB"]
+    done = run(settings.load(arguments), Console(file=io.StringIO()))
+    assert done.manifest["counts"]["images"]["detected"] == 5 * BATCH + 1
+    assert simulated.detector.peak_in_flight == 16
 
 
 @pytest.mark.parametrize(("most", "bounded"), [("1", True), ("512MiB", False)])
