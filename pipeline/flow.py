@@ -12,7 +12,6 @@ import os
 import threading
 import time
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,8 @@ from pipeline.images import BadImage, content_key, decode, for_detector
 from pipeline.job import Crop, Job
 from pipeline.kept import KeptAnswers
 from pipeline.objects import NoObject, StoreError
-from pipeline.places import is_object
-from pipeline.sources import Reader, Row, Source
+from pipeline.places import is_object, is_utf8
+from pipeline.sources import Reader, Row, Source, too_large
 from pipeline.stop import Stop, Stopped
 
 # Rows of a batch: small before decoding keeps 600 images of 1080p at 0.5-0.7 GB instead of 2.7-3.0.
@@ -42,7 +41,7 @@ BATCH = 8
 FAILURE = DataType.struct(
     {"stage": DataType.string(), "reason": DataType.string(), "attempts": DataType.int32()},
 )
-ROW = DataType.struct({"table": DataType.string(), "column": DataType.string(), "number": DataType.int64()})
+ROW = DataType.struct({"table": DataType.binary(), "column": DataType.string(), "number": DataType.int64()})
 IMAGE = DataType.struct(
     {
         "key": DataType.string(),
@@ -117,8 +116,9 @@ class Keys:
 
 
 def failure(stage: str, reason: object, attempts: int = 1) -> dict[str, Any]:
-    """What went wrong with a row, as one line."""
-    return {"stage": stage, "reason": " ".join(str(reason).split())[:500], "attempts": attempts}
+    """What went wrong with a row, as one line; a path in it that is no UTF-8 is shown as escapes."""
+    text = str(reason).encode("utf-8", "backslashreplace").decode()
+    return {"stage": stage, "reason": " ".join(text.split())[:500], "attempts": attempts}
 
 
 class Admit:
@@ -144,12 +144,15 @@ class ReadImage:
         self.account = account
 
     @daft.method(return_dtype=IMAGE)
-    def __call__(self, path: bytes, row: dict[str, Any] | None, fetched: bytes | None) -> dict[str, Any]:
+    def __call__(
+        self, path: bytes, row: dict[str, Any] | None, size: int | None, fetched: bytes | None
+    ) -> dict[str, Any]:
         """Read an image, unless it was `fetched`; see that all of it decodes, and prepare what the detector gets."""
         began, cpu = self.account.read.begin(), time.thread_time()
         image: dict[str, Any] = {"duplicate": False}
         try:
-            data = fetched or self.reader.read(path, Row(**row) if row else None)
+            place = Row(os.fsdecode(row["table"]), row["column"], row["number"]) if row else None
+            data = self.reader.read(path, place, size, fetched)
             image |= {"key": content_key(data), "file_bytes": len(data)}
             upright = decode(data)
             width, height = upright.pixels.size
@@ -416,10 +419,15 @@ def listed(sources: list[Source]) -> daft.DataFrame:
         {
             "path": Series.from_pylist([source.path for source in sources], dtype=DataType.binary()),
             "version": Series.from_pylist([source.version for source in sources], dtype=DataType.string()),
-            "row": Series.from_pylist([source.row and asdict(source.row) for source in sources], dtype=ROW),
+            "row": Series.from_pylist([source.row and as_value(source.row) for source in sources], dtype=ROW),
             "size": Series.from_pylist([source.size for source in sources], dtype=DataType.int64()),
         }
     )
+
+
+def as_value(row: Row) -> dict[str, Any]:
+    """A row of a Parquet file as ROW has it: the file's path need not be text."""
+    return {"table": os.fsencode(row.table), "column": row.column, "number": row.number}
 
 
 def read(
@@ -427,23 +435,25 @@ def read(
 ) -> daft.DataFrame:
     """`path`, `row`, `size` -> + `image`. What is `known` is read, and no more; `held` opens the gate to each batch.
 
-    Objects are fetched by Daft, a batch side by side. What it did not get, the reader asks for once more, and then
-    tells why there is none. The rows of a Parquet file are read as they are wanted: Daft's own reader held all of a
-    file's pictures before a slow stage had taken them, 1.9 GB for 0.9 GB in one row group.
+    Objects are fetched by Daft, a batch side by side. What it did not get, or was not asked for, the reader asks for
+    once more, and then tells why there is none. The rows of a Parquet file are read as they are wanted: Daft's own
+    reader held all of a file's pictures before a slow stage had taken them, 1.9 GB for 0.9 GB in one row group.
     """
-    fetched = download(when_object(col("path"), col("row")), on_error="null", io_config=reader.objects.config())
+    address = when_fetched(col("path"), col("row"), col("size"))
+    fetched = download(address, on_error="null", io_config=reader.objects.config())
     admit = daft.cls(Admit, max_concurrency=1)(held)
     stage = daft.cls(ReadImage, use_process=False)(reader, known, held, account)
     admitted = paths.into_batches(batch).with_column("path", admit(col("path"), col("size")))
     images = admitted.with_column("fetched", fetched)
-    return images.with_column("image", stage(col("path"), col("row"), col("fetched"))).exclude("row", "size", "fetched")
+    image = stage(col("path"), col("row"), col("size"), col("fetched"))
+    return images.with_column("image", image).exclude("row", "size", "fetched")
 
 
 @daft.func(return_dtype=DataType.string())
-def when_object(path: bytes, row: dict[str, Any] | None) -> str | None:
-    """The address of an object; null for all else."""
+def when_fetched(path: bytes, row: dict[str, Any] | None, size: int | None) -> str | None:
+    """The address of an object that may be an image; null for all else, which the reader knows what to say of."""
     address = os.fsdecode(path)
-    return address if row is None and is_object(address) else None
+    return address if row is None and is_object(address) and is_utf8(address) and not too_large(size) else None
 
 
 def detect(

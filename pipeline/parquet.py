@@ -50,7 +50,8 @@ def open_parquet(place: str, objects: Objects) -> pq.ParquetFile:
         StoreError: its store does not give it.
         OSError, pa.ArrowException: it cannot be read, or is no Parquet file.
     """
-    source = pa.PythonFile(objects.open(place), mode="r") if is_object(place) else place
+    # A path as bytes: that of a file need not be text.
+    source = pa.PythonFile(objects.open(place), mode="r") if is_object(place) else pa.OSFile(os.fsencode(place))
     return pq.ParquetFile(source, buffer_size=BUFFER_BYTES, pre_buffer=False)
 
 
@@ -149,7 +150,7 @@ class Cursor:
 
     def close(self) -> None:
         """Close the file."""
-        self.file.close()
+        self.file.close(force=True)
 
 
 class Rows:

@@ -89,7 +89,8 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Write run.json."""
-    write_atomically(folder / MANIFEST, (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())
+    text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(folder / MANIFEST, text.encode(errors="backslashreplace"))  # a path need not be UTF-8
 
 
 def differences(identity: dict[str, Any], other: dict[str, Any]) -> list[str]:

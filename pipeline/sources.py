@@ -16,7 +16,7 @@ from pipeline import parquet
 from pipeline.errors import UsageError
 from pipeline.images import BadImage
 from pipeline.objects import WILDCARD, Objects, StoreError, refuse
-from pipeline.places import SCHEME, is_object
+from pipeline.places import SCHEME, is_object, is_utf8
 from pipeline.tables import shown_path
 
 # What a folder is searched for. A file named otherwise can still be given by a glob.
@@ -240,24 +240,40 @@ class Reader:
         """A copy elsewhere opens its own files."""
         return Reader, (self.objects,)
 
-    def read(self, path: bytes, row: Row | None) -> bytes:
-        """An encoded image.
+    def read(self, path: bytes, row: Row | None, size: int | None = None, fetched: bytes | None = None) -> bytes:
+        """An encoded image, unless what was `fetched` is it; one whose `size` is known to be too large is not read.
 
         Raises:
             BadImage: what is there can be no image.
             StoreError: its store does not give it.
             OSError, pyarrow.ArrowException: it cannot be read.
         """
-        if row is not None:
-            value = self.rows.get(row.table, row.column, row.number)
-            if value is None or isinstance(value, str):
-                raise BadImage(f"column {row.column} is empty in this row")
-            return value
-        name = os.fsdecode(path)
-        data = self.objects.read(name, MAX_FILE_BYTES + 1) if is_object(name) else read_file(name)
-        if len(data) > MAX_FILE_BYTES:
+        data = fetched
+        if data is None and not too_large(size):
+            data = self._row(row) if row is not None else self._file(os.fsdecode(path))
+        if data is None or too_large(len(data)):
             raise BadImage(f"the file has more than {MAX_FILE_BYTES // 1024**2} MiB")
         return data
+
+    def _row(self, row: Row) -> bytes:
+        """What is in a row of a Parquet file."""
+        value = self.rows.get(row.table, row.column, row.number)
+        if value is None or isinstance(value, str):
+            raise BadImage(f"column {row.column} is empty in this row")
+        return value
+
+    def _file(self, name: str) -> bytes:
+        """A file or an object; of one that is too large the beginning."""
+        if not is_object(name):
+            return read_file(name)
+        if not is_utf8(name):
+            raise BadImage("the address is no UTF-8")
+        return self.objects.read(name, MAX_FILE_BYTES + 1)
+
+
+def too_large(size: int | None) -> bool:
+    """Whether a file of this many bytes is no image that anybody took; one of unknown size may be."""
+    return size is not None and size > MAX_FILE_BYTES
 
 
 def read_file(path: str) -> bytes:

@@ -121,14 +121,23 @@ class ModelClient:
             raise BadAnswer(reason, raw, attempts) from error
         try:
             self.validator.validate(fields)
-            for name, kind in self.columns.items():
-                if name in fields:
-                    pa.scalar(answer_value(fields[name], kind), kind)
         except jsonschema_rs.ValidationError as wrong:
             where = "/".join(str(part) for part in wrong.instance_path) or "the answer"
             raise BadAnswer(f"does not fit the schema: {where}: {wrong.message[:200]}", raw, attempts) from None
-        except (OverflowError, ValueError) as error:  # a number of 64 bits is the largest, half a character is none
-            raise BadAnswer(f"does not fit its column: {name}: {error}", raw, attempts) from error
-        usage = completion.get("usage") or {}
-        tokens = [usage.get(name) if type(usage.get(name)) is int else None for name in TOKENS]
+        except ValueError as error:  # half a character in a name, or hundreds of brackets
+            raise BadAnswer(f"does not fit the schema: the answer: {error}", raw, attempts) from error
+        for name, kind in self.columns.items():
+            if name not in fields:
+                continue
+            try:
+                pa.scalar(answer_value(fields[name], kind), kind)
+            except (OverflowError, ValueError) as error:  # a number of 64 bits is the largest, half a character is none
+                raise BadAnswer(f"does not fit its column: {name}: {error}", raw, attempts) from error
+        usage = completion.get("usage")
+        tokens = [count(usage.get(name) if isinstance(usage, dict) else None) for name in TOKENS]
         return Answer(fields, raw, attempts, latency_s, *tokens)
+
+
+def count(value: object) -> int | None:
+    """A number of tokens as a server tells it; None for what is none, or none that the column holds."""
+    return value if type(value) is int and 0 <= value < 2**31 else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import logging
 import os
 import signal
 import subprocess
@@ -77,6 +78,26 @@ def test_a_list_with_a_missing_file(run_job: RunJob, simulated: Simulated, tmp_p
     (tmp_path / "gone.jpg").write_bytes(PICTURES[1])  # it came after all
     done, _ = run_job(tmp_path / "mine.txt")
     assert (set(outcomes(done).values()), asked(simulated)) == ({"detected"}, 1)
+
+
+def test_an_address_that_is_no_utf_8_is_a_failed_row(run_job: RunJob, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(PICTURES[0])
+    (tmp_path / "mine.txt").write_bytes(b"a.jpg\ns3://b/\xff.jpg\nhttp://127.0.0.1:1/\xff.jpg\n")
+    done, _ = run_job(tmp_path / "mine.txt")
+    assert sorted((row["outcome"], row["reason"] or "") for row in rows(done)) == [
+        ("detected", ""),
+        ("failed", "the address is no UTF-8"),
+        ("failed", "the address is no UTF-8"),
+    ]
+
+
+def test_parquet_under_a_path_that_is_no_utf_8(run_job: RunJob, tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
+    folder.mkdir()
+    pq.write_table(pa.table({"picture": pa.array([PICTURES[0], None], pa.binary())}), tmp_path / "t.parquet")
+    (tmp_path / "t.parquet").rename(folder / "t.parquet")
+    done, _ = run_job(folder)
+    assert outcomes(done) == {"t.parquet#00000000": "detected", "t.parquet#00000001": "failed"}
 
 
 @pytest.fixture
@@ -166,6 +187,26 @@ def test_from_a_bucket(run_job: RunJob, simulated: Simulated, store: Store, phot
     store.put("photos/1 ü#.jpg", encoded(gradient(301, 200)))
     done, _ = run_job(photos)
     assert (len(outcomes(done)), asked(simulated)) == (8, 2)
+
+
+def test_an_object_that_is_too_large_is_not_fetched(
+    run_job: RunJob,
+    store: Store,
+    photos: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Where its size is known; where it is not, it is known then."""
+    monkeypatch.setattr("pipeline.sources.MAX_FILE_BYTES", 10_000)
+    store.put("photos/large.jpg", bytes(10_001))
+    store.put("list.txt", f"{photos}large.jpg\n".encode())
+    for place, fetched in ((photos, False), (f"{THERE}/list.txt", True)):
+        caplog.clear()
+        with caplog.at_level(logging.INFO, logger="werkzeug"):  # the store's
+            done, _ = run_job(place)
+        assert outcomes(done)["large.jpg"] == "failed"
+        assert "the file has more than 0 MiB" in [row["reason"] for row in rows(done)]
+        assert ("GET /pictures/photos/large.jpg" in caplog.text) is fetched
 
 
 def test_an_object_that_went_away_is_a_failed_row(run_job: RunJob, store: Store, tmp_path: Path) -> None:

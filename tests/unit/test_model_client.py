@@ -77,12 +77,21 @@ def test_what_no_column_can_hold_fails_its_row_and_not_the_run(
         client.parse(completion(content), 1, 0.1)
 
 
+@pytest.mark.parametrize("content", [r'{"\ud800": 1}', "[" * 300 + "]" * 300])
+def test_what_cannot_even_be_held_against_the_schema_does_not_fit_it(client: ModelClient, content: str) -> None:
+    with pytest.raises(BadAnswer, match="does not fit the schema: the answer"):
+        client.parse(completion(content), 1, 0.1)
+
+
 def test_half_a_character_is_no_text(client: ModelClient) -> None:
     with pytest.raises(BadAnswer, match="not a chat completion: UnicodeEncodeError"):
         client.parse(completion("\ud800"), 1, 0.1)
 
 
-@pytest.mark.parametrize("usage", [{"prompt_tokens": "9"}, {"prompt_tokens": None}, {}, None])
+@pytest.mark.parametrize(
+    "usage",
+    [{"prompt_tokens": value} for value in ("9", None, 2**31, -1, True, 1.5)] + [{}, None, [9], "9"],
+)
 def test_a_cost_that_is_no_number_is_left_out(client: ModelClient, usage: Any) -> None:
     assert client.parse(completion(json.dumps(GOOD), usage=usage), 1, 0.1).prompt_tokens is None
 

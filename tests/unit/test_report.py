@@ -187,10 +187,10 @@ def test_an_interrupt_ends_the_drawing_and_leaves_no_copy_that_is_out_of_date(tm
     drawn: list[None] = []
 
     class Interrupted(Reader):
-        def read(self, path: bytes, row: Row | None = None) -> bytes:
+        def read(self, path: bytes, row: Row | None, size: int | None = None, fetched: bytes | None = None) -> bytes:
             if path.endswith(b"/3.png"):
                 raise KeyboardInterrupt
-            return super().read(path, row)
+            return super().read(path, row, size, fetched)
 
     with pytest.raises(KeyboardInterrupt):
         annotate_all(found, sources, Interrupted(Objects()), tmp_path, set(names), lambda: drawn.append(None))
