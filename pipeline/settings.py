@@ -97,7 +97,13 @@ class Settings(BaseSettings):
     request_timeout_s: float = Field(120.0, gt=0, description="longest that one request may take")
     attempts: int = Field(5, ge=1, le=100, description="tries per request, for failures that can heal")
     outage_limit_s: float = Field(900.0, gt=0, description="longest to wait for a service that went away")
-    stall_limit_s: float = Field(600.0, gt=0, description="longest without any row ending before the run is stopped")
+    stall_limit_s: float = Field(
+        # Above what the first rows may take to fail by themselves: all their attempts, each with the wait for another's
+        # turn, since a stage holds twice the rows that it asks about at once.
+        1200.0,
+        gt=0,
+        description="longest without any row ending before the run is stopped; above 2 x attempts x request timeout",
+    )
     failure_limit: float = Field(0.5, ge=0, le=1, description="stop when a larger share of rows fails at a service")
     retry_failed: bool = Field(False, description="do again what failed before")
     force: bool = Field(False, description="begin anew in the run's folder")

@@ -92,13 +92,8 @@ class Simulated:
             if body["label"] not in self.labels:
                 return web.Response(status=422, text=f"unknown label, known are {', '.join(self.labels)}")
             image = ImageOps.exif_transpose(Image.open(io.BytesIO(body["image"])))
-            boxes = [
-                {"box": box, "label": body["label"], "score": 0.9 - 0.001 * number}
-                for number, box in enumerate(self.boxes(image))
-            ]
-            found = {"boxes": boxes, "width": image.width, "height": image.height, "model": "simulated"}
-            found |= {"revision": None, "settings": self.detector_settings}
-            return web.Response(body=msgpack.packb(found), content_type="application/msgpack")
+            found = detection(self.boxes(image), body["label"], image.size)
+            return message(found | {"settings": self.detector_settings})
 
         return await self.observed(self.detector, self.detector_fault, request, answer)
 
@@ -151,6 +146,17 @@ class Simulated:
         app.router.add_get("/v1/models", self.list_models)
         app.router.add_post("/v1/chat/completions", self.complete)
         return app
+
+
+def detection(boxes: list[list[float]], label: str = "dog", size: tuple[int, int] = (640, 480)) -> dict[str, Any]:
+    """What the detector says of an image of this width and height."""
+    found = [{"box": box, "label": label, "score": 0.9 - 0.001 * number} for number, box in enumerate(boxes)]
+    return {"boxes": found, "width": size[0], "height": size[1], "model": "simulated", "revision": None}
+
+
+def message(content: dict[str, Any]) -> web.Response:
+    """The detector's answer with this content."""
+    return web.Response(body=msgpack.packb(content), content_type="application/msgpack")
 
 
 def completion(content: str, finish_reason: str = "stop") -> web.Response:

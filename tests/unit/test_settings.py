@@ -37,6 +37,12 @@ def test_an_empty_variable_is_not_set_also_over_the_files(elsewhere: Path, monke
     assert StackSettings() == StackSettings.model_construct()
 
 
+def test_by_default_rows_without_an_answer_fail_before_the_run_counts_as_stalled() -> None:
+    """All attempts of the first rows, each after another row's: a stage holds twice what it asks about at once."""
+    usual = settings.load([])
+    assert 2 * usual.attempts * usual.request_timeout_s <= usual.stall_limit_s
+
+
 @pytest.mark.parametrize(
     ("arguments", "environment", "file", "message"),
     [
