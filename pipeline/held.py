@@ -11,15 +11,15 @@ import heapq
 import itertools
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from pipeline.stop import Stop
 
 # How often a closed gate looks again. It stands before a batch of files, whose reading alone takes longer.
 LOOK_S = 0.01
 
-# Above the bound the gate opens when nothing has been let go for so long: crops may wait for a full batch, and Daft
-# (0.7.26) hands the finished batches of an asynchronous stage on when the next one comes.
+# Above the bound the gate opens when nothing has been let go for so long and nothing is being asked: crops may wait for
+# a full batch, and Daft (0.7.26) hands the finished batches of an asynchronous stage on when the next one comes.
 PATIENCE_S = 1.0
 
 
@@ -33,6 +33,8 @@ class Held:
     def __init__(self, most: int, stop: Stop) -> None:
         self.most = most
         self.stop = stop
+        self.pending: Callable[[], int] = lambda: 0
+        """How many questions about crops have not come to an end: what is held for them is not let go before."""
         self.total = self.peak = 0
         self._images: dict[bytes, int] = {}
         self._under_way: set[bytes] = set()
@@ -55,8 +57,8 @@ class Held:
     async def enter(self, sizes: dict[bytes, int | None]) -> None:
         """Wait until images of these file sizes (by path; None: not known) fit below the bound, and count them.
 
-        One that is larger than the bound goes alone; a gate at which nothing moves opens after PATIENCE_S. Returns at
-        once when the run is ending.
+        One that is larger than the bound goes alone; a gate opens after PATIENCE_S where nothing moves and nothing is
+        asked about: not for a model server that is slow, or away. Returns at once when the run is ending.
         """
         while not self._take(sizes) and self.stop.reason is None:  # noqa: ASYNC110 it is opened from threads
             await asyncio.sleep(LOOK_S)
@@ -68,9 +70,13 @@ class Held:
             expected = {path: usual if size is None else 2 * size for path, size in sizes.items()}
             more = sum(expected.values())
             if self.total and self.total + more > self.most:
-                if self._under_way or time.monotonic() - self._let_go < PATIENCE_S:
+                now = time.monotonic()
+                if self._under_way or self.pending():
+                    self._let_go = now  # nothing waits for good: patience begins when that has ended
                     return False
-                self._let_go = time.monotonic()  # one batch, and then patience again
+                if now - self._let_go < PATIENCE_S:
+                    return False
+                self._let_go = now  # one batch, and then patience again
             self._images |= expected
             self._under_way |= expected.keys()
             self._add(more)

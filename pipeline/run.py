@@ -207,6 +207,7 @@ def execute(
     account = measured.flow_begins(settings, job, len(todo)) if todo else Account.nowhere()
     clients = make_clients(settings, job, services, stop, account)
     measured.tell_queue(clients.model.http.hear_queue)
+    held.pending = lambda: clients.model.http.pending
     collector = Collector(parts, Progress(total=len(todo)), account)
     with Watchdog(folder, settings.stall_limit_s, stop, clients) as watchdog:
         with OneInterrupt(stop) as interrupt:

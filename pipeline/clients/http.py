@@ -131,10 +131,12 @@ class HttpClient:
         self.stop = stop or Stop()
         self.account = account or Unaccounted()
         self.connection: Connection | None = None
+        self.pending = 0
+        """Requests that have not come to an end: at the server, or waiting for a slot, a pause or the server."""
 
     def __getstate__(self) -> dict[str, Any]:
         """All but what belongs to an event loop, or to this process's account of the run."""
-        return self.__dict__ | {"connection": None, "account": Unaccounted()}
+        return self.__dict__ | {"connection": None, "account": Unaccounted(), "pending": 0}
 
     def connect(self) -> Connection:
         """The connection of the running event loop, made at the first call."""
@@ -165,14 +167,16 @@ class HttpClient:
             Stopped: the run is ending.
         """
         connection = self.connect()
+        self.pending += 1
         try:  # the common case, without the machinery of retries
             data, latency_s = await self._reach(connection, path, body, content_type)
             return Reply(data, 1, latency_s)
         except Refused as error:
             raise RequestFailed(str(error), 1) from error
         except Temporary as error:
-            first = error
-        return await self._again(connection, first, path, body, content_type)
+            return await self._again(connection, error, path, body, content_type)
+        finally:
+            self.pending -= 1
 
     async def _again(
         self, connection: Connection, first: Temporary, path: str, body: bytes, content_type: str

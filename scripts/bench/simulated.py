@@ -51,6 +51,8 @@ class Simulated:
     latency: Callable[[], float] | None = None
     """Seconds that an answer takes; by default `latency_s`."""
     latency_s: float = 0.0
+    model_latency_s: float | None = None
+    """That of the model alone, where it is another."""
     detector_fault: Fault = lambda number: None
     model_fault: Fault = lambda number: None
     restart: Callable[[int], float | None] = lambda number: None
@@ -76,13 +78,19 @@ class Simulated:
         traffic.in_flight += 1
         traffic.peak_in_flight = max(traffic.peak_in_flight, traffic.in_flight)
         try:
-            await asyncio.sleep(self.latency() if self.latency else self.latency_s)
+            await asyncio.sleep(self.seconds(traffic))
             instead = fault(number)
             if instead is None:
                 return answer()
             return instead if isinstance(instead, web.Response) else await instead(request)
         finally:
             traffic.in_flight -= 1
+
+    def seconds(self, traffic: Traffic) -> float:
+        """How long the next answer of a server takes."""
+        if traffic is self.model and self.model_latency_s is not None:
+            return self.model_latency_s
+        return self.latency() if self.latency else self.latency_s
 
     async def detect(self, request: web.Request) -> web.StreamResponse:
         """POST /detect as services/detector has it."""

@@ -74,6 +74,47 @@ def test_crops_alone_close_the_gate_for_a_while_only(monkeypatch: pytest.MonkeyP
     assert not passes(held, c=1 * MB)  # one is on its way
 
 
+def test_crops_that_are_asked_about_keep_the_gate_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long that takes: the model server is slow, or away."""
+    monkeypatch.setattr("pipeline.held.PATIENCE_S", 0.02)
+    held = Held(10 * MB, Stop())
+    assert passes(held, a=1 * MB)
+    held.cut(b"a", 20 * MB)
+    held.pending = lambda: 3
+    assert not passes(held, b=1 * MB)
+    held.pending = lambda: 0
+    assert passes(held, b=1 * MB)
+
+
+def test_a_slow_model_server_does_not_fill_the_memory(
+    simulated: Simulated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first answers take many times as long as the gate's patience, and no more images are let in for that."""
+    monkeypatch.setattr("pipeline.held.PATIENCE_S", 0.1)
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(8 * BATCH):
+        (images / f"{number}.jpg").write_bytes(encoded(gradient(600 + number, 400)))
+    simulated.boxes = lambda image: [[0, 0, image.width, image.height]] * 4
+    simulated.model_latency_s = 3.0
+    let_in = 0
+
+    def answered(number: int) -> None:
+        nonlocal let_in
+        if number > 1 and not let_in:  # the first one comes before the run
+            let_in = simulated.detector.requests - 1
+            simulated.model_latency_s = 0.0
+
+    simulated.model_fault = answered
+    for name, value in simulated.settings.items():
+        monkeypatch.setenv(name, value)
+    room = 4 * BATCH * max(path.stat().st_size for path in images.iterdir())  # an image counts twice: two batches
+    arguments = ["--images", str(images), "--output", str(tmp_path / "runs"), "--bytes-in-flight", str(room)]
+    done = run(settings.load(arguments), Console(file=io.StringIO()))
+    assert done.manifest["counts"]["detections"]["answered"] == 4 * 8 * BATCH
+    assert let_in <= 4 * BATCH
+
+
 def test_large_images_enter_in_small_batches() -> None:
     held = Held(512 * MB, Stop())
     assert held.batch([5 * MB, None, 2 * MB], 8) == 8
@@ -131,6 +172,7 @@ def test_one_large_image_leaves_as_many_at_the_detector(
 def test_a_run_with_hardly_any_room_goes_a_batch_at_a_time_and_ends(
     simulated: Simulated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: str, bounded: bool
 ) -> None:
+    monkeypatch.setattr("pipeline.held.PATIENCE_S", 0.2)
     images = tmp_path / "images"
     images.mkdir()
     for number in range(5 * BATCH):
