@@ -4,7 +4,8 @@
 
 The server answers each request after a fixed time, in a process of its own, which is to have a core for itself. The
 reference does the least that any client must: it encodes the picture, sends the request, reads the answer's JSON, with
-as many tasks as may be in flight.
+as many tasks as may be in flight. The exit code is 1 when Spotter reached less than --ratio of its rows per second, had
+more than --concurrency requests at the server, took more memory than --limit, or left a row without an answer.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import asyncio
 import json
 import os
 import resource
+import sys
 import time
 import urllib.request
 from typing import Any
@@ -67,24 +69,40 @@ def spotter(url: str, rows: int, concurrency: int, crop: bytes, client: ModelCli
         raise SystemExit(f"{ended} of {rows} rows ended, {failed} failed")
 
 
-def main() -> None:
-    """Print both, and their ratio."""
+def complaints(ratio: float, least: float, in_flight: int, bound: int, peak_mb: float, limit_mb: float) -> list[str]:
+    """What is not as it should be."""
+    said = []
+    if ratio < least:
+        said.append(f"Spotter reached {ratio:.2f} of the reference's rows per second: less than {least:g}")
+    if in_flight > bound:
+        said.append(f"{in_flight} requests were in flight: more than {bound}")
+    if peak_mb > limit_mb:
+        said.append(f"memory reached {peak_mb:.0f} MB: more than {limit_mb:.0f}")
+    return said
+
+
+def main() -> int:
+    """Print both, and their ratio; judge."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=20_000, help="default: %(default)s")
     parser.add_argument("--concurrency", type=int, default=256, help="default: %(default)s")
     parser.add_argument("--latency", type=float, default=0.05, help="seconds per answer (default: %(default)s)")
+    parser.add_argument("--ratio", type=float, default=0.8, help="least, of the reference (default: %(default)s)")
+    parser.add_argument("--limit", type=float, default=1000, help="most memory, in MB (default: %(default)s)")
     arguments = parser.parse_args()
     collect_rarely()  # as the pipeline does; it speeds up the reference, too
     job, crop = jobs.load("dog_breeds"), os.urandom(CROP_BYTES)
-    with simulated_process(latency=arguments.latency) as url:
-        seconds = {"bare aiohttp": 0.0, "spotter": 0.0}
-        half = arguments.rows // 2
-        # The reference before and after, so that what else the machine does weighs on both.
-        for name, measure, rows in (
-            ("bare aiohttp", bare, half),
-            ("spotter", spotter, arguments.rows),
-            ("bare aiohttp", bare, arguments.rows - half),
-        ):
+    seconds = {"bare aiohttp": 0.0, "spotter": 0.0}
+    peak, in_flight = 0.0, dict.fromkeys(seconds, 0)
+    half = arguments.rows // 2
+    # The reference before and after, so that what else the machine does weighs on both.
+    for name, measure, rows in (
+        ("bare aiohttp", bare, half),
+        ("spotter", spotter, arguments.rows),
+        ("bare aiohttp", bare, arguments.rows - half),
+    ):
+        # A server for each, which counts what is in flight for this one alone.
+        with simulated_process(latency=arguments.latency) as url:
             client = ModelClient(HttpClient(f"{url}/v1", Limits(arguments.concurrency)), "simulated", job)
             started, cpu = time.perf_counter(), time.process_time()
             measure(f"{url}/v1", rows, arguments.concurrency, crop, client)
@@ -96,10 +114,16 @@ def main() -> None:
                 f"peak memory so far {peak:,.0f} MB",
                 flush=True,
             )
-        with urllib.request.urlopen(f"{url}/stats") as response:
-            print(f"most in flight at the server: {json.load(response)['model']['peak_in_flight']}")
-        print(f"ratio: {seconds['bare aiohttp'] / seconds['spotter']:.2f}")
+            with urllib.request.urlopen(f"{url}/stats") as response:
+                in_flight[name] = max(in_flight[name], json.load(response)["model"]["peak_in_flight"])
+    ratio = seconds["bare aiohttp"] / seconds["spotter"]
+    print(f"most in flight at the server: {', '.join(f'{name} {most}' for name, most in in_flight.items())}")
+    print(f"ratio: {ratio:.2f}")
+    wrong = complaints(ratio, arguments.ratio, in_flight["spotter"], arguments.concurrency, peak, arguments.limit)
+    for line in wrong:
+        print(f"error: {line}", file=sys.stderr)
+    return int(bool(wrong))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,15 +1,19 @@
-"""`make bench`: every client is measured on the same questions, and one that does not finish is said not to have."""
+"""The benches: every client is measured on the same questions, and a figure that is not as it should be fails."""
 
 from __future__ import annotations
 
+import io
 import json
+import math
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from scripts.bench import compare, machine
+from scripts.bench import compare, machine, memory, rows
 from scripts.bench.clients import CLIENTS
-from scripts.bench.compare import Result
+from scripts.bench.compare import CEILING, OURS, Result
+from scripts.bench.memory import Look
 
 
 @pytest.mark.timeout(180)
@@ -66,3 +70,51 @@ def test_a_comparison_with_answers_missing_is_worth_nothing() -> None:
         "Spotter: did not finish 100 rows in 60 s",
         "asyncio script: 99 of 100 rows answered",
     ]
+
+
+@pytest.mark.parametrize(("seconds", "fails"), [(1.0, False), (1.04, False), (1.06, True)])
+def test_a_real_server_that_can_do_more_is_said(seconds: float, fails: bool) -> None:
+    ours, most = Result(OURS, 100, seconds=[seconds], answered=100), Result(CEILING, 100, seconds=[1.0], answered=100)
+    said = compare.wrong([ours, most], least=0.95)
+    assert bool(said) is fails
+    assert all("0.94 of vllm bench serve's rows per second: less than 0.95" in line for line in said)
+
+
+def test_clients_take_turns_to_and_fro(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    monkeypatch.setattr(compare, "CLIENTS", dict.fromkeys((OURS, "a", "b")))
+    monkeypatch.setattr(compare, "run_client", lambda result, *_: order.append(result.client))
+    server = compare.Server("http://nowhere/v1", "m", "nowhere", counted=True)
+    compare.compare(server, 10, 10, 3, 4, 1.0, Console(file=io.StringIO()))
+    assert order[1:] == [OURS, "a", "b", "b", "a", OURS, OURS, "a", "b"]
+
+
+def test_rows_fails_where_spotter_is_too_slow(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--rows=300", "--concurrency=16", "--latency=0.01", "--ratio=50", "--limit=100000"]
+    monkeypatch.setattr("sys.argv", ["rows", *options])
+    assert rows.main() == 1
+    said = capsys.readouterr()
+    assert "most in flight at the server: bare aiohttp 16, spotter 16" in said.out
+    assert [line.rpartition(": ")[2] for line in said.err.splitlines() if "error" in line] == ["less than 50"]
+
+
+def test_rows_fails_by_each_of_its_figures() -> None:
+    right = {"ratio": 0.8, "least": 0.8, "in_flight": 256, "bound": 256, "peak_mb": 1000.0, "limit_mb": 1000.0}
+    assert rows.complaints(**right) == []  # type: ignore[arg-type]
+    for name, value in (("ratio", 0.79), ("in_flight", 257), ("peak_mb", 1001.0)):
+        assert len(rows.complaints(**right | {name: value})) == 1, name  # type: ignore[arg-type]
+
+
+def test_memory_fails_by_each_of_its_figures() -> None:
+    right = {"peak_mb": 1500.0, "limit_mb": 1500.0, "grown": 0.1, "allowed": 0.1, "missing": 0}
+    assert memory.complaints(**right) == []  # type: ignore[arg-type]
+    for name, value in (("peak_mb", 1501.0), ("grown", 0.11), ("grown", math.nan), ("missing", 1)):
+        assert len(memory.complaints(**right | {name: value})) == 1, name  # type: ignore[arg-type]
+
+
+def test_growth_is_that_after_the_first_pictures() -> None:
+    looks = [Look(pictures, 100.0 + (50 if pictures > 50 else 0) + pictures / 10) for pictures in range(1, 401)]
+    assert memory.growth(looks, 100, 400) == pytest.approx(0.14, abs=0.01)
+    assert math.isnan(memory.growth(looks, 400, 400))
