@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,11 @@ TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 # Of these, the ones that say: too many requests at once.
 TOO_MANY = frozenset({429, 503})
+
+# The pause after the first try that failed; each further one is twice as long, up to the longest. All are drawn out by
+# up to half, also those that a server asks for: it refuses hundreds at one moment, and they must not come back at one.
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0
+JITTER = 0.5
 
 # Above this a server's Retry-After is not waited out: the row fails, and a later run can ask it again.
 LONGEST_RETRY_AFTER_S = 60.0
@@ -89,10 +95,11 @@ class Limits:
 
 
 def wait_time(state: tenacity.RetryCallState) -> float:
-    """Exponential backoff with jitter, and at least as long as the server asked for."""
-    backoff = tenacity.wait_exponential_jitter(multiplier=0.5, max=15.0, jitter=0.5)(state)
+    """Seconds until the next try: exponential backoff with jitter, and at least as long as the server asked for."""
+    backoff_s = min(FIRST_PAUSE_S * 2.0 ** (state.attempt_number - 1), LONGEST_PAUSE_S)
     error = state.outcome.exception() if state.outcome else None
-    return max(backoff, error.retry_after_s if isinstance(error, Temporary) else 0.0)
+    least_s = max(backoff_s, error.retry_after_s if isinstance(error, Temporary) else 0.0)
+    return least_s * random.uniform(1.0, 1.0 + JITTER)
 
 
 @dataclass(slots=True)

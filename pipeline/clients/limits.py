@@ -14,7 +14,7 @@ from types import TracebackType
 
 # A server that refuses gets this share of the requests from then on, and one more for each round of answers. Additive
 # increase and multiplicative decrease is what lets many clients share a server (Chiu and Jain, 1989; TCP's choice). The
-# increase grows by one with each round without a refusal, as in H-TCP: from 1 to 256 it is 26 rounds, not 255.
+# increase grows by one with each round without a refusal, in the way of H-TCP: from 1 to 256 it is 26 rounds, not 255.
 DECREASE = 0.7
 
 # As many requests may wait in the server as it runs: whatever ends is followed at once, even if all end together.
@@ -92,7 +92,7 @@ class Slots:
     def died(self) -> None:
         """The server went down under the requests in flight: one of them may be why. Send few, so that it is soon
         alone, and does not take others' attempts."""
-        self._regain = self.limit
+        self._regain, self._rounds = self.limit, 0.0
         self._taken = max(self.limit / 8, 1.0)
 
     def refused(self, sent_in: int) -> None:

@@ -41,7 +41,7 @@ def always(kind: str, kinds: dict[str, Misbehaviour]) -> Fault:
 
 def run_with(simulated: Simulated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> Run:
     """200 rows of 20 images."""
-    monkeypatch.setattr("pipeline.clients.http.wait_time", lambda state: 0.01)
+    monkeypatch.setattr("pipeline.clients.http.FIRST_PAUSE_S", 0.01)
     folder = tmp_path / "images"
     folder.mkdir()
     for number in range(IMAGES):

@@ -3,13 +3,16 @@
 import asyncio
 import pickle
 import socket
+import statistics
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
+import tenacity
 from aiohttp import web
 
 from pipeline.clients import http, sockets
-from pipeline.clients.http import HttpClient, Limits, Reply, RequestFailed, retry_after
+from pipeline.clients.http import HttpClient, Limits, Reply, RequestFailed, Temporary, retry_after, wait_time
 from pipeline.clients.sockets import make_socket
 from pipeline.stop import Stop, Stopped
 
@@ -19,7 +22,7 @@ Handler = Callable[[int], web.StreamResponse]
 @pytest.fixture(autouse=True)
 def quick_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait only as long as a server asks."""
-    monkeypatch.setattr("tenacity.wait_exponential_jitter", lambda **_: lambda state: 0.0)
+    monkeypatch.setattr(http, "FIRST_PAUSE_S", 0.0)
 
 
 def ask(handler: Handler, rows: int = 1, **options: float) -> tuple[list[Reply | BaseException], list[float]]:
@@ -82,6 +85,37 @@ def test_retry_after_is_waited_out() -> None:
     )
     assert isinstance(reply, Reply)
     assert second - first >= 0.4
+
+
+def pauses(attempt: int, retry_after_s: float = 0.0) -> list[float]:
+    """What a thousand rows wait that failed at this attempt, in order."""
+    state = tenacity.RetryCallState(tenacity.AsyncRetrying(), None, (), {})
+    state.attempt_number = attempt
+    state.outcome = tenacity.Future(attempt)
+    state.outcome.set_exception(Temporary("HTTP 429", retry_after_s))
+    return sorted(wait_time(state) for _ in range(1000))
+
+
+def test_pauses_grow_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "FIRST_PAUSE_S", 0.5)
+    drawn = [pauses(attempt) for attempt in range(1, 101)]
+    for shorter, longer in pairwise(drawn[:6]):
+        assert statistics.median(longer) == pytest.approx(min(2 * statistics.median(shorter), 18.75), rel=0.1)
+    assert all(0.5 <= pause <= 22.5 for each in drawn for pause in each)
+    assert all(pause >= 15 for pause in drawn[-1])
+
+
+@pytest.mark.parametrize(("attempt", "retry_after_s", "least"), [(1, 0.0, 0.5), (99, 0.0, 15.0), (1, 7.0, 7.0)])
+def test_rows_that_failed_together_do_not_come_back_together(
+    monkeypatch: pytest.MonkeyPatch, attempt: int, retry_after_s: float, least: float
+) -> None:
+    """Nor before the server said that they may."""
+    monkeypatch.setattr(http, "FIRST_PAUSE_S", 0.5)
+    drawn = pauses(attempt, retry_after_s)
+    assert least <= drawn[0] < 1.05 * least
+    assert 1.45 * least < drawn[-1] <= 1.5 * least
+    most_in_a_tenth = max(sum(at <= pause < at + 0.05 * least for pause in drawn) for at in drawn)
+    assert most_in_a_tenth < 200
 
 
 def test_a_very_long_retry_after_fails_the_row() -> None:
