@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
+from pipeline.sources import too_large
 from pipeline.stop import Stop
 
 # How often a closed gate looks again. It stands before a batch of files, whose reading alone takes longer.
@@ -51,7 +52,8 @@ class Held:
 
         So many that the largest of them would fit below the bound, if they came together.
         """
-        together = itertools.accumulate(2 * size for size in heapq.nlargest(most, (size or 0 for size in sizes)))
+        largest = heapq.nlargest(most, (expected(size or 0) for size in sizes))
+        together = itertools.accumulate(largest)
         return max(1, next((fit for fit, size in enumerate(together) if size > self.most), most))
 
     async def enter(self, sizes: dict[bytes, int | None]) -> None:
@@ -66,9 +68,8 @@ class Held:
     def _take(self, sizes: dict[bytes, int | None]) -> bool:
         with self._lock:
             usual = self._read_bytes // max(self._read, 1)
-            # Twice the file: as it was read, and as it is sent to the detector.
-            expected = {path: usual if size is None else 2 * size for path, size in sizes.items()}
-            more = sum(expected.values())
+            coming = {path: usual if size is None else expected(size) for path, size in sizes.items()}
+            more = sum(coming.values())
             if self.total and self.total + more > self.most:
                 now = time.monotonic()
                 if self._under_way or self.pending():
@@ -77,8 +78,8 @@ class Held:
                 if now - self._let_go < PATIENCE_S:
                     return False
                 self._let_go = now  # one batch, and then patience again
-            self._images |= expected
-            self._under_way |= expected.keys()
+            self._images |= coming
+            self._under_way |= coming.keys()
             self._add(more)
             return True
 
@@ -111,3 +112,8 @@ class Held:
         with self._lock:
             self._add(-size)
             self._let_go = time.monotonic()
+
+
+def expected(size: int) -> int:
+    """What a file of this size will take: twice that, as it was read and as it is sent; nothing if it is not read."""
+    return 0 if too_large(size) else 2 * size

@@ -120,8 +120,15 @@ def test_large_images_enter_in_small_batches() -> None:
     assert held.batch([5 * MB, None, 2 * MB], 8) == 8
     assert held.batch([5 * MB] * 7 + [100 * MB] * 8, 8) == 2
     assert held.batch([5 * MB] * 100 + [100 * MB], 8) == 8
-    assert held.batch([5 * MB, 2000 * MB], 8) == 1
+    assert held.batch([5 * MB, 400 * MB], 8) == 1
     assert held.batch([], 8) == 8
+
+
+def test_what_is_too_large_to_be_read_takes_no_room() -> None:
+    held = Held(512 * MB, Stop())
+    assert held.batch([5 * MB, 2000 * MB], 8) == 8
+    assert passes(held, disk_image=2000 * MB)
+    assert held.total == 0
 
 
 def test_an_image_of_unknown_size_counts_as_the_usual_one() -> None:
