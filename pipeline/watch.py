@@ -41,7 +41,8 @@ class Stream:
 
     def __init__(self, items: Iterator[dict[str, Any]]) -> None:
         self._items = items
-        # A few batches: the flow is held back when its rows are not taken.
+        # A few batches. Daft (0.7.26) goes on all the same, and keeps what is not taken: 16,000 rows were seen, with a
+        # disk that stood still.
         self._queue: queue.Queue[Any] = queue.Queue(maxsize=256)
         self._thread = threading.Thread(target=self._fill, name="rows", daemon=True)
         self._thread.start()

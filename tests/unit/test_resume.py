@@ -388,7 +388,7 @@ def test_kill_9_then_resume_gives_every_row_once(simulated: Simulated, tmp_path:
     """Killed when the model was asked this often; scripts/bench/kills.py does it at random moments of larger runs."""
     (tmp_path / "many").mkdir()
     make_pictures(tmp_path / "many", 300)
-    simulated.latency_s = 0.05
+    simulated.latency_s = 0.1
     resumed = kill_and_resume(
         simulated,
         tmp_path / "many",
