@@ -47,8 +47,8 @@ def partial(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[BinaryIO]:
-    """A handle to write a file that is there completely or not at all, also after a power cut.
+def whole(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
+    """A handle to write a file that is there completely or not at all; if `durable`, also after a power cut.
 
     Raises:
         OSError: it cannot be written; nothing of it is left.
@@ -57,8 +57,9 @@ def whole(path: Path) -> Iterator[BinaryIO]:
     try:
         with fresh.open("wb") as handle:
             yield handle
-            handle.flush()
-            os.fsync(handle.fileno())
+            if durable:
+                handle.flush()
+                os.fsync(handle.fileno())
         fresh.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):

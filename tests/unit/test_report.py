@@ -175,6 +175,19 @@ def test_an_annotated_copy_has_a_name_that_links_lead_to(tmp_path: Path) -> None
     assert all((tmp_path / copy).is_file() for copy in copies.values())
 
 
+def test_a_copy_that_a_power_cut_left_empty_is_drawn_again(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(encoded(gradient()))
+    sources = {"a.jpg": Source(bytes(tmp_path / "a.jpg"), None)}
+    (tmp_path / "annotated").mkdir()
+    (tmp_path / place("a.jpg")).touch()
+    found = {"a.jpg": [{"box": [1.0, 1.0, 50.0, 50.0], "caption": "pug"}]}
+    annotate_all(found, sources, Reader(Objects()), tmp_path, set(), lambda: None)
+    assert Image.open(tmp_path / place("a.jpg")).size == (320, 240)
+    before = (tmp_path / place("a.jpg")).stat().st_mtime_ns
+    annotate_all(found, sources, Reader(Objects()), tmp_path, set(), lambda: None)
+    assert (tmp_path / place("a.jpg")).stat().st_mtime_ns == before  # and then it is kept
+
+
 def test_an_interrupt_ends_the_drawing_and_leaves_no_copy_that_is_out_of_date(tmp_path: Path) -> None:
     (tmp_path / "annotated").mkdir()
     names = [f"{number}.png" for number in range(200)]
