@@ -6,7 +6,7 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -162,6 +162,21 @@ def say_if_another(folder: Path, identity: dict[str, Any], job: Job, console: Co
         )
 
 
+def write_rows(folder: Path, parts: Parts, listed: set[str], moved: Callable[[], None]) -> dict[str, pa.Table]:
+    """Commit the last part, and write the two tables over the images that are `listed`; `moved` after each step.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    parts.commit()
+    moved()
+    written = parts.merge(listed)
+    for name, table in written.items():
+        moved()
+        run_folder.write_table(table, folder / f"{name}.parquet")
+    return written
+
+
 def lost(unended: int, listed: int) -> str | None:
     """Why a run whose flow has ended is not complete: of `listed` images some have no rows; None when all have."""
     if not unended:
@@ -226,16 +241,11 @@ def execute(
             closing.start()
             watchdog.now(f"writing the rows into {folder}")
             with kept(folder, manifest, reason):
-                parts.commit()
-                watchdog.moved()
-                written = parts.merge(listed)
-                for name, table in written.items():
-                    watchdog.moved()
-                    run_folder.write_table(table, folder / f"{name}.parquet")
+                written = write_rows(folder, parts, listed, watchdog.moved)
                 unended = max(len(todo) - collector.progress.done, len(listed) - written["images"].num_rows)
                 reason = reason or lost(unended, len(listed))
                 manifest |= {
-                    "status": COMPLETE if reason is None else INTERRUPTED if reason == INTERRUPTED else STOPPED,
+                    "status": {None: COMPLETE, INTERRUPTED: INTERRUPTED}.get(reason, STOPPED),
                     "seconds": round(time.perf_counter() - clock, 3),
                     "done_before": len(sources) - len(todo),
                 }
