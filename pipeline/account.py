@@ -129,6 +129,8 @@ class StageAccount:
     def __init__(self, name: str, limit: int) -> None:
         self.name = name
         self.limit = limit
+        self.allowed: Callable[[], float] = lambda: float(limit)
+        """How many rows may be worked on now: below the limit where a service has no room for more."""
         self.asks = name in ASKING
         self._begun: deque[float] = deque()
         self._ended: deque[tuple[float, float, int, int]] = deque()
@@ -140,7 +142,7 @@ class StageAccount:
         self.first: float | None = None
         self.last = 0.0
         self.latency = Histogram()
-        self._until = 0.0
+        self._until = self._allowed_s = 0.0
 
     def begin(self) -> float:
         """A piece of work begins; returns the moment, which `end` wants."""
@@ -199,7 +201,9 @@ class StageAccount:
         self.waiting_s -= now * len(begun) - sum(begun)
         self.waiting -= len(begun)
         self.queue_peak = max(self.queue_peak, self.waiting)
+        busy_s = self.busy_s
         self._work(begun, [at for _, at, _, _ in ended], now)
+        self._allowed_s += self.allowed() * (self.busy_s - busy_s)
 
     def _work(self, begun: list[float], ended: list[float], now: float) -> None:
         """Move through beginnings and ends up to `now`; in C as far as it goes: most of accounting is spent here."""
@@ -226,7 +230,10 @@ class StageAccount:
             waiting_s=self.waiting_s,
             queue_peak=self.queue_peak,
             concurrency=Concurrency(
-                limit=self.limit, mean=self.work_s / self.busy_s if self.busy_s else 0.0, peak=self.peak
+                limit=self.limit,
+                mean=self.work_s / self.busy_s if self.busy_s else 0.0,
+                peak=self.peak,
+                allowed=self._allowed_s / self.busy_s if self.busy_s else None,
             ),
             latency_s=self.latency.percentiles(),
             bytes_in=self.bytes_in,

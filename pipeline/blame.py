@@ -41,7 +41,7 @@ class Moment:
 IDLE = Moment(0.0, 0.0, 0.0)
 
 
-def limiting(stages: Mapping[str, Moment], limits: Mapping[str, int]) -> dict[str, float]:
+def limiting(stages: Mapping[str, Moment], limits: Mapping[str, float]) -> dict[str, float]:
     """Who limits the flow: shares of the blame by stage. They add up to 1, or to less where nobody is to blame."""
     pool = {name: stages.get(name, IDLE).working for name in POOLED}
     in_pool = sum(pool.values())
@@ -70,7 +70,8 @@ def limiting(stages: Mapping[str, Moment], limits: Mapping[str, int]) -> dict[st
 class Blame:
     """Wall time by the stage that is to blame for it."""
 
-    limits: Mapping[str, int]
+    limits: Mapping[str, float]
+    """The work that each may have, now."""
     cost_s: dict[str, float] = field(default_factory=dict)
 
     def add(self, seconds: float, stages: Mapping[str, Moment]) -> None:

@@ -65,8 +65,8 @@ class Evidence:
     def needs_s(self, name: str) -> float:
         """The least time in which a stage, or the pool that it shares, does its work within its limit."""
         if name in POOLED:
-            return sum(self.stages[it].work_s for it in POOLED) / self.stages[name].concurrency.limit
-        return self.stages[name].work_s / self.stages[name].concurrency.limit
+            return sum(self.stages[it].work_s for it in POOLED) / self.stages[name].concurrency.room
+        return self.stages[name].work_s / self.stages[name].concurrency.room
 
     def floor_s(self, name: str, cpus: int | None = None) -> float:
         """The flow's least time if a stage took none: what the others need, and the pipeline's CPU time."""

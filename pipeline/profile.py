@@ -48,6 +48,13 @@ class Concurrency(Shape):
     mean: float
     """Over the time in which at least one row was worked on."""
     peak: int
+    allowed: float | None = None
+    """Of the limit what the service had room for, mean over that time; None where nobody looked."""
+
+    @property
+    def room(self) -> float:
+        """How many rows could be worked on at once."""
+        return self.limit if self.allowed is None else self.allowed
 
 
 class Stage(Shape):

@@ -154,7 +154,9 @@ class HttpClient:
                 headers=self.headers,
             )
             outage = Outage(self.name, self.is_there, self.limits.outage_s, self.stop)
-            self.connection = Connection(asyncio.get_running_loop(), session, Slots(self.limits.concurrency), outage)
+            slots = Slots(self.limits.concurrency)
+            self.account.allowed = lambda: slots.limit
+            self.connection = Connection(asyncio.get_running_loop(), session, slots, outage)
         return self.connection
 
     async def is_there(self) -> bool:

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from pipeline import sampler, settings
 from pipeline.clients.limits import LEAST_IN_QUEUE, Slots
+from pipeline.profile import Profile
 from pipeline.run import run
 from scripts.bench.capacity import Capacity, Limited
 from scripts.bench.faults import grid
@@ -192,6 +193,11 @@ def test_a_run_keeps_the_servers_queue_short_and_the_server_busy(
         arguments = ["--images", str(images), "--output", str(tmp_path / "runs"), "--model-concurrency", "64"]
         done = run(settings.load(arguments), Console(file=io.StringIO()))
     assert done.manifest["counts"]["detections"] == {"total": ROWS, "answered": ROWS, "failed": 0}
+    # What the server has no room for is no reason to look for who holds the run up elsewhere.
+    profile = Profile.of(done.folder)
+    ask = next(stage for stage in profile.stages if stage.name == "ask")
+    assert profile.diagnosis.bottleneck == "ask"
+    assert (ask.concurrency.room < 64) is told
     # After the first looks, and before there are too few rows left to wait.
     meanwhile = waiting[ROWS // 3 : -64]
     assert statistics.median(meanwhile) == pytest.approx(AT_ONCE if told else 64 - AT_ONCE, abs=AT_ONCE / 2)
