@@ -129,8 +129,8 @@ class StageAccount:
     def __init__(self, name: str, limit: int) -> None:
         self.name = name
         self.limit = limit
-        self.allowed: Callable[[], float] = lambda: float(limit)
-        """How many rows may be worked on now: below the limit where a service has no room for more."""
+        self.allowed: Callable[[], float] | None = None
+        """Tells how many rows a service has room for now, where that can be less than the limit."""
         self.asks = name in ASKING
         self._begun: deque[float] = deque()
         self._ended: deque[tuple[float, float, int, int]] = deque()
@@ -203,7 +203,12 @@ class StageAccount:
         self.queue_peak = max(self.queue_peak, self.waiting)
         busy_s = self.busy_s
         self._work(begun, [at for _, at, _, _ in ended], now)
-        self._allowed_s += self.allowed() * (self.busy_s - busy_s)
+        self._allowed_s += self.room * (self.busy_s - busy_s)
+
+    @property
+    def room(self) -> float:
+        """How many rows may be worked on now."""
+        return self.limit if self.allowed is None else self.allowed()
 
     def _work(self, begun: list[float], ended: list[float], now: float) -> None:
         """Move through beginnings and ends up to `now`; in C as far as it goes: most of accounting is spent here."""

@@ -197,7 +197,7 @@ class Sampler:
         integrals = {name: Integrals.of(stage, now) for name, stage in self.stages.items()}
         passed = now - self._tick[STAGES[0]].at
         if passed > 0:
-            self.blame.limits = {name: stage.allowed() for name, stage in self.stages.items()}
+            self.blame.limits = {name: stage.room for name, stage in self.stages.items()}
             self.blame.add(passed, {name: it.since(self._tick[name]) for name, it in integrals.items()})
         self._tick = integrals
         if keep and now > self._sample[STAGES[0]].at:
