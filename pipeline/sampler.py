@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import psutil
 
@@ -195,10 +195,13 @@ class Sampler:
             stage.draw(now)
         self.selection.draw()
         integrals = {name: Integrals.of(stage, now) for name, stage in self.stages.items()}
-        passed = now - self._tick[STAGES[0]].at
-        if passed > 0:
+        # Until the first row the flow only starts, which is a phase of its own and no stage's doing.
+        first = min((stage.first for stage in self.stages.values() if stage.first is not None), default=now)
+        since = max(self._tick[STAGES[0]].at, first)
+        if now > since:
             self.blame.limits = {name: stage.room for name, stage in self.stages.items()}
-            self.blame.add(passed, {name: it.since(self._tick[name]) for name, it in integrals.items()})
+            before = {name: replace(it, at=since) for name, it in self._tick.items()}
+            self.blame.add(now - since, {name: it.since(before[name]) for name, it in integrals.items()})
         self._tick = integrals
         if keep and now > self._sample[STAGES[0]].at:
             values: dict[str, float | None] = {}

@@ -126,6 +126,26 @@ def test_the_services_are_read_before_and_after(monkeypatch: pytest.MonkeyPatch)
     assert services["model"].change("counted") == 1
 
 
+def test_nobody_is_to_blame_before_the_first_row_and_after_the_last() -> None:
+    """Starting is a phase of its own, and so is the last look at the services, however long they take."""
+
+    class Slow(Service):
+        def look(self, between: bool = True) -> None:
+            time.sleep(0.4 if between else 0.0)
+
+    account = Account(4, 8, 2)
+    services = {"model": Slow("http://127.0.0.1:1/metrics", {})}
+    sampler = Sampler(account.stages, account.selection, services, time.perf_counter(), Gpus(NO_GPU))
+    sampler.start()
+    account.read.arrive(time.perf_counter(), 2)
+    time.sleep(1.0)  # the services' thread begins its look
+    began = account.read.begin()
+    time.sleep(0.2)
+    account.finish(account.read, began, account.detect)
+    sampler.stop()
+    assert sampler.blame.cost_s == {"read": pytest.approx(account.read.work_s, rel=0.1)}
+
+
 def test_what_the_detector_did_over_a_run() -> None:
     pages = iter(
         [DETECTOR_PAGE % (100, 9.0, 100, 0), DETECTOR_PAGE % (140, 9.5, 108, 12), DETECTOR_PAGE % (180, 10.0, 120, 4)]
