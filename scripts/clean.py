@@ -26,16 +26,25 @@ def run(settings: StackSettings, console: Console, caches: bool, confirmed: bool
     project = compose_engine.project_name(settings.state)
     folders = [settings.state / name for name in ("containers", "processes", "logs")]
     files = [api_key.file_in(settings.state)]
+    docker = compose_engine.answers()
+    other = compose_engine.other_checkout(project) if docker else None
+    shared = docker and other is None  # images and volumes are for all checkouts
     own = [image.tag for image in images.IMAGES.values()] if project == "spotter" else []
-    tags = [tag for tag in own if images.has(tag)] if compose_engine.answers() else []
+    tags = [tag for tag in own if images.has(tag)] if shared else []
     volumes = []
     if caches:
         folders.append(settings.state / "cache")
-        volumes = compose_engine.volumes(project) if compose_engine.answers() else []
+        volumes = compose_engine.volumes(project) if shared else []
     present = [str(place) for place in [*folders, *files] if place.exists()]
     console.print("stops the stack, and removes:", highlight=False)
     for thing in [*present, *(f"image {tag}" for tag in tags), *(f"volume {name}" for name in volumes)]:
         console.print(f"  {thing}", highlight=False)
+    if other:
+        console.print(
+            f"keeps images and volumes: another checkout, {other}, has containers of them",
+            highlight=False,
+            soft_wrap=True,
+        )
     if not caches:
         console.print(
             "and compile caches of earlier settings; keeps models and the current cache: CACHES=1 removes them too",
@@ -72,7 +81,7 @@ def prune_compile_caches(settings: StackSettings, console: Console) -> None:
         console.print(f"compile caches are kept: {error}", highlight=False)
         return
     engines: list[Engine] = [ProcessEngine(settings.state, device)]
-    if compose_engine.answers():
+    if compose_engine.answers() and not compose_engine.other_checkout(compose_engine.project_name(settings.state)):
         engines.append(compose_engine.ComposeEngine(settings, device, preset))
     for engine in engines:
         for name in engine.prune_compile_caches(current):

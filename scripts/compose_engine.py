@@ -62,6 +62,10 @@ READY_PATHS = {"detector": "/", "vllm": "/health"}
 # scripts/docker_engine.sh puts Compose here where the host's docker has none.
 OWN_CLIENT_CONFIG = STATE / "docker" / "config"
 
+# What Compose writes on a container: the project it belongs to, and the folder that this was started from.
+PROJECT_LABEL = "com.docker.compose.project"
+CHECKOUT_LABEL = "com.docker.compose.project.working_dir"
+
 # A container's state is asked for this often at most: asking takes 30 ms of CPU.
 STATE_AGE_S = 0.5
 
@@ -101,16 +105,43 @@ def answers() -> bool:
     return True
 
 
+def checkouts(project: str) -> dict[str, str]:
+    """The containers of a Compose project by id, whatever overlays and settings made them; and each one's checkout."""
+    label, shown = f"label={PROJECT_LABEL}={project}", f'{{{{.ID}}}} {{{{.Label "{CHECKOUT_LABEL}"}}}}'
+    found = images.docker("ps", "--all", "--filter", label, "--format", shown) or ""
+    return {identifier: folder for identifier, _, folder in (line.partition(" ") for line in found.splitlines())}
+
+
+def is_elsewhere(checkout: str) -> bool:
+    """Whether a container's checkout is another one than this. One that is gone has left its containers to us."""
+    if not checkout or Path(checkout) == ROOT:
+        return False
+    try:
+        return not Path(checkout).samefile(ROOT)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:  # another user's, which this one may not look at
+        return True
+
+
+def other_checkout(project: str) -> str | None:
+    """Another checkout of this repository that has containers in a Compose project; None where there is none."""
+    return next((folder for folder in checkouts(project).values() if is_elsewhere(folder)), None)
+
+
 def left_over(project: str) -> tuple[list[str], list[str]]:
-    """The containers and networks of a Compose project, whatever overlays and settings made them."""
-    label = f"label=com.docker.compose.project={project}"
-    containers = images.docker("ps", "--all", "--quiet", "--filter", label) or ""
-    return containers.split(), (images.docker("network", "ls", "--quiet", "--filter", label) or "").split()
+    """This checkout's containers in a Compose project, and its networks where no other checkout has containers."""
+    found = checkouts(project)
+    own = [identifier for identifier, folder in found.items() if not is_elsewhere(folder)]
+    if len(own) < len(found):
+        return own, []
+    label = f"label={PROJECT_LABEL}={project}"
+    return own, (images.docker("network", "ls", "--quiet", "--filter", label) or "").split()
 
 
 def volumes(project: str) -> list[str]:
     """The volumes of a Compose project, by name."""
-    label = f"label=com.docker.compose.project={project}"
+    label = f"label={PROJECT_LABEL}={project}"
     return (images.docker("volume", "ls", "--quiet", "--filter", label) or "").split()
 
 
@@ -209,11 +240,13 @@ class ComposeEngine:
         return f"{self.project}-{name}-1"
 
     def container(self, name: str) -> Container | None:
-        """A service's container, running or not, as it was at most STATE_AGE_S ago; None where there is none."""
+        """A service's container, running or not, as of the last STATE_AGE_S; None where we have none."""
         asked, found = self._seen.get(name, (0.0, None))
         if time.monotonic() - asked > STATE_AGE_S:
             try:
                 found = DockerClient(config=client_config()).container.inspect(self.container_name(name))
+                if is_elsewhere((found.config.labels or {}).get(CHECKOUT_LABEL, "")):
+                    found = None
             except NoSuchContainer:
                 found = None
             self._seen[name] = (time.monotonic(), found)
@@ -241,6 +274,18 @@ class ComposeEngine:
             return Started(**json.loads((self.state / f"{name}.json").read_text()))
         except (OSError, ValueError, TypeError):
             return None
+
+    def claim(self) -> None:
+        """See that no other checkout has containers in this stack's project, which a start here would replace.
+
+        Raises:
+            StackError: one has.
+        """
+        if other := other_checkout(self.project):
+            raise StackError(
+                f"the containers of {self.project} belong to another checkout, {other}: `make down` there, or set "
+                "STACK_STATE to a folder of this one's, such as .spotter/own, for a stack of its own beside that"
+            )
 
     def prepare(self, services: list[Service]) -> None:
         """Build the images that are missing or old.
@@ -345,7 +390,7 @@ class ComposeEngine:
 
     def stop_fetching(self) -> None:
         """End a download's container that its command has left behind; what it has is kept."""
-        labels = (f"project={self.project}", "service=fetch", "oneoff=True")
+        labels = (f"project={self.project}", f"project.working_dir={ROOT}", "service=fetch", "oneoff=True")
         filters = [part for label in labels for part in ("--filter", f"label=com.docker.compose.{label}")]
         for identifier in (images.docker("ps", "--quiet", *filters) or "").split():
             images.docker("stop", "--time", "2", identifier)
@@ -411,10 +456,10 @@ class ComposeEngine:
     def stop(self, name: str, grace_s: float) -> bool:
         """Stop and remove a service's container; its log is kept in a file. Whether there was one."""
         self._seen.pop(name, None)
-        container = self.container(name)
-        if container is None:
-            return False
         try:
+            container = self.container(name)
+            if container is None:
+                return False
             container.stop(time=round(grace_s))
             self.logs.mkdir(parents=True, exist_ok=True)
             self.log(name).write_text(container_log(container.id))
@@ -427,7 +472,10 @@ class ComposeEngine:
         return True
 
     def tear_down(self) -> None:
-        """Remove what is left beside the services: jobs that were cut off, networks. The caches' volumes stay."""
+        """Remove what is left beside the services: jobs that were cut off, networks. The caches' volumes stay.
+
+        What another checkout has in the same project stays as well.
+        """
         containers, networks = left_over(self.project)
         for identifier in containers:
             images.docker("stop", identifier)

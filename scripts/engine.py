@@ -16,6 +16,14 @@ class Engine(Protocol):
     name: str
     """What people call it: `process`, `compose`."""
 
+    def claim(self) -> None:
+        """See that starting services here takes nobody else's away.
+
+        Raises:
+            StackError: it would; says whose, and what to do.
+        """
+        ...
+
     def prepare(self, services: list[Service]) -> None:
         """Make what the services run in (environments, images), unless it is there and current.
 

@@ -80,6 +80,9 @@ class ProcessEngine:
             return None
         return process if lives else None
 
+    def claim(self) -> None:
+        """Nothing: processes are known by this stack's own state alone."""
+
     def prepare(self, services: list[Service]) -> None:
         """Make the services' environments.
 

@@ -107,6 +107,7 @@ def up(settings: StackSettings, console: Console) -> tuple[Stack, Engine]:
         if not missing and all(is_ready(engine.locate(service)) for service in stack.services):
             return stack, engine
         console.print(why, highlight=False)
+        engine.claim()
         caches.require(Context(settings.model_copy(update={"engine": engine.name, "device": stack.device})))
         if any(service.name == "vllm" for service in missing):
             preflight.require(settings, console, in_containers=engine.name == "compose")
@@ -203,6 +204,7 @@ def fetch_models(settings: StackSettings, console: Console) -> None:
     with one_at_a_time(settings):
         stack, engine, why = plan(settings)
         console.print(why, highlight=False)
+        engine.claim()
         wanted = [service for service in stack.services if fetch.from_hub(service)]
         for service in stack.services:
             if service not in wanted:
@@ -240,6 +242,13 @@ def down(settings: StackSettings, console: Console) -> None:
             stopped += [name for name, grace_s in STOP_GRACE_S.items() if engine.stop(name, grace_s)]
             engine.tear_down()
     console.print(f"stopped {', '.join(stopped)}" if stopped else "nothing was running", highlight=False)
+    project = compose_engine.project_name(settings.state)
+    if not stopped and compose_engine.answers() and (other := compose_engine.other_checkout(project)):
+        console.print(
+            f"the containers of {project} belong to another checkout, {other}: `make down` there stops them",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def status(settings: StackSettings) -> Table:

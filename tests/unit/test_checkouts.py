@@ -1,0 +1,38 @@
+"""Whose containers those of a Compose project are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from scripts import compose_engine, images
+from scripts.environments import ROOT
+
+
+@pytest.fixture
+def listed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What Docker lists: containers by id with their checkouts; and a network."""
+    found: dict[str, str] = {}
+
+    def docker(*arguments: str, **_: object) -> str:
+        if arguments[0] == "network":
+            return "a-network"
+        return "\n".join(f"{identifier} {folder}" for identifier, folder in found.items())
+
+    monkeypatch.setattr(images, "docker", docker)
+    return found
+
+
+def test_another_checkouts_containers_are_told_from_ours(listed: dict[str, str], tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(ROOT)
+    listed |= {"ours": str(ROOT), "linked": str(link), "gone": str(tmp_path / "gone"), "unknown": ""}
+    assert compose_engine.other_checkout("spotter") is None
+    assert compose_engine.left_over("spotter") == (["ours", "linked", "gone", "unknown"], ["a-network"])
+    other = tmp_path / "an other"
+    other.mkdir()
+    listed["theirs"] = str(other)
+    assert compose_engine.other_checkout("spotter") == str(other)
+    # A network that theirs are in is theirs as well.
+    assert compose_engine.left_over("spotter") == (["ours", "linked", "gone", "unknown"], [])
