@@ -12,6 +12,7 @@ import os
 import shlex
 import sys
 import time
+import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -224,12 +225,12 @@ class ComposeEngine:
         for name, values in self.service_variables().items():
             write_env(self.state / f"{name}.env", values)
 
-    def compose_client(self) -> DockerClient:
-        """Docker and Compose with this stack's files and variables."""
+    def compose_client(self, *also: Path) -> DockerClient:
+        """Docker and Compose with this stack's files and variables; `also`: further files over these."""
         self.write_variables()
         return DockerClient(
             config=client_config(),
-            compose_files=list(self.files),
+            compose_files=[*self.files, *also],
             compose_project_name=self.project,
             compose_project_directory=ROOT,
             compose_env_files=[self.state / "compose.env"],
@@ -539,9 +540,9 @@ class ComposeEngine:
             raise StackError(f"{service.name} does not run: 'make up' starts it")
         become(self.compose("exec", service.name, "/bin/sh"))
 
-    def compose(self, *arguments: str) -> list[str]:
-        """A Compose command for this stack."""
-        return [*(str(part) for part in self.compose_client().compose.docker_compose_cmd), *arguments]
+    def compose(self, *arguments: str, also: tuple[Path, ...] = ()) -> list[str]:
+        """A Compose command for this stack; `also`: further files over its own."""
+        return [*(str(part) for part in self.compose_client(*also).compose.docker_compose_cmd), *arguments]
 
     def run_job(self, stack: Stack, options: list[str]) -> NoReturn:
         """Run the job, in a container that sees the images and the runs' folder at the same places as this host.
@@ -563,8 +564,15 @@ class ComposeEngine:
             key = settings.api_key.get_secret_value() if settings.api_key else ""
             self.key_file = self.key_file.with_name("job_api_key")
         hand_over(key, self.key_file)
-        told = job_container.arguments(settings, variables, options, self.state / "secrets")
-        sys.exit(job_container.run(self.compose(), told))
+        told = job_container.tell(settings, variables, options, self.state / "secrets")
+        name = f"spotter-job-{uuid.uuid4().hex[:12]}"
+        overlay = self.state / f"{name}.json"  # its own: another job may run
+        whole_file.write(overlay, json.dumps(told.overlay).encode(), 0o600)
+        try:
+            code = job_container.run(self.compose(also=(overlay,)), name, told.arguments)
+        finally:
+            overlay.unlink()
+        sys.exit(code)
 
 
 def project_name(state: Path) -> str:

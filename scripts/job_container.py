@@ -7,10 +7,11 @@ import re
 import signal
 import subprocess
 import sys
-import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 from urllib.parse import urlsplit
 
 from pipeline.errors import UsageError
@@ -19,11 +20,26 @@ from pipeline.places import is_object
 from pipeline.settings import Settings
 from pipeline.sources import has_entries, list_images
 from scripts import api_key, store_access
+from scripts.job_user import User, make_folder, owner_of, refuse_unreachable, sample
 from scripts.settings import StackError
 
+# What the container has itself, with its own content: mounted over, it could not run.
+SYSTEM = ("bin", "dev", "etc", "lib", "lib64", "proc", "run", "sbin", "sys", "tmp", "usr")
+OF_CONTAINER = frozenset(Path("/", place) for place in ("", *SYSTEM, "spotter", "spotter/pipeline"))
 
-def arguments(settings: Settings, variables: Mapping[str, str], options: list[str], secrets: Path) -> list[str]:
-    """What `docker compose run` is told, from `--user` on to the job's own options.
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What Compose is told of one job."""
+
+    overlay: dict[str, Any]
+    """A compose file over the others: what the container sees of this host, and as whom it runs."""
+    arguments: list[str]
+    """Of `docker compose run`, from the variables on to the job's own options."""
+
+
+def tell(settings: Settings, variables: Mapping[str, str], options: list[str], secrets: Path) -> Told:
+    """Make what Compose is told of a job.
 
     The container sees the images (read-only) and the runs' folder at the same paths as this host, and works in the same
     folder, so that the run's rows and messages name files as they are called here. `variables` are the job's, as
@@ -32,28 +48,85 @@ def arguments(settings: Settings, variables: Mapping[str, str], options: list[st
 
     Raises:
         StackError: a service's address leads nowhere from a container.
-        UsageError: the runs' folder cannot be made.
+        UsageError: images or runs' folder are not there, or cannot be for a container or its user.
     """
-    told = ["--user", f"{os.getuid()}:{os.getgid()}", "--workdir", str(Path.cwd())]
+    arguments = []
     for name, value in sorted(api_key.without(variables).items()):
         if name.endswith("_URL"):
             refuse_loopback(name, value)
-        told += ["--env", f"{name}={value}"]
+        arguments += ["--env", f"{name}={value}"]
+    folders, runs = image_folders(settings), runs_folder(settings)
+    user = owner_of(runs)
+    files = [] if is_object(settings.images) else sample(settings.images)
+    mounts = [Mount(folder, folder, read_only=True) for folder in sorted(folders - {runs})]
+    if (job := Path(settings.job).expanduser().absolute()).is_file():
+        files.append(job)
+        mounts.append(Mount(job, job, read_only=True))
+    mounts.append(Mount(runs, runs, read_only=False))
+    for mount in mounts:
+        refuse_mount(mount.here)
+    refuse_unreachable(user, runs, [*sorted(folders), *files])
     if uses_store(settings):
         refuse_loopback("the S3 server's address", settings.endpoint or "")
-        told += store_access.arguments(os.environ, secrets)
-    mounts = dict.fromkeys(image_folders(settings), "ro")
-    if (job := Path(settings.job).expanduser()).is_file():
-        mounts[job.absolute()] = "ro"
-    mounts[runs_folder(settings)] = "rw"
-    for place, mode in mounts.items():
-        told += ["--volume", f"{place}:{place}:{mode}"]
+        seen = store_access.files(os.environ, secrets, user)
+        arguments += [f"--env={name}={value}" for name, value in store_access.variables(os.environ, seen).items()]
+        mounts += [Mount(here, there, read_only=True) for here, there in seen.items()]
     # The last of an option counts; `~` would be another folder in the container.
     places: list[str] = []
     for name in ("job", "work", "images", "output"):
         given = str(getattr(settings, name))
         places += [f"--{name}", given if is_object(given) else str(Path(given).expanduser())]
-    return [*told, "pipeline", *options, *places]
+    return Told(overlay(user, Path.cwd(), mounts), [*arguments, "pipeline", *options, *places])
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A folder or file of this host, and where the container has it."""
+
+    here: Path
+    there: Path
+    read_only: bool
+
+
+def overlay(user: User, folder: Path, mounts: list[Mount]) -> dict[str, Any]:
+    """A compose file for the job's container, for `folder` as its working folder."""
+    volumes = [
+        {
+            "type": "bind",
+            "source": verbatim(mount.here),
+            "target": verbatim(mount.there),
+            "read_only": mount.read_only,
+            "bind": {"create_host_path": False},
+        }
+        for mount in mounts
+    ]
+    told: dict[str, Any] = {"user": f"{user.uid}:{user.gid}", "working_dir": verbatim(folder), "volumes": volumes}
+    if user.groups:
+        told["group_add"] = [str(group) for group in user.groups]
+    return {"services": {"pipeline": told}}
+
+
+def verbatim(path: Path) -> str:
+    """A path as a compose file has it, where `$` begins a variable."""
+    return str(path).replace("$", "$$")
+
+
+def refuse_mount(place: Path) -> None:
+    """See that a container can have a place of this host.
+
+    Raises:
+        UsageError: it has one of its own there, or Docker does not take the name.
+    """
+    if Path(os.path.normpath(place)) in OF_CONTAINER:
+        raise UsageError(
+            f"{place}: the job's container has a {place} of its own: give a folder in it, or set STACK_ENGINE=process"
+        )
+    try:
+        str(place).encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{os.fsencode(place)!r}: Docker takes no name that is not UTF-8: rename it, or set STACK_ENGINE=process"
+        ) from error
 
 
 def refuse_loopback(name: str, address: str) -> None:
@@ -76,11 +149,12 @@ def uses_store(settings: Settings) -> bool:
 
 def image_folders(settings: Settings) -> set[Path]:
     """The folders that a container has to see for the job's images; those that a list names are looked up in it."""
-    named = set() if is_object(settings.images) else {folder_to_mount(settings.images)}
+    named = set() if is_object(settings.images) else {place_to_mount(settings.images)}
     if has_entries(settings.images):
         sources = list_images(settings.images, settings.column, Objects(settings.endpoint))
         files = (os.fsdecode(source.path) for source in sources if source.row is None)
-        named |= {folder_to_mount(str(Path(file).parent)) for file in files if not is_object(file)}
+        folders = {Path(file).parent.absolute() for file in files if not is_object(file)}
+        named |= {folder for folder in folders if folder.is_dir()}  # what is not there fails by itself
     return {folder for folder in named if not named & set(folder.parents)}
 
 
@@ -92,7 +166,7 @@ def runs_folder(settings: Settings) -> Path:
     """
     folder = settings.runs.absolute()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     except OSError as error:
         raise UsageError(
             f"output: {folder} cannot be made: {error.strerror}: give a folder of yours with OUTPUT=... or --output"
@@ -100,27 +174,36 @@ def runs_folder(settings: Settings) -> Path:
     return folder
 
 
-def folder_to_mount(source: str) -> Path:
-    """The folder that a container has to see for a folder, a file or a glob: for a glob, up to its first wildcard."""
+def place_to_mount(source: str) -> Path:
+    """What a container has to see for a folder, a file or a glob: for a glob, the folder before its first wildcard.
+
+    For a file that is its folder, which a list's entries are in; but one of the container's own stays hidden.
+
+    Raises:
+        UsageError: there is nothing there.
+    """
     place = Path(source).expanduser().absolute()
     if place.is_dir():
         return place
-    while not place.is_dir() or re.search(r"[*?\[]", str(place)):
+    if place.exists():
+        return place if place.parent in OF_CONTAINER else place.parent
+    while re.search(r"[*?\[]", str(place)):
         place = place.parent
+    if not place.is_dir():
+        list_images(source)  # says so, as in a process
     return place
 
 
-def run(compose: list[str], told: list[str]) -> int:
-    """Run the job's container to its end, and return its exit code.
+def run(compose: list[str], name: str, arguments: list[str]) -> int:
+    """Run the job's container, under this name, to its end, and return its exit code.
 
     In a terminal the container has it, and so Ctrl-C. Elsewhere Compose would leave at a signal while the job goes on:
     there the signal goes to the container, and this process waits until the job has written what it has.
     """
-    name = f"spotter-job-{uuid.uuid4().hex[:12]}"
     command = [*compose, "--progress", "quiet", "run", "--rm", "--no-deps", "--name", name]
     if sys.stdin.isatty() and sys.stdout.isatty():
-        return subprocess.run([*command, *told]).returncode
-    child = subprocess.Popen([*command, "-T", *told], stdin=subprocess.DEVNULL, start_new_session=True)
+        return subprocess.run([*command, *arguments]).returncode
+    child = subprocess.Popen([*command, "-T", *arguments], stdin=subprocess.DEVNULL, start_new_session=True)
 
     def pass_on(signum: int, frame: FrameType | None) -> None:
         sent = subprocess.run(["docker", "kill", "--signal", str(signum), name], capture_output=True)

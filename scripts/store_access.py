@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from configparser import ConfigParser
+from io import StringIO
 from pathlib import Path
+
+from scripts.job_user import User
 
 # Told as they are.
 VARIABLES = ("AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
@@ -22,45 +25,44 @@ FILES = {"AWS_SHARED_CREDENTIALS_FILE": "credentials", "AWS_CONFIG_FILE": "confi
 INSIDE = Path("/run/aws")
 
 
-def chosen(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables that the container is told."""
-    return {name: environment[name] for name in VARIABLES if environment.get(name)}
-
-
-def files(environment: Mapping[str, str], secrets: Path) -> dict[Path, Path]:
+def files(environment: Mapping[str, str], secrets: Path, user: User) -> dict[Path, Path]:
     """The files that the container sees, as here and as there: keys that are set as variables, or else ~/.aws.
 
-    The keys are written to the folder `secrets`, readable for this user alone.
+    The keys are written to the folder `secrets`, readable for the container's user alone; so are, where that is another
+    than this one, copies of ~/.aws.
 
     Raises:
         OSError: they cannot be written.
     """
     keys = {SECRETS[name]: environment[name] for name in SECRETS if environment.get(name)}
     if keys:
-        written = ConfigParser(interpolation=None)
+        written, content = ConfigParser(interpolation=None), StringIO()
         # Under the name that the container's clients look for; "default" without one.
         written[environment.get("AWS_PROFILE") or "default"] = keys
-        secrets.mkdir(parents=True, exist_ok=True, mode=0o700)
-        place = secrets / "aws_credentials"
-        place.unlink(missing_ok=True)
-        with os.fdopen(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as handle:
-            written.write(handle)
-        return {place.absolute(): INSIDE / FILES["AWS_SHARED_CREDENTIALS_FILE"]}
+        written.write(content)
+        place = write(secrets / "aws_credentials", content.getvalue(), user)
+        return {place: INSIDE / FILES["AWS_SHARED_CREDENTIALS_FILE"]}
     there = {}
     for variable, name in FILES.items():
-        place = Path(environment.get(variable) or Path("~/.aws", name)).expanduser()
+        place = Path(environment.get(variable) or Path("~/.aws", name)).expanduser().absolute()
         if place.is_file():
-            there[place.absolute()] = INSIDE / name
+            own = user.uid == os.getuid()
+            there[place if own else write(secrets / f"aws_{name}", place.read_text(), user)] = INSIDE / name
     return there
 
 
-def arguments(environment: Mapping[str, str], secrets: Path) -> list[str]:
-    """What `docker compose run` is told, so that the job can use the buckets that this user can.
+def write(place: Path, content: str, user: User) -> Path:
+    """Write a file for a user, and nobody else, to read; its absolute path."""
+    place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    place.unlink(missing_ok=True)
+    with os.fdopen(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as handle:
+        handle.write(content)
+        if user.uid != os.getuid():
+            os.fchown(handle.fileno(), user.uid, user.gid)
+    return place.absolute()
 
-    Raises:
-        OSError: the keys cannot be written.
-    """
-    told = [f"--env={name}={value}" for name, value in sorted(chosen(environment).items())]
-    seen = files(environment, secrets)
-    told += [f"--env={name}={INSIDE / file}" for name, file in FILES.items() if INSIDE / file in seen.values()]
-    return [*told, *(f"--volume={here}:{there}:ro" for here, there in seen.items())]
+
+def variables(environment: Mapping[str, str], seen: Mapping[Path, Path]) -> dict[str, str]:
+    """The variables that the container is told, for the job to use the buckets that this user can; `seen`: `files`."""
+    told = {name: environment[name] for name in sorted(VARIABLES) if environment.get(name)}
+    return told | {name: str(INSIDE / file) for name, file in FILES.items() if INSIDE / file in seen.values()}

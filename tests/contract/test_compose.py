@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+import tempfile
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ import pytest
 import yaml
 from pydantic import SecretStr
 
+from pipeline.errors import UsageError
 from pipeline.settings import Settings
+from pipeline.sources import list_images
 from scripts import images
 from scripts.compose_engine import (
     COMPOSE_FILE,
@@ -25,7 +28,8 @@ from scripts.compose_engine import (
     ComposeEngine,
     project_name,
 )
-from scripts.job_container import arguments, folder_to_mount
+from scripts.job_container import Mount, Told, overlay, place_to_mount, tell
+from scripts.job_user import User
 from scripts.services import DETECTOR_PRESETS, STOP_GRACE_S, VLLM_PRESETS, cache_key, make_stack
 from scripts.settings import StackError, StackSettings
 from tests.conftest import ROOT
@@ -35,7 +39,7 @@ GPU_PRESETS = ("l4", "a100-40", "a100-80")
 FILES = [COMPOSE_FILE, *sorted(OVERLAYS.glob("*.yaml"))]
 
 
-def config(*overlays: str, **variables: str) -> dict[str, Any]:
+def config(*overlays: str | Path, **variables: str) -> dict[str, Any]:
     """What Compose makes of the files, with no .env; it complains of nothing."""
     files = [COMPOSE_FILE, *(OVERLAYS / overlay for overlay in overlays)]
     options = [part for file in files for part in ("--file", str(file))]
@@ -261,7 +265,52 @@ def test_stacks_with_other_states_are_other_projects(tmp_path: Path) -> None:
 def test_the_folder_that_the_job_sees(tmp_path: Path, source: str, mounted: str) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "dog.jpg").touch()
-    assert folder_to_mount(str(tmp_path / source)) == tmp_path / mounted
+    assert place_to_mount(str(tmp_path / source)) == tmp_path / mounted
+
+
+@pytest.mark.parametrize("source", ["/phots/dogs", "/phots/dogs/*.jpg", "phots", "phots/a[1-3].jpg"])
+def test_images_that_are_not_there_are_told_as_in_a_process(tmp_path: Path, source: str) -> None:
+    place = str(tmp_path / source) if not source.startswith("/") else source
+    with pytest.raises(UsageError) as by_the_job:
+        list_images(place)
+    with pytest.raises(UsageError) as before:
+        tell(Settings(images=place, output=str(tmp_path / "runs")), {}, [], tmp_path / "secrets")
+    assert str(before.value) == str(by_the_job.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "place"),
+    [({"images": "/"}, "/"), ({"images": "/*/*.jpg"}, "/"), ({"images": "/tmp"}, "/tmp"), ({"output": "/tmp"}, "/tmp")],
+)
+def test_what_the_container_has_itself_is_not_mounted_over(tmp_path: Path, given: dict[str, str], place: str) -> None:
+    settings = Settings.model_validate({"images": str(tmp_path), "output": str(tmp_path / "runs")} | given)
+    with pytest.raises(
+        UsageError, match=f"^{place}: the job's container has a {place} of its own: give a folder in it"
+    ):
+        tell(settings, {}, [], tmp_path / "secrets")
+
+
+def test_a_single_file_in_such_a_folder_is_mounted_by_itself() -> None:
+    with tempfile.NamedTemporaryFile(dir="/tmp", suffix=".jpg") as picture:
+        assert place_to_mount(picture.name) == Path(picture.name)
+
+
+@pytest.mark.parametrize(
+    "name", ["a b", "a:b", "a:b:ro", "$HOME", "${PATH:-x}", "$$", "a\nb", 'it\'s "it"', "a#b", "ü"]
+)
+def test_compose_takes_every_name_as_it_is(tmp_path: Path, name: str) -> None:
+    place = tmp_path / name
+    file = tmp_path / "job.json"
+    mounts = [Mount(place, place, read_only=True)]
+    file.write_text(json.dumps(overlay(User(1234, 4321, (7, 8)), place, mounts)))
+    job = config("cpu.yaml", file)["services"]["pipeline"]
+    assert (job["user"], job["group_add"]) == ("1234:4321", ["7", "8"])
+    assert job["working_dir"].replace("$$", "$") == str(place)
+    (mount,) = job["volumes"]
+    assert mount["type"] == "bind"
+    assert mount["source"].replace("$$", "$") == mount["target"].replace("$$", "$") == str(place)
+    assert mount["read_only"] is True
+    assert not mount["bind"].get("create_host_path")
 
 
 def test_overlays_repeat_nothing_of_the_topology() -> None:
@@ -272,36 +321,45 @@ def test_overlays_repeat_nothing_of_the_topology() -> None:
                 pytest.fail(f"{path.name}: {name}.{key} stands in compose.yaml already")
 
 
+def mounted(told: Told) -> dict[str, str]:
+    """What the job's container gets of this host, and how; all at the same place."""
+    mounts = told.overlay["services"]["pipeline"]["volumes"]
+    assert all(mount["source"] == mount["target"] for mount in mounts)
+    return {mount["source"]: "ro" if mount["read_only"] else "rw" for mount in mounts}
+
+
 def test_what_the_job_is_told(tmp_path: Path) -> None:
     settings = Settings(images=str(tmp_path), output=str(tmp_path / "runs"), api_key=SecretStr("sesame"))
     variables = {"SPOTTER_API_KEY": "sesame", "SPOTTER_ATTEMPTS": "3"}
-    told = arguments(settings, variables, ["--force"], tmp_path / "secrets")
-    assert "sesame" not in " ".join(told)
-    assert f"{tmp_path}:{tmp_path}:ro" in told
-    assert f"{tmp_path}/runs:{tmp_path}/runs:rw" in told
-    assert told[told.index("--user") + 1] == f"{os.getuid()}:{os.getgid()}"
-    assert "SPOTTER_ATTEMPTS=3" in told
-    assert told[told.index("pipeline") + 1] == "--force"
+    told = tell(settings, variables, ["--force"], tmp_path / "secrets")
+    assert "sesame" not in str(told)
+    assert mounted(told) == {str(tmp_path): "ro", f"{tmp_path}/runs": "rw"}
+    job = told.overlay["services"]["pipeline"]
+    assert (job["user"], job["working_dir"]) == (f"{os.getuid()}:{os.getgid()}", str(Path.cwd()))
+    assert set(job.get("group_add", [])) == {str(group) for group in os.getgroups()} - {str(os.getgid())}
+    assert "SPOTTER_ATTEMPTS=3" in told.arguments
+    assert told.arguments[told.arguments.index("pipeline") + 1] == "--force"
 
 
 def test_an_address_that_means_the_container_itself_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StackError, match=r"SPOTTER_MODEL_URL.*container itself"):
-        arguments(Settings(), {"SPOTTER_MODEL_URL": "http://127.0.0.1:9000/v1"}, [], tmp_path)
+        tell(Settings(), {"SPOTTER_MODEL_URL": "http://127.0.0.1:9000/v1"}, [], tmp_path)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://localhost:9000")
     with pytest.raises(StackError, match=r"S3 server's address=http://localhost:9000: .*container itself"):
-        arguments(Settings(images="s3://bucket/photos"), {}, [], tmp_path)
+        tell(Settings(images="s3://bucket/photos", output=str(tmp_path)), {}, [], tmp_path)
 
 
 def test_what_the_job_is_told_of_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"ACCESS_KEY_ID": "a-key", "SECRET_ACCESS_KEY": "sesame", "DEFAULT_REGION": "eu-west-1"}.items():
         monkeypatch.setenv(f"AWS_{name}", value)
     settings = Settings(images="s3://bucket/photos", output="s3://bucket/runs", work=tmp_path / "work")
-    told = arguments(settings, {}, [], tmp_path / "secrets")
-    assert "sesame" not in " ".join(told)
-    assert "--env=AWS_DEFAULT_REGION=eu-west-1" in told
-    assert f"{tmp_path}/work:{tmp_path}/work:rw" in told
-    assert told[-4:] == ["--images", "s3://bucket/photos", "--output", "s3://bucket/runs"]
-    assert not any(part.endswith(":ro") and "aws" not in part for part in told)
+    told = tell(settings, {}, [], tmp_path / "secrets")
+    assert "sesame" not in str(told)
+    assert "--env=AWS_DEFAULT_REGION=eu-west-1" in told.arguments
+    work, keys = told.overlay["services"]["pipeline"]["volumes"]
+    assert (work["source"], work["target"], work["read_only"]) == (f"{tmp_path}/work", f"{tmp_path}/work", False)
+    assert (keys["target"], keys["read_only"]) == ("/run/aws/credentials", True)
+    assert told.arguments[-4:] == ["--images", "s3://bucket/photos", "--output", "s3://bucket/runs"]
 
 
 def test_the_home_folder_is_this_hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,19 +368,19 @@ def test_the_home_folder_is_this_hosts(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "mine.yaml").touch()
     given = {"SPOTTER_JOB": "~/mine.yaml", "SPOTTER_WORK": "~/work"}
     settings = Settings(job=given["SPOTTER_JOB"], work=Path(given["SPOTTER_WORK"]), output="s3://bucket/runs")
-    told = arguments(settings, given, [], tmp_path / "secrets")
-    assert told[told.index("--job") : told.index("--images")] == [
+    told = tell(settings, given, [], tmp_path / "secrets")
+    assert told.arguments[told.arguments.index("--job") : told.arguments.index("--images")] == [
         *("--job", f"{tmp_path}/mine.yaml", "--work", f"{tmp_path}/work")
     ]
-    assert f"{tmp_path}/mine.yaml:{tmp_path}/mine.yaml:ro" in told
+    assert mounted(told)[f"{tmp_path}/mine.yaml"] == "ro"
 
 
 def test_the_job_sees_the_folders_of_listed_files(tmp_path: Path) -> None:
     for name in ("lists/mine.txt", "one/a.jpg", "two/deep/b.jpg", "two/c.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    (tmp_path / "lists" / "mine.txt").write_text("../one/a.jpg\n../two/deep/b.jpg\n../two/c.jpg\ns3://bucket/d.jpg\n")
-    told = arguments(Settings(images=str(tmp_path / "lists/mine.txt"), output=str(tmp_path / "runs")), {}, [], tmp_path)
-    assert {part for part in told if part.endswith(":ro")} == {
-        f"{tmp_path / name}:{tmp_path / name}:ro" for name in ("lists", "one", "two")
-    }
+    lines = ("../one/a.jpg", "../two/deep/b.jpg", "../two/c.jpg", "../nowhere/at/all.jpg", "s3://bucket/d.jpg")
+    (tmp_path / "lists" / "mine.txt").write_text("\n".join(lines))
+    told = tell(Settings(images=str(tmp_path / "lists/mine.txt"), output=str(tmp_path / "runs")), {}, [], tmp_path)
+    seen = {place for place, mode in mounted(told).items() if mode == "ro"}
+    assert seen == {str(tmp_path / name) for name in ("lists", "one", "two")}

@@ -128,6 +128,45 @@ def test_the_jobs_exit_code_and_message_arrive(containers: RunningStack, tmp_pat
     assert "did you mean SPOTTER_IMAGES?" in unknown.stderr
 
 
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder with two pictures, under a name that means something to Compose and to shells."""
+    folder = tmp_path / "a b:ro $HOME\n" / "photos"
+    folder.mkdir(parents=True)
+    for name in sorted(path.name for path in (ROOT / "samples" / "images").glob("*.*"))[:2]:
+        shutil.copy(ROOT / "samples" / "images" / name, folder / name)
+    return folder
+
+
+def test_names_of_folders_are_taken_as_they_are(containers: RunningStack, photos: Path) -> None:
+    runs = photos.with_name("runs: $PATH")
+    done = containers.operate("run", "--images", str(photos), "--output", str(runs), "--run-name", "run")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {row["path"] for row in rows(runs / "run", "images")} == {str(path) for path in photos.iterdir()}
+
+
+def test_the_runs_of_a_folder_are_its_owners(containers: RunningStack, photos: Path) -> None:
+    """Root runs the job for another user; nobody else can: there the user's own folder is the proof."""
+    runs, owner = photos.with_name("runs"), 1234 if os.getuid() == 0 else os.getuid()
+    runs.mkdir()
+    if owner != os.getuid():
+        os.chown(runs, owner, owner)
+    arguments = ("run", "--images", str(photos), "--output", str(runs / "of" / "today"), "--run-name", "run")
+    done = containers.operate(*arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    written = [path for path in runs.rglob("*") if not path.is_symlink()]
+    assert {path.stat().st_uid for path in written} == {owner}
+    assert runs / "of" / "today" / "run" / "run.json" in written
+    if owner == os.getuid():
+        return
+    for path in photos.iterdir():
+        path.chmod(0o600)
+    refused = containers.operate(*arguments)
+    assert refused.returncode == 2
+    (line,) = refused.stderr.splitlines()
+    assert "cannot be read by user 1234, as whom the job runs in its container" in line
+
+
 def test_logs_and_shell(containers: RunningStack) -> None:
     logs = containers.operate("logs", "detector")
     assert logs.returncode == 0

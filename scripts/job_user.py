@@ -1,0 +1,97 @@
+"""As whom the job runs in its container, where nobody has more rights than the modes of files give, root neither."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import pwd
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import UsageError
+from pipeline.sources import SUFFIXES, walk
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """A user by numbers, since a container knows no names of this host."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    """The others that he is in."""
+
+
+def owner_of(folder: Path) -> User:
+    """The user for a job that writes into a folder: this one, and for root the folder's owner, whose the files are."""
+    status = folder.stat()
+    if os.getuid() != 0 or status.st_uid == 0:
+        uid, gid, groups = os.getuid(), os.getgid(), os.getgroups()
+    else:
+        uid, gid = status.st_uid, status.st_gid
+        try:
+            groups = os.getgrouplist(pwd.getpwuid(uid).pw_name, gid)
+        except KeyError:  # a number without a name
+            groups = []
+    return User(uid, gid, tuple(sorted({*groups} - {gid})))
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and what is missing above it; made by root, they are of whom the folder around them is.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    if missing and os.getuid() == 0:
+        owner = missing[-1].parent.stat()
+        for each in missing:
+            os.chown(each, owner.st_uid, owner.st_gid)
+
+
+def may(user: User, place: Path, wanted: int) -> bool:
+    """Whether a user without privileges may do with a place what the bits of `wanted` say: as os.R_OK and its like."""
+    if user.uid == os.getuid() != 0:
+        return os.access(place, wanted)
+    with contextlib.suppress(OSError):  # of a file system without them
+        if "system.posix_acl_access" in os.listxattr(place):
+            return True  # its list may say more than its mode; the job will tell
+    status = place.stat()
+    shift = 6 if status.st_uid == user.uid else 3 if status.st_gid in (user.gid, *user.groups) else 0
+    return stat.S_IMODE(status.st_mode) >> shift & wanted == wanted
+
+
+def refuse_unreachable(user: User, runs: Path, images: list[Path]) -> None:
+    """See that the job can write its runs and read its images (files, and folders to list), before it starts.
+
+    Raises:
+        UsageError: it cannot; says what, why and what to do.
+    """
+    if not may(user, runs, os.R_OK | os.W_OK | os.X_OK):
+        raise UsageError(
+            f"output: {str(runs)!r} cannot be written by user {user.uid}, as whom the job runs in its container: "
+            "correct its mode, or give another folder with OUTPUT=... or --output"
+        )
+    for place in images:
+        if not may(user, place, os.R_OK | os.X_OK if place.is_dir() else os.R_OK):
+            why = f", since {str(runs)!r} is that user's" if os.getuid() == 0 else ""
+            raise UsageError(
+                f"images: {str(place)!r} cannot be read by user {user.uid}, as whom the job runs in its container"
+                f"{why}: let that user read it, give a folder of one who may with OUTPUT=... or --output, or set "
+                "STACK_ENGINE=process"
+            )
+
+
+def sample(images: str) -> list[Path]:
+    """One file of a folder, a glob or a path, that stands for the others' modes; none where there is no file."""
+    place = Path(images).expanduser()
+    if place.is_file():
+        return [place]
+    if place.is_dir():
+        names = (name for name in walk(place) if Path(name).suffix.lower() in SUFFIXES)
+    else:
+        names = (name for name in glob.iglob(str(place), recursive=True) if Path(name).is_file())  # noqa: PTH207 as in sources
+    return [Path(name) for name in [next(names, None)] if name is not None]
