@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shlex
 import sys
@@ -66,6 +67,9 @@ OWN_CLIENT_CONFIG = STATE / "docker" / "config"
 # What Compose writes on a container: the project it belongs to, and the folder that this was started from.
 PROJECT_LABEL = "com.docker.compose.project"
 CHECKOUT_LABEL = "com.docker.compose.project.working_dir"
+
+# Of the compose files' variables, those that change nothing of a service that is up.
+PASSING = frozenset({"START_PERIOD", "MEMORY_PIPELINE"})
 
 # A container's state is asked for this often at most: asking takes 30 ms of CPU.
 STATE_AGE_S = 0.5
@@ -195,6 +199,10 @@ class ComposeEngine:
             "VLLM_ENV": str(self.state / "vllm.env"),
             "DETECTOR_ENV": str(self.state / "detector.env"),
             "API_KEY_FILE": str(self.key_file),
+            "START_PERIOD": f"{math.ceil(self.settings.start_timeout_s)}s",
+            "MEMORY_VLLM": str(self.settings.vllm_memory or ""),
+            "MEMORY_DETECTOR": str(self.settings.detector_memory or ""),
+            "MEMORY_PIPELINE": str(self.settings.pipeline_memory),
             "PUBLISH_HOST": self.settings.host,
             "PUBLISH_VLLM_PORT": str(self.settings.vllm_port),
             "PUBLISH_DETECTOR_PORT": str(self.settings.detector_port),
@@ -260,7 +268,8 @@ class ComposeEngine:
 
     def fingerprint(self, service: Service) -> str:
         """Changes when the service has to be started anew to be what settings, compose files and image say."""
-        parts = [service.fingerprint, self.image(service.name).fingerprint(), json.dumps(self.variables())]
+        variables = {name: value for name, value in self.variables().items() if name not in PASSING}
+        parts = [service.fingerprint, self.image(service.name).fingerprint(), json.dumps(variables)]
         parts.append(json.dumps(self.service_variables()[service.name]))
         parts += [path.read_text() for path in self.files]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
@@ -492,15 +501,18 @@ class ComposeEngine:
             return None
         if container.state.status == "exited":
             return container.state.exit_code
-        for _ in range(4):  # an event of the current second is not always among the answers
-            seen = images.docker(
-                *("events", "--since", container.created.isoformat(), "--until", "0s", "--filter", "event=die"),
-                *("--filter", f"container={container.id}", "--format", "{{.Actor.Attributes.exitCode}}"),
-            )
-            if seen:
-                return int(seen.splitlines()[-1])
-            time.sleep(0.4)
-        return None
+        died = job_container.events(container.id, "die", container.created)
+        return int(died[-1]) if died else None
+
+    def memory_limit_hit(self, name: str) -> int | None:
+        """The limit, in bytes, of a service's container that the system has killed, or a process in it, for it."""
+        container = self.container(name)
+        if container is None or not container.host_config.memory:
+            return None
+        # By now its end is known, and this came before.
+        seen = job_container.events(container.id, "oom", container.created, looks=1)
+        killed = container.state.oom_killed or seen
+        return container.host_config.memory if killed else None
 
     def last_lines(self, name: str, count: int = 20, *, earlier: bool = False) -> str:
         """The end of a service's log, since Docker last started it; with `earlier` also of the starts before."""
@@ -569,7 +581,7 @@ class ComposeEngine:
         overlay = self.state / f"{name}.json"  # its own: another job may run
         whole_file.write(overlay, json.dumps(told.overlay).encode(), 0o600)
         try:
-            code = job_container.run(self.compose(also=(overlay,)), name, told.arguments)
+            code = job_container.run(self.compose(also=(overlay,)), name, told.arguments, self.settings.pipeline_memory)
         finally:
             overlay.unlink()
         sys.exit(code)

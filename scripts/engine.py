@@ -103,6 +103,13 @@ class Engine(Protocol):
         """The exit code of a service that has ended, where it is known."""
         ...
 
+    def memory_limit_hit(self, name: str) -> int | None:
+        """The bytes that a service may use, where the system has killed it or a part of it for that; None else.
+
+        None as well where the engine sets no limit.
+        """
+        ...
+
     def last_lines(self, name: str, count: int = 20, *, earlier: bool = False) -> str:
         """The end of a service's log since it last started; with `earlier` also of starts that it died of before."""
         ...

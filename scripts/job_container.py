@@ -7,21 +7,28 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any
 from urllib.parse import urlsplit
+
+from pydantic import ByteSize
 
 from pipeline.errors import UsageError
 from pipeline.objects import Objects
 from pipeline.places import is_object
 from pipeline.settings import Settings
 from pipeline.sources import has_entries, list_images
-from scripts import api_key, store_access
+from scripts import api_key, images, store_access
 from scripts.job_user import User, make_folder, owner_of, refuse_unreachable, sample
 from scripts.settings import StackError
+
+# The exit code of what SIGKILL has ended.
+KILLED = 128 + signal.SIGKILL
 
 # What the container has itself, with its own content: mounted over, it could not run.
 SYSTEM = ("bin", "dev", "etc", "lib", "lib64", "proc", "run", "sbin", "sys", "tmp", "usr")
@@ -194,13 +201,42 @@ def place_to_mount(source: str) -> Path:
     return place
 
 
-def run(compose: list[str], name: str, arguments: list[str]) -> int:
+def events(container: str, action: str, since: datetime, *, looks: int = 4) -> list[str]:
+    """Docker's events of a kind about a container (its name or id), which may be gone: each one's exit code, if any."""
+    for _ in range(looks):  # an event of the current second is not always among the answers
+        seen = images.docker(
+            *("events", "--since", since.isoformat(), "--until", "0s", "--filter", f"event={action}"),
+            *("--filter", f"container={container}", "--format", "-{{.Actor.Attributes.exitCode}}"),
+        )
+        if seen:
+            return [line.removeprefix("-") for line in seen.splitlines()]
+        time.sleep(0.4)
+    return []
+
+
+def run(compose: list[str], name: str, arguments: list[str], memory: ByteSize) -> int:
     """Run the job's container, under this name, to its end, and return its exit code.
+
+    If it was killed for using more than `memory`, the limit, that is said.
 
     In a terminal the container has it, and so Ctrl-C. Elsewhere Compose would leave at a signal while the job goes on:
     there the signal goes to the container, and this process waits until the job has written what it has.
     """
+    begun = datetime.now(UTC)
     command = [*compose, "--progress", "quiet", "run", "--rm", "--no-deps", "--name", name]
+    code = follow(command, name, arguments)
+    if code == KILLED and events(name, "oom", begun):
+        print(
+            f"error: the job was killed for using more than {memory.human_readable()} of memory: lower "
+            "SPOTTER_BYTES_IN_FLIGHT or SPOTTER_MODEL_CONCURRENCY, or raise STACK_PIPELINE_MEMORY; the same command "
+            "goes on from what was done",
+            file=sys.stderr,
+        )
+    return code
+
+
+def follow(command: list[str], name: str, arguments: list[str]) -> int:
+    """Run a container to its end, with the terminal or with this process's signals; its exit code."""
     if sys.stdin.isatty() and sys.stdout.isatty():
         return subprocess.run([*command, *arguments]).returncode
     child = subprocess.Popen([*command, "-T", *arguments], stdin=subprocess.DEVNULL, start_new_session=True)

@@ -148,6 +148,9 @@ class ProcessEngine:
         child = self.children.get(name)
         return child.poll() if child else None
 
+    def memory_limit_hit(self, name: str) -> int | None:
+        """None: a process has the host's memory."""
+
     def start(self, service: Service) -> None:
         """Start a service; its log begins anew, the one before is kept as `<name>.log.1`.
 

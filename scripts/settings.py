@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from dotenv import dotenv_values
-from pydantic import Field, ValidationError
+from pydantic import ByteSize, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from pipeline.settings import EmptyIsDefault
@@ -41,6 +41,18 @@ class StackSettings(BaseSettings):
     detector_port: int = Field(8001, ge=1, le=65535, description="the detector's port")
     publish: bool = Field(False, description="compose: let programs of this host reach the services, at host and ports")
     start_timeout_s: float = Field(1800.0, gt=0, description="longest that a service may take to become ready")
+    vllm_memory: ByteSize | None = Field(
+        None, gt=0, description="compose: the most that vLLM may use, such as 24GiB; by default 6GiB, on a GPU 48GiB"
+    )
+    detector_memory: ByteSize | None = Field(
+        None, gt=0, description="compose: the most that the detector may use; by default 2GiB, on a GPU 8GiB"
+    )
+    pipeline_memory: ByteSize = Field(
+        # 300 scenes with 1,000 dogs took 0.5 GiB; large photographs take more.
+        ByteSize(4 * 1024**3),
+        gt=0,
+        description="compose: the most that the job may use",
+    )
     state: Path = Field(ROOT / ".spotter", description="folder for process ids, logs and caches")
 
     @classmethod

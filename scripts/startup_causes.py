@@ -6,6 +6,8 @@ import itertools
 import re
 from dataclasses import dataclass
 
+from pydantic import ByteSize
+
 
 @dataclass(frozen=True, slots=True)
 class Known:
@@ -126,6 +128,18 @@ class Cause:
 
     def __str__(self) -> str:
         return f"{self.message} -> {self.remedy}" if self.remedy else self.message
+
+
+def at_limit(service: str, limit: int) -> Cause:
+    """The cause where the system has killed a service in a container for its memory, of which it may use so many bytes.
+
+    No line of a log says so: the killed process could not write one.
+    """
+    allowed = ByteSize(limit).human_readable()
+    return Cause(
+        f"the system killed it, or a process of it, for its memory: its container may use {allowed}",
+        f"raise STACK_{service.upper()}_MEMORY, or free memory on the host if it has less",
+    )
 
 
 def remedy_for(text: str) -> str | None:

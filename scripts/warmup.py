@@ -18,7 +18,7 @@ from scripts.engine import Engine
 from scripts.services import VLLM_STARTS, Service
 from scripts.settings import StackError
 from scripts.start_history import StartHistory
-from scripts.startup_causes import GIVEN_UP, Cause, find_cause, remedy_for
+from scripts.startup_causes import GIVEN_UP, Cause, at_limit, find_cause, remedy_for
 from scripts.startup_phases import LAST_PHASE, Phases, summary
 
 POLL_S = 0.25
@@ -197,7 +197,9 @@ def died(engine: Engine, service: Service) -> StackError:
     """The error for a service that ended while the stack was waited for."""
     code = engine.exit_code(service.name)
     how = f"ended with exit code {code}" if code is not None else "ended"
-    return failed(engine, service, how, reason(engine.last_lines(service.name, LOG_LINES, earlier=True)))
+    limit = engine.memory_limit_hit(service.name)
+    told = engine.last_lines(service.name, LOG_LINES, earlier=True)
+    return failed(engine, service, how, reason(told) if limit is None else at_limit(service.name, limit))
 
 
 def reason(log: str) -> Cause:

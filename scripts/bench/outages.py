@@ -213,7 +213,8 @@ class Bench:
             raise StackError("both services have to run in containers here: STACK_ENGINE=compose, and no SPOTTER_*_URL")
         self.engine = engine
         self.services = {service.name: service for service in plan.services}
-        self.variables = {f"STACK_{name.upper()}": str(value) for name, value in settings.model_dump().items()}
+        given = settings.model_dump(exclude_none=True)
+        self.variables = {f"STACK_{name.upper()}": str(value) for name, value in given.items()}
         self._over = threading.Event()
 
     def target(self, service: str) -> Target:

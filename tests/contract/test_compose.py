@@ -121,6 +121,37 @@ def test_both_engines_give_a_service_the_same_time_to_stop(stack: tuple[str, dic
         assert int(match[1] or 0) * 60 + int(match[2]) == service.stop_grace_s
 
 
+def test_a_start_may_take_as_long_in_a_container_as_the_setting_says(tmp_path: Path) -> None:
+    engine = ComposeEngine(StackSettings(state=tmp_path, start_timeout_s=7200.5), "cuda", "l4")
+    before = {
+        service.name: engine.fingerprint(service) for service in make_stack(engine.settings, "cuda", "l4", {}).services
+    }
+    engine.write_variables()
+    services = config("gpu.yaml", **engine.variables())["services"]
+    assert {services[name]["healthcheck"]["start_period"] for name in SERVICES} == {"2h0m1s"}
+    assert {config("gpu.yaml")["services"][name]["healthcheck"]["start_period"] for name in SERVICES} == {"30m0s"}
+    # No service that is up has to start anew for it.
+    engine.settings = engine.settings.model_copy(update={"start_timeout_s": 60.0})
+    for service in make_stack(engine.settings, "cuda", "l4", {}).services:
+        assert engine.fingerprint(service) == before[service.name]
+
+
+def test_memory_limits_are_the_settings_or_the_devices_own(tmp_path: Path) -> None:
+    gib = 2**30
+    names = (*SERVICES, "pipeline")
+    for device, limits in (("cpu", (2, 6, 4)), ("cuda", (8, 48, 4))):
+        engine = ComposeEngine(StackSettings(state=tmp_path), device, "l4")
+        engine.write_variables()
+        for variables in ({}, engine.variables()):
+            services = config(OVERLAY_OF_DEVICE[device], **variables)["services"]
+            assert tuple(int(services[name]["mem_limit"]) // gib for name in names) == limits
+    chosen = {"detector_memory": "3GiB", "vllm_memory": "24GiB", "pipeline_memory": "12GiB"}
+    engine = ComposeEngine(StackSettings.model_validate({"state": tmp_path, **chosen}), "cuda", "l4")
+    engine.write_variables()
+    services = config("gpu.yaml", **engine.variables())["services"]
+    assert tuple(int(services[name]["mem_limit"]) // gib for name in names) == (3, 24, 12)
+
+
 def test_images_are_those_that_are_built(stack: tuple[str, dict[str, Any]]) -> None:
     device, content = stack
     named = {service["image"] for name, service in content["services"].items() if name != "fetch"}
@@ -227,7 +258,7 @@ def test_every_variable_is_set_by_the_engine_documented_and_has_a_default(tmp_pa
             used.add(name)
     assert used == set(ComposeEngine(StackSettings(state=tmp_path), "cpu", "cpu").variables())
     head = COMPOSE_FILE.read_text().split("\nname:")[0]
-    assert set(re.findall(r"\b(?:VLLM|DETECTOR|PUBLISH|API|HUB)_[A-Z_]+\b", head)) == used
+    assert set(re.findall(r"\b(?:VLLM|DETECTOR|PUBLISH|API|HUB|START|MEMORY)_[A-Z_]+\b", head)) == used
 
 
 def test_vllm_has_one_version() -> None:

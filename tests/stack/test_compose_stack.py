@@ -167,6 +167,14 @@ def test_the_runs_of_a_folder_are_its_owners(containers: RunningStack, photos: P
     assert "cannot be read by user 1234, as whom the job runs in its container" in line
 
 
+def test_a_job_that_needs_more_memory_than_it_may_use_says_so(containers: RunningStack, tmp_path: Path) -> None:
+    killed = containers.operate("run", "--output", str(tmp_path), STACK_PIPELINE_MEMORY="64MiB")
+    assert killed.returncode == 137
+    assert "the job was killed for using more than 64.0MiB of memory" in killed.stderr
+    assert "raise STACK_PIPELINE_MEMORY" in killed.stderr
+    assert set(ids(containers)) == {"detector", "vllm"}
+
+
 def test_logs_and_shell(containers: RunningStack) -> None:
     logs = containers.operate("logs", "detector")
     assert logs.returncode == 0
@@ -429,6 +437,35 @@ def test_a_container_that_turns_unhealthy_is_told_at_once(tmp_path: Path) -> Non
     ):
         assert part in str(raised.value)
     assert left_over(engine.project) == ([], [])
+
+
+# Takes memory until it is killed, over and over.
+TAKES_TOO_MUCH = """
+services:
+  detector:
+    image: spotter-pipeline:local
+    restart: unless-stopped
+    mem_limit: 64m
+    entrypoint: [python, -c, "print('loading', flush=True); held = [b'x' * 10**7 for _ in range(1000)]"]
+"""
+
+
+def test_a_service_that_dies_of_its_memory_limit_is_told_the_limit(tmp_path: Path) -> None:
+    images.ensure(["pipeline"], tmp_path, Console(file=io.StringIO()))
+    settings = StackSettings(state=tmp_path / "state", engine="compose", device="cpu")
+    engine = ComposeEngine(settings, "cpu", "cpu")
+    (tmp_path / "toy.yaml").write_text(TAKES_TOO_MUCH)
+    engine.files = [tmp_path / "toy.yaml"]
+    (service,) = (each for each in make_stack(settings, "cpu", "cpu", {}).services if each.name == "detector")
+    try:
+        engine.start(service)
+        with pytest.raises(
+            StackError, match=r"detector ended with exit code 137.*\n.*may use 64\.0MiB\n.*_DETECTOR_MEM"
+        ):
+            warmup.wait(engine, [engine.locate(service)], 60, Console(file=io.StringIO()))
+    finally:
+        engine.stop("detector", grace_s=0)
+        engine.tear_down()
 
 
 # Dies once, and lives on when Docker has started it again.
