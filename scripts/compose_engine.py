@@ -64,6 +64,9 @@ READY_PATHS = {"detector": "/", "vllm": "/health"}
 # scripts/docker_engine.sh puts Compose here where the host's docker has none.
 OWN_CLIENT_CONFIG = STATE / "docker" / "config"
 
+# What `docker info` is asked for, to know whether this host reaches containers at their addresses.
+REACH = "{{.OperatingSystem}} {{json .SecurityOptions}}"
+
 # What Compose writes on a container: the project it belongs to, and the folder that this was started from.
 PROJECT_LABEL = "com.docker.compose.project"
 CHECKOUT_LABEL = "com.docker.compose.project.working_dir"
@@ -83,15 +86,26 @@ class Started:
     fingerprint: str
 
 
+def why_out_of_reach(reach: str) -> str | None:
+    """Why this host does not reach containers at their addresses, from what `docker info` says to REACH; else None."""
+    if "Docker Desktop" in reach:
+        return "Docker Desktop keeps containers in a machine of its own, where this host does not reach them"
+    if "name=rootless" in reach:
+        return "a rootless Docker keeps containers in a network of its own, where this host does not reach them"
+    return None
+
+
 @cache
 def client_config() -> Path | None:
     """The Docker client's configuration folder that has Compose: the user's own (None), or ours.
 
     Raises:
-        StackError: no Docker engine answers, or there is no Compose.
+        StackError: no Docker engine answers, this host does not reach its containers, or there is no Compose.
     """
     if images.docker("info", "--format", "{{.ServerVersion}}", timeout_s=20) is None:
         raise StackError("no Docker engine answers (`docker info`): start one, or set STACK_ENGINE=process")
+    if reason := why_out_of_reach(images.docker("info", "--format", REACH) or ""):
+        raise StackError(f"{reason}: set STACK_ENGINE=process, or use a Docker Engine that root runs on this host")
     if images.docker("compose", "version") is not None:
         return None
     if images.docker("--config", str(OWN_CLIENT_CONFIG), "compose", "version") is not None:

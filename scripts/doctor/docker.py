@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scripts.compose_engine import OWN_CLIENT_CONFIG
+from scripts.compose_engine import OWN_CLIENT_CONFIG, REACH, why_out_of_reach
 from scripts.doctor import floors
 from scripts.doctor.context import Context, ask, dotted, version
 from scripts.findings import Finding, Severity
@@ -11,7 +11,7 @@ REMEDY = "install Docker Engine and its Compose plugin, or set STACK_ENGINE=proc
 
 
 def check(context: Context) -> list[Finding]:
-    """The engine and Compose by their versions."""
+    """The engine and Compose by their versions, and whether this host reaches containers."""
     if context.settings.engine == "process":
         return [Finding("docker", "ok", "not used (STACK_ENGINE=process)")]
     found, reason = ask("docker", "info", "--format", "{{.ServerVersion}}")
@@ -20,6 +20,11 @@ def check(context: Context) -> list[Finding]:
         if context.settings.engine == "compose":
             return [Finding("docker", "error", reason, wanted, REMEDY)]
         return [Finding("docker", "ok", f"none: the services run as processes ({reason})")]
+    if why := why_out_of_reach(ask("docker", "info", "--format", REACH)[0] or ""):
+        if context.settings.engine == "compose":
+            remedy = "set STACK_ENGINE=process, or use a Docker Engine that root runs on this host"
+            return [Finding("docker", "error", why, "containers that this host reaches", remedy)]
+        return [Finding("docker", "ok", f"not used: the services run as processes ({why})")]
     findings = [judge("docker", "Docker Engine", found, floors.DOCKER_ENGINE)]
     compose = compose_version()
     if compose:

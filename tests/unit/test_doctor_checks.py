@@ -130,6 +130,21 @@ def test_docker_without_compose(programs: Programs, host: Hosts) -> None:
     assert "no Compose" in one(docker.check(host(engine="compose")), "error").found
 
 
+@pytest.mark.parametrize(
+    ("said", "named"),
+    [
+        ('Docker Desktop ["name=seccomp"]', "Docker Desktop"),
+        ('Ubuntu 24.04 ["name=seccomp","name=rootless"]', "rootless"),
+    ],
+)
+def test_containers_that_this_host_does_not_reach(programs: Programs, host: Hosts, said: str, named: str) -> None:
+    programs(docker=f"""case "$*" in *OperatingSystem*) echo '{said}';; info*) echo 27.3.1;; *) exit 1;; esac""")
+    finding = one(docker.check(host()), "ok")
+    assert finding.found.startswith("not used: the services run as processes")
+    assert named in finding.found
+    assert "STACK_ENGINE=process" in one(docker.check(host(engine="compose")), "error").remedy
+
+
 # GPU
 
 

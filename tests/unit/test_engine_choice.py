@@ -81,6 +81,22 @@ def test_a_gpu_needs_dockers_nvidia_runtime(docker: Path, tmp_path: Path) -> Non
     assert "nvidia-container-toolkit" in why
 
 
+@pytest.mark.parametrize(
+    ("said", "named"),
+    [('Docker Desktop ["name=seccomp"]', "Docker Desktop"), ('Ubuntu 24.04 ["name=rootless"]', "a rootless Docker")],
+)
+def test_where_the_host_does_not_reach_containers_processes_and_why(
+    docker: Path, tmp_path: Path, said: str, named: str
+) -> None:
+    """A start would wait for an answer until its time is up."""
+    write(docker, f"""case "$*" in *OperatingSystem*) echo '{said}';; *) echo found;; esac""")
+    engine, why = stack.choose_engine(StackSettings(state=tmp_path), "cpu", "cpu")
+    assert engine.name == "process"
+    assert why.startswith(f"{named} keeps containers in a ")
+    with pytest.raises(StackError, match=rf"^{named} .*: set STACK_ENGINE=process"):
+        stack.choose_engine(StackSettings(state=tmp_path, engine="compose"), "cpu", "cpu")
+
+
 def test_the_engine_that_is_asked_for_or_none(docker: Path, tmp_path: Path) -> None:
     with pytest.raises(StackError, match=r"no Docker engine answers.*STACK_ENGINE=process"):
         stack.choose_engine(StackSettings(state=tmp_path, engine="compose"), "cpu", "cpu")
