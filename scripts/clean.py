@@ -75,7 +75,7 @@ def run(settings: StackSettings, console: Console, caches: bool, confirmed: bool
 def prune_compile_caches(settings: StackSettings, console: Console) -> None:
     """Remove what was compiled for other settings, models, drivers or versions than those of now, on both engines."""
     try:
-        device, preset, _ = choose(settings, find_gpus() if settings.device != "cpu" else [])
+        device, preset, _ = choose(settings, find_gpus(settings.gpu) if settings.device != "cpu" else [])
         current = cache_key(settings, device, preset_file(preset))
     except StackError as error:  # no key is current where there is nothing to serve
         console.print(f"compile caches are kept: {error}", highlight=False)

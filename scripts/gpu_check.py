@@ -138,8 +138,9 @@ def service_for(preset: str, card_mib: int, gpu: Gpu, checkpoint: Path, settings
 
 
 def used_mib() -> int:
-    """Memory that is in use on the first GPU."""
-    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    """Memory that is in use on the stack's GPU."""
+    number = StackSettings().gpu
+    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", f"--id={number}"]
     return int(subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0])
 
 
@@ -203,7 +204,7 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=8000, help="port for vLLM (default: 8000)")
     arguments = parser.parse_args()
     console = Console()
-    gpus = find_gpus()
+    gpus = find_gpus(StackSettings().gpu)
     if not gpus:
         print("error: nvidia-smi finds no GPU: nothing was checked", file=sys.stderr)
         return 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -140,6 +141,13 @@ def hub_variables() -> dict[str, str]:
     return without_secrets(user_variables("HF_")) | {"HF_HUB_OFFLINE": "1"}
 
 
+def gpu_variables(settings: StackSettings, device: str) -> dict[str, str]:
+    """The variables that show a process one GPU, by nvidia-smi's number; a CUDA_VISIBLE_DEVICES of the user's wins."""
+    if device != "cuda" or os.environ.get("CUDA_VISIBLE_DEVICES"):
+        return {}
+    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": str(settings.gpu)}
+
+
 def cache_root(state: Path) -> Path:
     """The folder of this host's compile caches: the one that the user gives vLLM, or ours."""
     chosen = user_variables("VLLM_").get("VLLM_CACHE_ROOT")
@@ -148,7 +156,9 @@ def cache_root(state: Path) -> Path:
 
 def cache_key(settings: StackSettings, device: str, preset: Path) -> str:
     """The name of the compile cache that this preset has on this host."""
-    return compile_cache.key(read_options(preset, {}, device, start_arguments(settings))[0], device)
+    return compile_cache.key(
+        read_options(preset, {}, device, start_arguments(settings))[0], device, number=settings.gpu
+    )
 
 
 def vllm(settings: StackSettings, device: str, preset: Path) -> Service:
@@ -158,6 +168,7 @@ def vllm(settings: StackSettings, device: str, preset: Path) -> Service:
     cache = compile_cache.variables(cache_root(settings.state) / cache_key(settings, device, preset))
     chosen = compile_cache.without(user_variables("VLLM_"))
     variables = without_secrets(cache | read_variables(variables_file) | chosen | hub_variables())
+    variables |= gpu_variables(settings, device)
     listen = ("--host", settings.host, "--port", str(settings.vllm_port))
     start = start_arguments(settings)
     options, _ = read_options(preset, {}, device, start)
@@ -183,6 +194,7 @@ def detector(settings: StackSettings, device: str) -> Service:
     preset = DETECTOR_PRESETS / f"{device}.env"
     listen = {"DETECTOR_HOST": settings.host, "DETECTOR_PORT": str(settings.detector_port)}
     variables = read_variables(preset) | user_variables("DETECTOR_") | hub_variables() | listen
+    variables |= gpu_variables(settings, device)
     return Service(
         name="detector",
         environment=name,

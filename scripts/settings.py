@@ -31,6 +31,7 @@ class StackSettings(BaseSettings):
         "auto", description="auto: compose where Docker answers and has the images or can build them, else process"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where nvidia-smi finds a GPU")
+    gpu: int = Field(0, ge=0, description="the GPU that the stack takes, by its number at nvidia-smi")
     preset: str = Field("auto", description="a file of services/vllm/presets by its name, or a path; auto: by the GPU")
     start: Literal["full", "fast"] = Field(
         "full", description="fast: a file of services/vllm/starts over the preset; sooner ready, slower answers"

@@ -41,7 +41,7 @@ def plan(settings: StackSettings) -> tuple[Stack, Engine, str]:
     Raises:
         StackError: the settings cannot be met here.
     """
-    gpus = find_gpus() if settings.device != "cpu" else []
+    gpus = find_gpus(settings.gpu) if settings.device != "cpu" else []
     device, preset, why = choose(settings, gpus)
     stack = make_stack(settings, device, preset, user_variables("SPOTTER_"))
     engine, why_engine = choose_engine(settings, device, preset)
@@ -326,7 +326,7 @@ def build(settings: StackSettings, console: Console) -> None:
         StackError: there is no Docker, or one cannot be built, or must not be, without a network.
     """
     compose_engine.client_config()
-    gpus = find_gpus() if settings.device != "cpu" else []
+    gpus = find_gpus(settings.gpu) if settings.device != "cpu" else []
     device, _, _ = choose(settings, gpus)
     images.ensure(list(images.OF_DEVICE[device]), settings.state / "logs", console, offline=settings.offline)
     for name in images.OF_DEVICE[device]:

@@ -39,7 +39,7 @@ class Context:
     @cached_property
     def gpus(self) -> list[Gpu]:
         """The host's GPUs, unless the settings want none."""
-        return find_gpus() if self.settings.device != "cpu" else []
+        return find_gpus(self.settings.gpu) if self.settings.device != "cpu" else []
 
     @cached_property
     def device(self) -> str:

@@ -24,10 +24,12 @@ class Seen:
 
 
 def check(context: Context) -> list[Finding]:
-    """The first GPU, which the stack takes."""
+    """The GPU that the stack takes."""
     if context.settings.device == "cpu":
         return [Finding("gpu", "ok", "not used (STACK_DEVICE=cpu)")]
-    found, reason = ask("nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader,nounits")
+    found, reason = ask(
+        "nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader,nounits", f"--id={context.settings.gpu}"
+    )
     if found is None:
         if context.settings.device == "cuda":
             remedy = "install the NVIDIA driver, or set STACK_DEVICE=cpu"

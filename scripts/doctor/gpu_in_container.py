@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from scripts import docker_gpu
 from scripts.doctor.context import Context, ask
 from scripts.findings import Finding
 from scripts.images import IMAGES
@@ -13,18 +14,21 @@ def check(context: Context) -> list[Finding]:
     """A container of an image that is there already sees the GPU."""
     if context.device != "cuda" or context.settings.engine == "process":
         return []
-    runtimes, reason = ask("docker", "info", "--format", "{{json .Runtimes}}")
-    if runtimes is None:
+    answers, reason = ask("docker", "info", "--format", "{{.ServerVersion}}")
+    if answers is None:
         if context.settings.engine == "auto":
             return []  # the services run as processes
         return [Finding("gpu in containers", "unchecked", reason)]
-    if "nvidia" not in runtimes:
-        return [Finding("gpu in containers", "error", "Docker has no NVIDIA runtime", "one", REMEDY)]
+    driver = docker_gpu.driver()
+    if driver is None:
+        found = "Docker has no NVIDIA runtime, and no description of a GPU"
+        return [Finding("gpu in containers", "error", found, "one of them", REMEDY)]
     for name in ("detector-cuda", "vllm"):
         tag = IMAGES[name].tag
         if ask("docker", "image", "inspect", "--format", "{{.Id}}", tag)[0] is None:
             continue
-        command = ("docker", "run", "--rm", "--network=none", "--gpus=all", "--entrypoint=nvidia-smi", tag, "-L")
+        given = docker_gpu.option(driver, context.settings.gpu)
+        command = ("docker", "run", "--rm", "--network=none", given, "--entrypoint=nvidia-smi", tag, "-L")
         seen, reason = ask(*command)
         if seen:
             return [Finding("gpu in containers", "ok", seen.splitlines()[0])]

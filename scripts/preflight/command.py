@@ -90,7 +90,7 @@ def preflight(settings: StackSettings, *, place: full.Place | None = None, in_co
     if "SPOTTER_MODEL_URL" in user:
         elsewhere = Finding("model", "unchecked", f"the model server is elsewhere: {user['SPOTTER_MODEL_URL']}")
         return Report([elsewhere], [], time.monotonic() - begin, None)
-    gpus = find_gpus() if settings.device != "cpu" else []
+    gpus = find_gpus(settings.gpu) if settings.device != "cpu" else []
     device, preset, _ = choose(settings, gpus)
     server = server_of(preset_file(preset), device, gpus, start_arguments(settings))
     try:
@@ -136,7 +136,7 @@ def require_full(settings: StackSettings, console: Console, place: full.Place, s
     Raises:
         StackError: it cannot; says what is wrong and what to do.
     """
-    gpus = find_gpus() if settings.device != "cpu" else []
+    gpus = find_gpus(settings.gpu) if settings.device != "cpu" else []
     device, preset, _ = choose(settings, gpus)
     server = server_of(preset_file(preset), device, gpus, start_arguments(settings))
     asked = asked_of(user_job(), user_variables("SPOTTER_").get("SPOTTER_MODEL"))

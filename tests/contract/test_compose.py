@@ -18,7 +18,7 @@ from pydantic import SecretStr
 from pipeline.errors import UsageError
 from pipeline.settings import Settings
 from pipeline.sources import list_images
-from scripts import images
+from scripts import docker_gpu, images
 from scripts.compose_engine import (
     COMPOSE_FILE,
     OVERLAY_OF_DEVICE,
@@ -197,6 +197,37 @@ def test_a_gpu_stack_reserves_the_first_gpu_and_uses_the_preset(preset: str, tmp
             assert detector[line.partition("=")[0]] == line.partition("=")[2]
 
 
+@pytest.mark.parametrize(
+    ("info", "driver", "device"),
+    [
+        ({"Runtimes": '{"runc":{},"nvidia":{}}'}, "nvidia", "1"),
+        ({"DiscoveredDevices": '[{"Source":"cdi","ID":"nvidia.com/gpu=0"}]'}, "cdi", "nvidia.com/gpu=1"),
+        ({"CDISpecDirs": '["/nowhere", "HERE"]'}, "cdi", "nvidia.com/gpu=1"),
+        ({"CDISpecDirs": '["/nowhere"]', "DiscoveredDevices": "null"}, "nvidia", "1"),
+    ],
+)
+def test_the_gpu_that_is_asked_for_comes_in_the_way_that_docker_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, info: dict[str, str], driver: str, device: str
+) -> None:
+    (tmp_path / "nvidia.yaml").write_text('cdiVersion: "0.5.0"\nkind: nvidia.com/gpu\n')
+
+    def docker(*arguments: str, **_: object) -> str | None:
+        asked = next((name for name in info if f"{{{{json .{name}}}}}" in arguments), "")
+        return info.get(asked, "").replace("HERE", str(tmp_path)) or None
+
+    monkeypatch.setattr(images, "docker", docker)
+    docker_gpu.driver.cache_clear()
+    try:
+        engine = ComposeEngine(StackSettings(state=tmp_path, gpu=1), "cuda", "l4")
+        engine.write_variables()
+        content = config("gpu.yaml", **engine.variables())
+    finally:
+        docker_gpu.driver.cache_clear()
+    for name in SERVICES:
+        (given,) = content["services"][name]["deploy"]["resources"]["reservations"]["devices"]
+        assert (given["driver"], given["device_ids"]) == (driver, [device])
+
+
 @pytest.mark.parametrize("start", ["full", "fast"])
 def test_both_engines_start_vllm_with_the_same_options(start: str, tmp_path: Path) -> None:
     settings = StackSettings.model_validate({"state": tmp_path, "start": start})
@@ -258,7 +289,7 @@ def test_every_variable_is_set_by_the_engine_documented_and_has_a_default(tmp_pa
             used.add(name)
     assert used == set(ComposeEngine(StackSettings(state=tmp_path), "cpu", "cpu").variables())
     head = COMPOSE_FILE.read_text().split("\nname:")[0]
-    assert set(re.findall(r"\b(?:VLLM|DETECTOR|PUBLISH|API|HUB|START|MEMORY)_[A-Z_]+\b", head)) == used
+    assert set(re.findall(r"\b(?:VLLM|DETECTOR|PUBLISH|API|HUB|START|MEMORY|GPU)_[A-Z_]+\b", head)) == used
 
 
 def test_vllm_has_one_version() -> None:

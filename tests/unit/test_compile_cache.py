@@ -32,7 +32,7 @@ def locks(tmp_path: Path) -> Path:
 def gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The GPU that is seen, to be changed."""
     seen = ["NVIDIA L4, 8.9, 580.65.06"]
-    monkeypatch.setattr(compile_cache, "gpu", lambda: seen[0])
+    monkeypatch.setattr(compile_cache, "gpu", lambda _: seen[0])
     return seen
 
 

@@ -1,8 +1,11 @@
 """Which device and preset a host gets."""
 
+from pathlib import Path
+
 import pytest
 
-from scripts.devices import Gpu, choose
+from scripts.devices import Gpu, choose, find_gpus
+from scripts.services import make_stack
 from scripts.settings import StackError, StackSettings
 
 A100_80, A100_40 = Gpu("NVIDIA A100-SXM4-80GB", 81920), Gpu("NVIDIA A100-SXM4-40GB", 40960)
@@ -28,8 +31,40 @@ def test_choice(settings: dict[str, str], gpus: list[Gpu], device: str, preset: 
 
 @pytest.mark.parametrize(
     ("settings", "gpus", "message"),
-    [({"device": "cuda"}, [], "finds no GPU"), ({}, [T4], "Tesla T4, 15360 MiB: too small .*STACK_PRESET")],
+    [
+        ({"device": "cuda"}, [], "finds no GPU 0"),
+        ({"gpu": 3}, [], "finds no GPU 3: .*STACK_GPU"),
+        ({}, [T4], "Tesla T4, 15360 MiB: too small .*STACK_PRESET"),
+    ],
 )
-def test_what_cannot_be(settings: dict[str, str], gpus: list[Gpu], message: str) -> None:
+def test_what_cannot_be(settings: dict[str, object], gpus: list[Gpu], message: str) -> None:
     with pytest.raises(StackError, match=message):
         choose(StackSettings(_env_file=None, **settings), gpus)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host with an L4 and, under number 1, an A100."""
+    fake = tmp_path / "nvidia-smi"
+    fake.write_text(
+        '#!/bin/sh\ncase "$*" in *--id=0*) echo "NVIDIA L4, 23034";; *--id=1*) echo "NVIDIA A100-SXM4-80GB, 81920";; '
+        "*) echo No devices were found; exit 6;; esac\n"
+    )
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+@pytest.mark.parametrize(("number", "preset"), [(0, "l4"), (1, "a100-80")])
+def test_the_gpu_that_is_asked_for_decides_and_is_the_only_one_that_a_service_sees(
+    two_gpus: None, number: int, preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = StackSettings(gpu=number, state=tmp_path)
+    assert choose(settings, find_gpus(number))[:2] == ("cuda", preset)
+    for service in make_stack(settings, "cuda", preset, {}).services:
+        variables = dict(service.variables)
+        assert (variables["CUDA_DEVICE_ORDER"], variables["CUDA_VISIBLE_DEVICES"]) == ("PCI_BUS_ID", str(number))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-1234")
+    for service in make_stack(settings, "cuda", preset, {}).services:
+        assert "CUDA_VISIBLE_DEVICES" not in dict(service.variables)
+    assert find_gpus(2) == []

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from scripts import compose_engine, images, stack
+from scripts import compose_engine, docker_gpu, images, stack
+from scripts.services import make_stack
 from scripts.settings import StackError, StackSettings
 
-CACHED = (compose_engine.client_config, images.why_not_buildable, images.at_registry)
+CACHED = (compose_engine.client_config, docker_gpu.driver, images.why_not_buildable, images.at_registry)
 
 
 @pytest.fixture
@@ -75,10 +76,28 @@ def test_where_docker_has_the_images_containers(docker: Path, tmp_path: Path) ->
 
 
 def test_a_gpu_needs_dockers_nvidia_runtime(docker: Path, tmp_path: Path) -> None:
-    write(docker, "echo runc")
+    write(docker, """case "$*" in *Runtimes*) echo '{"runc":{}}';; *json*) echo null;; *) echo found;; esac""")
     engine, why = stack.choose_engine(StackSettings(state=tmp_path), "cuda", "l4")
     assert engine.name == "process"
     assert "nvidia-container-toolkit" in why
+    docker_gpu.driver.cache_clear()
+    write(docker, """case "$*" in *DiscoveredDevices*) echo '[{"ID":"nvidia.com/gpu=0"}]';; *) echo found;; esac""")
+    assert stack.choose_engine(StackSettings(state=tmp_path), "cuda", "l4")[0].name == "compose"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        'could not select device driver "nvidia" with capabilities: [[gpu]]',
+        "nvidia-container-cli: initialization error: load library failed: libnvidia-ml.so.1: cannot open shared object",
+        "failed to inject CDI devices: unresolvable CDI devices nvidia.com/gpu=0",
+        'Auto-detected mode as "legacy"\nnvidia-container-cli: requirement error: unsatisfied condition: cuda>=13.0',
+    ],
+)
+def test_a_gpu_that_docker_cannot_give_has_the_toolkits_remedy(tmp_path: Path, said: str) -> None:
+    vllm = make_stack(StackSettings(state=tmp_path), "cuda", "l4", {}).services[1]
+    assert "install nvidia-container-toolkit" in str(compose_engine.cannot_start(vllm, said))
+    assert "nvidia" not in str(compose_engine.cannot_start(vllm, "port is already allocated"))
 
 
 @pytest.mark.parametrize(

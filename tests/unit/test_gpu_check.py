@@ -17,7 +17,7 @@ from tests.configurations import write_safetensors
 def test_without_a_gpu_it_says_that_nothing_was_checked(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(gpu_check, "find_gpus", lambda: [])
+    monkeypatch.setattr(gpu_check, "find_gpus", lambda _: [])
     monkeypatch.setattr(sys, "argv", ["gpu_check"])
     assert gpu_check.main() == 1
     assert "nothing was checked" in capsys.readouterr().err
