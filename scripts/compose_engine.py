@@ -261,8 +261,11 @@ class ComposeEngine:
     def compose_client(self, *also: Path) -> DockerClient:
         """Docker and Compose with this stack's files and variables; `also`: further files over these."""
         self.write_variables()
+        # A variable of the shell's would win over the file's of the same name.
+        unset = [part for name in self.variables() for part in ("-u", name)]
         return DockerClient(
             config=client_config(),
+            client_call=["env", *unset, "docker"],
             compose_files=[*self.files, *also],
             compose_project_name=self.project,
             compose_project_directory=ROOT,
@@ -393,7 +396,7 @@ class ComposeEngine:
         told += ["--cap-drop=ALL", "--security-opt=no-new-privileges:true", "--entrypoint=python3"]
         told += [docker_gpu.option(docker_gpu.driver() or "nvidia", self.settings.gpu)] if self.device == "cuda" else []
         there = volumes(self.project)
-        variables = self.service_variables()["vllm"] | {"HF_HUB_OFFLINE": "1"}
+        variables = self.service_variables()["vllm"] | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": "/tmp/modules"}
         if (
             f"{self.project}_{CACHE_VOLUME}" not in there
         ):  # nothing was started yet: a start's caches are its own to make

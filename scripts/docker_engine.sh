@@ -20,6 +20,13 @@ answers() {
 	docker info >/dev/null 2>&1
 }
 
+# The process of the engine that was started here; nothing where it has ended. The file may outlive it, and by then its
+# number may be another program's.
+own_engine() {
+	pid=$(cat "$pid_file" 2>/dev/null) || return 0
+	[ "$(cat "/proc/$pid/comm" 2>/dev/null)" != dockerd ] || echo "$pid"
+}
+
 install_engine() {
 	[ "$(id -u)" = 0 ] || fail "no Docker engine answers, and only root can install one: install Docker, or sudo"
 	command -v apt-get >/dev/null || fail "no Docker engine answers, and there is no apt-get: install Docker"
@@ -31,6 +38,7 @@ install_engine() {
 start_engine() {
 	[ "$(id -u)" = 0 ] || fail "no Docker engine answers, and only root can start one: start Docker, or use sudo"
 	echo "starting a Docker engine"
+	[ -n "$(own_engine)" ] || rm -f "$pid_file" # which dockerd would take for another one's
 	# In a session of its own, without this one's input and output: it outlives the command that started it.
 	setsid nohup dockerd --pidfile "$pid_file" >"$log" 2>&1 </dev/null &
 	for _ in $(seq 120); do
@@ -61,7 +69,8 @@ start)
 	echo "Docker engine $(docker version --format '{{.Server.Version}}') answers"
 	;;
 stop)
-	if [ -s "$pid_file" ] && kill "$(cat "$pid_file")" 2>/dev/null; then
+	pid=$(own_engine)
+	if [ -n "$pid" ] && kill "$pid"; then
 		for _ in $(seq 60); do
 			[ -e "$pid_file" ] || break
 			sleep 0.5

@@ -218,9 +218,6 @@ def run(compose: list[str], name: str, arguments: list[str], memory: ByteSize) -
     """Run the job's container, under this name, to its end, and return its exit code.
 
     If it was killed for using more than `memory`, the limit, that is said.
-
-    In a terminal the container has it, and so Ctrl-C. Elsewhere Compose would leave at a signal while the job goes on:
-    there the signal goes to the container, and this process waits until the job has written what it has.
     """
     begun = datetime.now(UTC)
     command = [*compose, "--progress", "quiet", "run", "--rm", "--no-deps", "--name", name]
@@ -236,7 +233,11 @@ def run(compose: list[str], name: str, arguments: list[str], memory: ByteSize) -
 
 
 def follow(command: list[str], name: str, arguments: list[str]) -> int:
-    """Run a container to its end, with the terminal or with this process's signals; its exit code."""
+    """Run a container to its end; its exit code.
+
+    In a terminal the container has it, and so Ctrl-C. Elsewhere Compose would leave at a signal while the job goes on:
+    there the signal goes to the container, and this process waits until the job has written what it has.
+    """
     if sys.stdin.isatty() and sys.stdout.isatty():
         return subprocess.run([*command, *arguments]).returncode
     child = subprocess.Popen([*command, "-T", *arguments], stdin=subprocess.DEVNULL, start_new_session=True)

@@ -18,7 +18,7 @@ from pydantic import SecretStr
 from pipeline.errors import UsageError
 from pipeline.settings import Settings
 from pipeline.sources import list_images
-from scripts import docker_gpu, images
+from scripts import compose_engine, docker_gpu, images
 from scripts.compose_engine import (
     COMPOSE_FILE,
     OVERLAY_OF_DEVICE,
@@ -226,6 +226,29 @@ def test_the_gpu_that_is_asked_for_comes_in_the_way_that_docker_has(
     for name in SERVICES:
         (given,) = content["services"][name]["deploy"]["resources"]["reservations"]["devices"]
         assert (given["driver"], given["device_ids"]) == (driver, [device])
+
+
+def test_no_variable_of_the_shell_wins_over_the_stacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compose_engine, "client_config", lambda: None)
+    engine = ComposeEngine(StackSettings(state=tmp_path), "cpu", "cpu")
+    command = engine.compose("config", "--format", "json")
+    docker = command.index("docker")
+    command[docker : docker + 2] = [str(ROOT / ".spotter/envs/dev/bin/docker-compose")]
+    expected = engine.variables()
+    strange = dict.fromkeys(expected, "1") | {"VLLM_PRESET": "/of/the/shell.yaml", "MEMORY_VLLM": "1g"}
+    done = subprocess.run(command, env={**os.environ, **strange}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    content = json.loads(done.stdout)
+    vllm = content["services"]["vllm"]
+    assert {mount["source"] for mount in vllm["volumes"]} >= {expected["VLLM_PRESET"]}
+    assert int(vllm["mem_limit"]) == 6 * 2**30
+    assert content["secrets"]["api_key"]["file"] == expected["API_KEY_FILE"]
+
+
+def test_a_models_own_code_is_kept_where_a_service_may_write(stack: tuple[str, dict[str, Any]]) -> None:
+    services = stack[1]["services"]
+    assert services["vllm"]["environment"]["HF_MODULES_CACHE"].startswith("/tmp/")
+    assert {mount["target"]: mount.get("read_only") for mount in services["vllm"]["volumes"]}["/cache/hub"] is True
 
 
 @pytest.mark.parametrize("start", ["full", "fast"])

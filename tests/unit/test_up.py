@@ -14,11 +14,13 @@ from python_on_whales import DockerException
 from rich.console import Console
 
 from scripts import __main__ as operator
-from scripts import compose_engine, images, offline, settings, stack
+from scripts import compose_engine, fetch, images, offline, settings, stack
+from scripts.compile_cache import Kept
+from scripts.doctor import caches
 from scripts.engine import Engine
 from scripts.environments import ROOT
 from scripts.preflight import command
-from scripts.services import VLLM_PRESETS, make_stack
+from scripts.services import VLLM_PRESETS, Service, make_stack
 from scripts.settings import StackError, StackSettings, user_variables
 
 DOG_BREEDS = ROOT / "pipeline" / "jobs" / "dog_breeds.yaml"
@@ -99,6 +101,70 @@ def test_offline_is_told_to_every_program(monkeypatch: pytest.MonkeyPatch) -> No
         "UV_PYTHON_DOWNLOADS",
     ):  # the Makefile makes the first environment itself
         assert f"export {name} := {offline.VARIABLES[name]}" in makefile
+
+
+class Recording:
+    """An engine whose services start at once; it writes down what is done, in order."""
+
+    name = "recording"
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def start(self, service: Service) -> None:
+        self.calls.append(f"start {service.name}")
+
+    def claim(self) -> None:
+        self.calls.append("claim")
+
+    def locate(self, service: Service) -> Service:
+        return service
+
+    def is_current(self, service: Service) -> bool:
+        return False
+
+    def stop(self, name: str, grace_s: float) -> bool:
+        return False
+
+    def prepare(self, services: list[Service]) -> None:
+        self.calls.append("prepare")
+
+    def prepared(self, services: list[Service]) -> list[str]:
+        return []
+
+    def compile_caches(self) -> list[Kept]:
+        return []
+
+
+@pytest.mark.parametrize(
+    ("device", "preset", "expected"),
+    [
+        ("cpu", "cpu", ["start detector", "start vllm", "wait for detector, vllm"]),
+        # vLLM takes a share of the memory that is free: the detector must have its own by then.
+        (
+            "cuda",
+            "l4",
+            ["start detector", "wait for detector", "start vllm", "wait for vllm", "wait for detector, vllm"],
+        ),
+    ],
+)
+def test_the_order_of_a_start(
+    device: str, preset: str, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Recording()
+    made = make_stack(StackSettings(state=tmp_path), device, preset, {})
+
+    def wait(_: Engine, services: list[Service], *__: object, **___: object) -> None:
+        engine.calls.append(f"wait for {', '.join(service.name for service in services)}")
+
+    monkeypatch.setattr(stack, "plan", lambda _: (made, engine, "as a test"))
+    monkeypatch.setattr(stack, "wait", wait)
+    monkeypatch.setattr(stack, "engines_in_use", lambda _: [])
+    monkeypatch.setattr(caches, "require", lambda _: None)
+    monkeypatch.setattr(command, "require", lambda *_, **__: None)
+    monkeypatch.setattr(fetch, "ensure", lambda *_, **__: [])
+    stack.up(StackSettings(state=tmp_path), Console(file=io.StringIO()))
+    assert engine.calls == ["claim", "prepare", *expected]
 
 
 class Failing:
