@@ -584,6 +584,22 @@ class ComposeEngine:
         """A Compose command for this stack; `also`: further files over its own."""
         return [*(str(part) for part in self.compose_client(*also).compose.docker_compose_cmd), *arguments]
 
+    def check_job(self, stack: Stack, options: list[str]) -> None:
+        """See that the job's container can have what it needs of this host.
+
+        Raises:
+            StackError: a service's address leads nowhere from a container.
+            UsageError: the job's settings cannot be, or images or runs' folder cannot be reached from a container.
+        """
+        self.tell_job(stack, job_settings.load(options), options)
+
+    def tell_job(self, stack: Stack, settings: job_settings.Settings, options: list[str]) -> job_container.Told:
+        """Make what Compose is told of the job; what it raises is said in `check_job`."""
+        variables = user_variables(job_settings.PREFIX)
+        if revision := stack.job_variables.get("SPOTTER_MODEL_REVISION"):
+            variables["SPOTTER_MODEL_REVISION"] = revision
+        return job_container.tell(settings, variables, options, self.state / "secrets")
+
     def run_job(self, stack: Stack, options: list[str]) -> NoReturn:
         """Run the job, in a container that sees the images and the runs' folder at the same places as this host.
 
@@ -594,9 +610,6 @@ class ComposeEngine:
             UsageError: the job's settings cannot be.
         """
         self.ensure_images([images.IMAGES["pipeline"]])
-        variables = user_variables(job_settings.PREFIX)
-        if revision := stack.job_variables.get("SPOTTER_MODEL_REVISION"):
-            variables["SPOTTER_MODEL_REVISION"] = revision
         settings = job_settings.load(options)
         if stack.key_file:
             key = api_key.ensure(stack.key_file)
@@ -604,7 +617,7 @@ class ComposeEngine:
             key = settings.api_key.get_secret_value() if settings.api_key else ""
             self.key_file = self.key_file.with_name("job_api_key")
         hand_over(key, self.key_file)
-        told = job_container.tell(settings, variables, options, self.state / "secrets")
+        told = self.tell_job(stack, settings, options)
         name = f"spotter-job-{uuid.uuid4().hex[:12]}"
         overlay = self.state / f"{name}.json"  # its own: another job may run
         whole_file.write(overlay, json.dumps(told.overlay).encode(), 0o600)

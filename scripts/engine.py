@@ -138,6 +138,15 @@ class Engine(Protocol):
         """
         ...
 
+    def check_job(self, stack: Stack, options: list[str]) -> None:
+        """See that the job can have what it needs of this host, before anything is started for it.
+
+        Raises:
+            StackError: a service's address leads nowhere from where it runs.
+            UsageError: its settings cannot be.
+        """
+        ...
+
     def run_job(self, stack: Stack, options: list[str]) -> NoReturn:
         """Become the job, with these options, on the stack's services.
 

@@ -228,6 +228,9 @@ class ProcessEngine:
         path = f"{environments.folder(service.environment) / 'bin'}:{os.environ.get('PATH', '')}"
         os.execve(shell, [shell], {**environment_of(service), "PATH": path})
 
+    def check_job(self, stack: Stack, options: list[str]) -> None:
+        """Nothing: a process has what this host has."""
+
     def run_job(self, stack: Stack, options: list[str]) -> NoReturn:
         """Become the job, as a process."""
         python = str(environments.python("operator"))

@@ -88,13 +88,14 @@ def one_at_a_time(settings: StackSettings) -> Iterator[None]:
         yield
 
 
-def up(settings: StackSettings, console: Console) -> tuple[Stack, Engine]:
+def up(settings: StackSettings, console: Console, job: list[str] | None = None) -> tuple[Stack, Engine]:
     """Start what is not running, and return when every service answers. Does nothing where all is up.
 
-    A failure or an interrupt (Ctrl-C) stops what this call started.
+    A failure or an interrupt (Ctrl-C) stops what this call started. `job`: the options of a job that is to run then.
 
     Raises:
         StackError: a service cannot start, or died; its log's last lines were shown.
+        UsageError: the job's settings cannot be.
     """
     with one_at_a_time(settings):
         if not user_variables("SPOTTER_MODEL_URL"):
@@ -103,6 +104,8 @@ def up(settings: StackSettings, console: Console) -> tuple[Stack, Engine]:
         for other in engines_in_use(settings):
             if other.name != engine.name:
                 raise StackError(f"the stack has services on the {other.name} engine: 'make down' stops them")
+        if job is not None:
+            engine.check_job(stack, job)
         missing = [service for service in stack.services if not engine.is_current(service)]
         if not missing and all(is_ready(engine.locate(service)) for service in stack.services):
             return stack, engine
@@ -279,7 +282,7 @@ def run(settings: StackSettings, console: Console, options: list[str]) -> NoRetu
     if {"-h", "--help"} & set(options):  # the same words from every engine
         ProcessEngine(settings.state).run_job(Stack("", "", Path(), (), {}), options)
     adopt(options)
-    stack, engine = up(settings, console)
+    stack, engine = up(settings, console, options)
     engine.run_job(stack, options)
 
 

@@ -167,6 +167,17 @@ def test_the_runs_of_a_folder_are_its_owners(containers: RunningStack, photos: P
     assert "cannot be read by user 1234, as whom the job runs in its container" in line
 
 
+def test_images_that_are_not_there_are_told_before_anything_starts(containers: RunningStack, tmp_path: Path) -> None:
+    state = str(tmp_path / "state")
+    places = ("--images", str(tmp_path / "phots"), "--output", str(tmp_path / "runs"))
+    refused = containers.operate("run", *places, STACK_STATE=state)
+    assert refused.returncode == 2
+    (line,) = refused.stderr.splitlines()
+    assert f"'{tmp_path}/phots' is no file, no folder and matches nothing as a glob" in line
+    assert left_over(project(RunningStack({"STACK_STATE": state}))) == ([], [])
+    assert "detector" not in refused.stdout
+
+
 def test_a_job_that_needs_more_memory_than_it_may_use_says_so(containers: RunningStack, tmp_path: Path) -> None:
     killed = containers.operate("run", "--output", str(tmp_path), STACK_PIPELINE_MEMORY="64MiB")
     assert killed.returncode == 137
