@@ -24,7 +24,7 @@ from pipeline.places import is_object
 from pipeline.settings import Settings
 from pipeline.sources import has_entries, list_images
 from scripts import api_key, images, store_access
-from scripts.job_user import User, make_folder, owner_of, refuse_unreachable, sample
+from scripts.job_user import User, make_folder, owner_of, refuse_unreachable, some
 from scripts.settings import StackError
 
 # The exit code of what SIGKILL has ended.
@@ -64,15 +64,15 @@ def tell(settings: Settings, variables: Mapping[str, str], options: list[str], s
         arguments += ["--env", f"{name}={value}"]
     folders, runs = image_folders(settings), runs_folder(settings)
     user = owner_of(runs)
-    files = [] if is_object(settings.images) else sample(settings.images)
     mounts = [Mount(folder, folder, read_only=True) for folder in sorted(folders - {runs})]
     if (job := Path(settings.job).expanduser().absolute()).is_file():
-        files.append(job)
         mounts.append(Mount(job, job, read_only=True))
     mounts.append(Mount(runs, runs, read_only=False))
     for mount in mounts:
         refuse_mount(mount.here)
-    refuse_unreachable(user, runs, [*sorted(folders), *files])
+    if os.getuid() == 0:
+        seen_by_job = [mount.here for mount in mounts if mount.read_only]
+        refuse_unreachable(user, runs, seen_by_job, [] if is_object(settings.images) else some(settings.images))
     if uses_store(settings):
         refuse_loopback("the S3 server's address", settings.endpoint or "")
         seen = store_access.files(os.environ, secrets, user)

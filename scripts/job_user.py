@@ -8,10 +8,14 @@ import os
 import pwd
 import stat
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from pipeline.errors import UsageError
 from pipeline.sources import SUFFIXES, walk
+
+# So many images are looked at before a job starts, at most.
+LOOKED_AT = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +58,6 @@ def make_folder(folder: Path) -> None:
 
 def may(user: User, place: Path, wanted: int) -> bool:
     """Whether a user without privileges may do with a place what the bits of `wanted` say: as os.R_OK and its like."""
-    if user.uid == os.getuid() != 0:
-        return os.access(place, wanted)
     with contextlib.suppress(OSError):  # of a file system without them
         if "system.posix_acl_access" in os.listxattr(place):
             return True  # its list may say more than its mode; the job will tell
@@ -64,8 +66,11 @@ def may(user: User, place: Path, wanted: int) -> bool:
     return stat.S_IMODE(status.st_mode) >> shift & wanted == wanted
 
 
-def refuse_unreachable(user: User, runs: Path, images: list[Path]) -> None:
-    """See that the job can write its runs and read its images (files, and folders to list), before it starts.
+def refuse_unreachable(user: User, runs: Path, places: list[Path], images: list[Path]) -> None:
+    """See that a job that root starts can write its runs and read what it needs, which root sees in any case.
+
+    `places` are what its container gets, `images` some of those in them: a single one that cannot be read is a failed
+    row, like any other.
 
     Raises:
         UsageError: it cannot; says what, why and what to do.
@@ -75,23 +80,24 @@ def refuse_unreachable(user: User, runs: Path, images: list[Path]) -> None:
             f"output: {str(runs)!r} cannot be written by user {user.uid}, as whom the job runs in its container: "
             "correct its mode, or give another folder with OUTPUT=... or --output"
         )
-    for place in images:
-        if not may(user, place, os.R_OK | os.X_OK if place.is_dir() else os.R_OK):
-            why = f", since {str(runs)!r} is that user's" if os.getuid() == 0 else ""
-            raise UsageError(
-                f"images: {str(place)!r} cannot be read by user {user.uid}, as whom the job runs in its container"
-                f"{why}: let that user read it, give a folder of one who may with OUTPUT=... or --output, or set "
-                "STACK_ENGINE=process"
-            )
+    closed = [place for place in places if not may(user, place, os.R_OK | os.X_OK if place.is_dir() else os.R_OK)]
+    if not closed and images and not any(may(user, image, os.R_OK) for image in images):
+        closed = images
+    if closed:
+        raise UsageError(
+            f"{str(closed[0])!r} cannot be read by user {user.uid}, as whom the job runs in its container, since "
+            f"{str(runs)!r} is that user's: let that user read it, give a folder of one who may with OUTPUT=... or "
+            "--output, or set STACK_ENGINE=process"
+        )
 
 
-def sample(images: str) -> list[Path]:
-    """One file of a folder, a glob or a path, that stands for the others' modes; none where there is no file."""
+def some(images: str) -> list[Path]:
+    """The first files of a folder or a glob, or a file itself: they stand for the modes of all."""
     place = Path(images).expanduser()
-    if place.is_file():
-        return [place]
     if place.is_dir():
         names = (name for name in walk(place) if Path(name).suffix.lower() in SUFFIXES)
+    elif place.exists():
+        return [place]
     else:
         names = (name for name in glob.iglob(str(place), recursive=True) if Path(name).is_file())  # noqa: PTH207 as in sources
-    return [Path(name) for name in [next(names, None)] if name is not None]
+    return [Path(name) for name in islice(names, LOOKED_AT)]

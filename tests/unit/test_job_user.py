@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UsageError
-from scripts.job_user import User, make_folder, may, owner_of, refuse_unreachable, sample
+from scripts.job_user import User, make_folder, may, owner_of, refuse_unreachable, some
 
 ROOT = User(0, 0, ())
 ANNA = User(1234, 4321, (100,))
@@ -69,19 +69,24 @@ def test_what_cannot_be_reached_is_told_in_one_line(tmp_path: Path) -> None:
         folder.mkdir(mode=0o755)
     (photos / "dog.jpg").touch(mode=0o600)
     with pytest.raises(UsageError, match=rf"^output: '{runs}' cannot be written by user 1234, .*OUTPUT=.*$"):
-        refuse_unreachable(ANNA, runs, [photos])
+        refuse_unreachable(ANNA, runs, [photos], some(str(photos)))
     os.chown(runs, ANNA.uid, ANNA.gid)
-    refuse_unreachable(ANNA, runs, [photos])
-    with pytest.raises(UsageError, match=rf"^images: '{photos}/dog.jpg' cannot be read by user 1234, .*process$"):
-        refuse_unreachable(ANNA, runs, [photos, *sample(str(photos))])
-    (photos / "dog.jpg").chmod(0o644)
-    refuse_unreachable(ANNA, runs, [photos, *sample(str(photos))])
+    with pytest.raises(UsageError, match=rf"^'{photos}/dog.jpg' cannot be read by user 1234, .*process$"):
+        refuse_unreachable(ANNA, runs, [photos], some(str(photos)))
+    (photos / "cat.jpg").touch(mode=0o644)  # one of them is enough: the other is a failed row
+    refuse_unreachable(ANNA, runs, [photos], some(str(photos)))
+    photos.chmod(0o700)
+    with pytest.raises(UsageError, match=rf"^'{photos}' cannot be read by user 1234"):
+        refuse_unreachable(ANNA, runs, [photos], some(str(photos)))
 
 
-def test_one_file_stands_for_the_others(tmp_path: Path) -> None:
+def test_some_files_stand_for_the_others(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     for name in ("notes.odt", "deep/dog.JPG"):
         (tmp_path / name).touch()
     for place in (".", "deep/dog.JPG", "**/*.JPG"):
-        assert [file.name for file in sample(str(tmp_path / place))] == ["dog.JPG"]
-    assert sample(str(tmp_path / "*.png")) == []
+        assert [file.name for file in some(str(tmp_path / place))] == ["dog.JPG"]
+    assert some(str(tmp_path / "*.png")) == []
+    for number in range(50):
+        (tmp_path / f"{number}.png").touch()
+    assert len(some(str(tmp_path))) == 20
