@@ -10,7 +10,7 @@ from rich.console import Console
 
 from pipeline.errors import UsageError
 from scripts import clean, offline, smoke, stack
-from scripts.compose_engine import docker_said
+from scripts.docker_host import docker_said
 from scripts.doctor import command as doctor
 from scripts.preflight import command as preflight
 from scripts.profile import command as profile

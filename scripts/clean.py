@@ -7,7 +7,8 @@ import sys
 
 from rich.console import Console
 
-from scripts import api_key, compose_engine, images, stack
+from scripts import api_key, compose_project, docker_host, images, stack
+from scripts.compose_engine import ComposeEngine
 from scripts.devices import choose, find_gpus
 from scripts.engine import Engine
 from scripts.process_engine import ProcessEngine
@@ -23,18 +24,18 @@ def run(settings: StackSettings, console: Console, caches: bool, confirmed: bool
     Raises:
         StackError: something cannot be stopped or removed.
     """
-    project = compose_engine.project_name(settings.state)
+    project = compose_project.project_name(settings.state)
     folders = [settings.state / name for name in ("containers", "processes", "logs")]
     files = [api_key.file_in(settings.state)]
-    docker = compose_engine.answers()
-    other = compose_engine.other_checkout(project) if docker else None
+    docker = docker_host.answers()
+    other = compose_project.other_checkout(project) if docker else None
     shared = docker and other is None  # images and volumes are for all checkouts
     own = [image.tag for image in images.IMAGES.values()] if project == "spotter" else []
     tags = [tag for tag in own if images.has(tag)] if shared else []
     volumes = []
     if caches:
         folders.append(settings.state / "cache")
-        volumes = compose_engine.volumes(project) if shared else []
+        volumes = compose_project.volumes(project) if shared else []
     present = [str(place) for place in [*folders, *files] if place.exists()]
     console.print("stops the stack, and removes:", highlight=False)
     for thing in [*present, *(f"image {tag}" for tag in tags), *(f"volume {name}" for name in volumes)]:
@@ -81,8 +82,8 @@ def prune_compile_caches(settings: StackSettings, console: Console) -> None:
         console.print(f"compile caches are kept: {error}", highlight=False)
         return
     engines: list[Engine] = [ProcessEngine(settings.state, device)]
-    if compose_engine.answers() and not compose_engine.other_checkout(compose_engine.project_name(settings.state)):
-        engines.append(compose_engine.ComposeEngine(settings, device, preset))
+    if docker_host.answers() and not compose_project.other_checkout(compose_project.project_name(settings.state)):
+        engines.append(ComposeEngine(settings, device, preset))
     for engine in engines:
         for name in engine.prune_compile_caches(current):
             console.print(f"removed compile cache {name}", highlight=False)

@@ -8,72 +8,41 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
 import shlex
 import sys
-import time
 import uuid
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime
-from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
-from python_on_whales import Container, DockerClient, DockerException
-from python_on_whales.exceptions import NoSuchContainer
+from python_on_whales import DockerException
 from rich.console import Console
 
 from pipeline import settings as job_settings
-from scripts import api_key, compile_cache, docker_gpu, images, job_container, whole_file
+from scripts import api_key, compile_cache, docker_gpu, docker_host, images, job_container, whole_file
 from scripts.compile_cache import Kept
-from scripts.environments import ROOT, STATE
+from scripts.compose_files import VLLM_CACHE, ComposeFiles, hand_over
+from scripts.compose_project import left_over, other_checkout, volumes
+from scripts.containers import Containers
+from scripts.environments import ROOT
 from scripts.preflight import full
 from scripts.preflight.full import Place
-from scripts.services import (
-    DETECTOR_PRESETS,
-    Service,
-    Stack,
-    cache_key,
-    preset_file,
-    read_variables,
-    start_arguments,
-    without_secrets,
-)
+from scripts.services import Service, Stack
 from scripts.settings import StackError, StackSettings, user_variables
 
-COMPOSE_FILE = ROOT / "compose.yaml"
-OVERLAYS = ROOT / "services" / "compose"
-OVERLAY_OF_DEVICE = {"cpu": "cpu.yaml", "cuda": "gpu.yaml"}
-
-# Where vLLM's container has the volumes of its caches and of the hub's models.
-VLLM_CACHE, CACHE_VOLUME = PurePosixPath("/cache/vllm"), "vllm-cache"
-HUB_CACHE, HUB_VOLUME = PurePosixPath("/cache/hub"), "hub-cache"
+# The volumes of vLLM's caches and of the hub's models, and where vLLM's container has the latter.
+CACHE_VOLUME, HUB_VOLUME = "vllm-cache", "hub-cache"
+HUB_CACHE = PurePosixPath("/cache/hub")
 # And where it has the preset, and for a check vLLM's own code to run.
 PRESET, CHECKER = PurePosixPath("/spotter/preset.yaml"), PurePosixPath("/spotter/in_vllm.py")
-# What runs in the container that fetches models.
-HUB_DOWNLOAD = ROOT / "scripts" / "hub_download.py"
 # What the hub's client needs to know to reach the hub from a container.
 WAY_OUT = ("HF_ENDPOINT", "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY")
 
 # Where the services listen in their containers, and where images/health.py finds them.
 PORTS = {"detector": 8001, "vllm": 8000}
 READY_PATHS = {"detector": "/", "vllm": "/health"}
-
-# scripts/docker_engine.sh puts Compose here where the host's docker has none.
-OWN_CLIENT_CONFIG = STATE / "docker" / "config"
-
-# What `docker info` is asked for, to know whether this host reaches containers at their addresses.
-REACH = "{{.OperatingSystem}} {{json .SecurityOptions}}"
-
-# What Compose writes on a container: the project it belongs to, and the folder that this was started from.
-PROJECT_LABEL = "com.docker.compose.project"
-CHECKOUT_LABEL = "com.docker.compose.project.working_dir"
-
-# Of the compose files' variables, those that change nothing of a service that is up.
-PASSING = frozenset({"START_PERIOD", "MEMORY_PIPELINE"})
 
 # What Docker says where it cannot give a container the GPU: it has no driver, the toolkit's hook fails (no driver's
 # library, another version), a description of devices is missing or out of date.
@@ -82,9 +51,6 @@ NO_GPU = (
     "unresolvable CDI devices|CDI device injection|/dev/nvidia"
 )
 
-# A container's state is asked for this often at most: asking takes 30 ms of CPU.
-STATE_AGE_S = 0.5
-
 
 @dataclass(frozen=True, slots=True)
 class Started:
@@ -92,84 +58,6 @@ class Started:
 
     id: str
     fingerprint: str
-
-
-def why_out_of_reach(reach: str) -> str | None:
-    """Why this host does not reach containers at their addresses, from what `docker info` says to REACH; else None."""
-    if "Docker Desktop" in reach:
-        return "Docker Desktop keeps containers in a machine of its own, where this host does not reach them"
-    if "name=rootless" in reach:
-        return "a rootless Docker keeps containers in a network of its own, where this host does not reach them"
-    return None
-
-
-@cache
-def client_config() -> Path | None:
-    """The Docker client's configuration folder that has Compose: the user's own (None), or ours.
-
-    Raises:
-        StackError: no Docker engine answers, this host does not reach its containers, or there is no Compose.
-    """
-    if images.docker("info", "--format", "{{.ServerVersion}}", timeout_s=20) is None:
-        raise StackError("no Docker engine answers (`docker info`): start one, or set STACK_ENGINE=process")
-    if reason := why_out_of_reach(images.docker("info", "--format", REACH) or ""):
-        raise StackError(f"{reason}: set STACK_ENGINE=process, or use a Docker Engine that root runs on this host")
-    if images.docker("compose", "version") is not None:
-        return None
-    if images.docker("--config", str(OWN_CLIENT_CONFIG), "compose", "version") is not None:
-        return OWN_CLIENT_CONFIG
-    raise StackError(
-        "docker has no Compose (`docker compose version`): install its plugin, or set STACK_ENGINE=process"
-    )
-
-
-def answers() -> bool:
-    """Whether there are Docker and Compose to ask."""
-    try:
-        client_config()
-    except StackError:
-        return False
-    return True
-
-
-def checkouts(project: str) -> dict[str, str]:
-    """The containers of a Compose project by id, whatever overlays and settings made them; and each one's checkout."""
-    label, shown = f"label={PROJECT_LABEL}={project}", f'{{{{.ID}}}} {{{{.Label "{CHECKOUT_LABEL}"}}}}'
-    found = images.docker("ps", "--all", "--filter", label, "--format", shown) or ""
-    return {identifier: folder for identifier, _, folder in (line.partition(" ") for line in found.splitlines())}
-
-
-def is_elsewhere(checkout: str) -> bool:
-    """Whether a container's checkout is another one than this. One that is gone has left its containers to us."""
-    if not checkout or Path(checkout) == ROOT:
-        return False
-    try:
-        return not Path(checkout).samefile(ROOT)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError:  # another user's, which this one may not look at
-        return True
-
-
-def other_checkout(project: str) -> str | None:
-    """Another checkout of this repository that has containers in a Compose project; None where there is none."""
-    return next((folder for folder in checkouts(project).values() if is_elsewhere(folder)), None)
-
-
-def left_over(project: str) -> tuple[list[str], list[str]]:
-    """This checkout's containers in a Compose project, and its networks where no other checkout has containers."""
-    found = checkouts(project)
-    own = [identifier for identifier, folder in found.items() if not is_elsewhere(folder)]
-    if len(own) < len(found):
-        return own, []
-    label = f"label={PROJECT_LABEL}={project}"
-    return own, (images.docker("network", "ls", "--quiet", "--filter", label) or "").split()
-
-
-def volumes(project: str) -> list[str]:
-    """The volumes of a Compose project, by name."""
-    label = f"label={PROJECT_LABEL}={project}"
-    return (images.docker("volume", "ls", "--quiet", "--filter", label) or "").split()
 
 
 def chosen(settings: StackSettings, device: str) -> bool:
@@ -182,7 +70,7 @@ def chosen(settings: StackSettings, device: str) -> bool:
 def why_not(device: str, *, offline: bool = False) -> str | None:
     """Why this host cannot run the stack in containers; None where it can, as far as one can tell beforehand."""
     try:
-        client_config()
+        docker_host.client_config()
     except StackError as error:
         return str(error).split(":")[0]
     if device == "cuda" and docker_gpu.driver() is None:
@@ -201,93 +89,11 @@ class ComposeEngine:
         """Containers of this device and vLLM preset; nothing is started yet."""
         self.settings = settings
         self.device = device
-        self.preset = preset_file(preset_name)
+        self.files = ComposeFiles(settings, device, preset_name)
+        self.project = self.files.project
+        self.containers = Containers(self.project)
         self.state = settings.state / "containers"
         self.logs = settings.state / "logs"
-        self.project = project_name(settings.state)
-        self.files = [COMPOSE_FILE, OVERLAYS / OVERLAY_OF_DEVICE[device]]
-        if settings.publish:
-            self.files.append(OVERLAYS / "publish.yaml")
-        self.key_file = self.state / "secrets" / "api_key"
-        self._seen: dict[str, tuple[float, Container | None]] = {}
-        self._restarts: dict[str, int] = {}
-
-    def variables(self) -> dict[str, str]:
-        """The compose files' variables."""
-        driver = (docker_gpu.driver() if self.device == "cuda" else None) or "nvidia"
-        return {
-            "VLLM_PRESET": str(self.mounted(self.preset)),
-            "HUB_DOWNLOAD": str(self.mounted(HUB_DOWNLOAD)),
-            "VLLM_ARGUMENTS": " ".join(shlex.quote(each) for each in start_arguments(self.settings)),
-            "VLLM_ENV": str(self.state / "vllm.env"),
-            "DETECTOR_ENV": str(self.state / "detector.env"),
-            "API_KEY_FILE": str(self.key_file),
-            "START_PERIOD": f"{math.ceil(self.settings.start_timeout_s)}s",
-            "MEMORY_VLLM": str(self.settings.vllm_memory or ""),
-            "MEMORY_DETECTOR": str(self.settings.detector_memory or ""),
-            "MEMORY_PIPELINE": str(self.settings.pipeline_memory),
-            "GPU_DRIVER": driver,
-            "GPU_DEVICE": docker_gpu.device(driver, self.settings.gpu),
-            "PUBLISH_HOST": self.settings.host,
-            "PUBLISH_VLLM_PORT": str(self.settings.vllm_port),
-            "PUBLISH_DETECTOR_PORT": str(self.settings.detector_port),
-        }
-
-    def service_variables(self) -> dict[str, dict[str, str]]:
-        """Each service's variables: its preset's, and over them those that the user set, but for the key."""
-        preset = self.preset.with_suffix(".env")
-        chosen = compile_cache.without(user_variables("VLLM_"))  # this host's places are not there
-        cache_folder = VLLM_CACHE / cache_key(self.settings, self.device, self.preset)
-        vllm = without_secrets(read_variables(preset) | chosen | compile_cache.variables(cache_folder))
-        detector = read_variables(DETECTOR_PRESETS / f"{self.device}.env") | user_variables("DETECTOR_")
-        return {"vllm": vllm, "detector": detector}
-
-    def mounted(self, file: Path) -> Path:
-        """Where containers get a file of this host from: a copy that their user may read, whatever the umask was."""
-        return (self.state / "mounted" / file.name).resolve()
-
-    def copy_mounted(self) -> None:
-        """Make the copies of the files that containers get."""
-        for file in (self.preset, HUB_DOWNLOAD, full.CHECKER):
-            whole_file.write(self.mounted(file), file.read_bytes(), 0o444)
-
-    def write_variables(self) -> None:
-        """Write the files that Compose reads: its variables, and the services'. They are left to look at."""
-        self.copy_mounted()
-        write_env(self.state / "compose.env", self.variables())
-        for name, values in self.service_variables().items():
-            write_env(self.state / f"{name}.env", values)
-
-    def compose_client(self, *also: Path) -> DockerClient:
-        """Docker and Compose with this stack's files and variables; `also`: further files over these."""
-        self.write_variables()
-        # A variable of the shell's would win over the file's of the same name.
-        unset = [part for name in self.variables() for part in ("-u", name)]
-        return DockerClient(
-            config=client_config(),
-            client_call=["env", *unset, "docker"],
-            compose_files=[*self.files, *also],
-            compose_project_name=self.project,
-            compose_project_directory=ROOT,
-            compose_env_files=[self.state / "compose.env"],
-        )
-
-    def container_name(self, name: str) -> str:
-        """Compose's name for the one container of a service."""
-        return f"{self.project}-{name}-1"
-
-    def container(self, name: str) -> Container | None:
-        """A service's container, running or not, as of the last STATE_AGE_S; None where we have none."""
-        asked, found = self._seen.get(name, (0.0, None))
-        if time.monotonic() - asked > STATE_AGE_S:
-            try:
-                found = DockerClient(config=client_config()).container.inspect(self.container_name(name))
-                if is_elsewhere((found.config.labels or {}).get(CHECKOUT_LABEL, "")):
-                    found = None
-            except NoSuchContainer:
-                found = None
-            self._seen[name] = (time.monotonic(), found)
-        return found
 
     def image(self, name: str) -> images.Image:
         """The image of a service."""
@@ -296,10 +102,7 @@ class ComposeEngine:
 
     def fingerprint(self, service: Service) -> str:
         """Changes when the service has to be started anew to be what settings, compose files and image say."""
-        variables = {name: value for name, value in self.variables().items() if name not in PASSING}
-        parts = [service.fingerprint, self.image(service.name).fingerprint(), json.dumps(variables)]
-        parts.append(json.dumps(self.service_variables()[service.name]))
-        parts += [path.read_text() for path in self.files]
+        parts = [service.fingerprint, self.image(service.name).fingerprint(), *self.files.about(service.name)]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     def was_started(self, name: str) -> bool:
@@ -396,19 +199,18 @@ class ComposeEngine:
         told += ["--cap-drop=ALL", "--security-opt=no-new-privileges:true", "--entrypoint=python3"]
         told += [docker_gpu.option(docker_gpu.driver() or "nvidia", self.settings.gpu)] if self.device == "cuda" else []
         there = volumes(self.project)
-        variables = self.service_variables()["vllm"] | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": "/tmp/modules"}
-        if (
-            f"{self.project}_{CACHE_VOLUME}" not in there
-        ):  # nothing was started yet: a start's caches are its own to make
+        variables = self.files.service_variables()["vllm"] | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": "/tmp/modules"}
+        # Where nothing was started yet, a start's caches are its own to make.
+        if f"{self.project}_{CACHE_VOLUME}" not in there:
             variables |= compile_cache.variables(PurePosixPath("/tmp/vllm"))
         for name, value in variables.items():
             told += ["--env", f"{name}={value}"]
         for name, target, mode in ((CACHE_VOLUME, VLLM_CACHE, "rw"), (HUB_VOLUME, HUB_CACHE, "ro")):
             kept = f"{self.project}_{name}"
             told += ["--volume", f"{kept}:{target}:{mode}"] if kept in there else []
-        self.copy_mounted()
-        for file, target in ((self.preset, PRESET), (full.CHECKER, CHECKER)):
-            told += ["--volume", f"{self.mounted(file)}:{target}:ro"]
+        self.files.copy_mounted()
+        for file, target in ((self.files.preset, PRESET), (full.CHECKER, CHECKER)):
+            told += ["--volume", f"{self.files.mounted(file)}:{target}:ro"]
         return Place((*told, image.tag, "-P", str(CHECKER)), str(PRESET))
 
     def fetch_command(self, service: Service, arguments: list[str]) -> list[str]:
@@ -424,7 +226,7 @@ class ComposeEngine:
             for name, value in (way_out | user_variables("HF_ENDPOINT")).items()
             for part in ("--env", f"{name}={value}")
         ]
-        return self.compose("run", "--rm", "-T", *given, "fetch", *arguments)
+        return self.files.command("run", "--rm", "-T", *given, "fetch", *arguments)
 
     def stop_fetching(self) -> None:
         """End a download's container that its command has left behind; what it has is kept."""
@@ -435,24 +237,15 @@ class ComposeEngine:
 
     def is_running(self, name: str) -> bool:
         """Whether the service's container runs, and has not been restarted since this engine first looked."""
-        container = self.container(name)
-        if container is None:
-            return False
-        before = self._restarts.setdefault(name, container.restart_count or 0)
-        return container.state.status == "running" and (container.restart_count or 0) <= before
+        return self.containers.is_running(name)
 
     def unhealthy(self, name: str) -> str | None:
         """What the container's last health check said, once Docker holds it for unhealthy."""
-        container = self.container(name)
-        health = container.state.health if container else None
-        if health is None or health.status != "unhealthy":
-            return None
-        last = health.log[-1] if health.log else None
-        return (last.output or "").strip() if last else ""
+        return self.containers.unhealthy(name)
 
     def is_current(self, service: Service) -> bool:
         """Whether the service runs with the settings as they are now."""
-        known, container = self.started(service.name), self.container(service.name)
+        known, container = self.started(service.name), self.containers.find(service.name)
         return (
             known is not None
             and container is not None
@@ -462,13 +255,10 @@ class ComposeEngine:
 
     def locate(self, service: Service) -> Service:
         """The service with the address under which this host reaches its container; unchanged where none runs."""
-        container = self.container(service.name)
-        networks = (container.network_settings.networks or {}) if container else {}
-        inside = networks.get(f"{self.project}_inside")
-        if inside is None or not inside.ip_address:
+        address, port = self.containers.address(service.name, "inside"), PORTS[service.name]
+        if address is None:
             return service
-        address = f"http://{inside.ip_address}:{PORTS[service.name]}{READY_PATHS[service.name]}"
-        return replace(service, ready_url=address, port=PORTS[service.name])
+        return replace(service, ready_url=f"http://{address}:{port}{READY_PATHS[service.name]}", port=port)
 
     def start(self, service: Service) -> None:
         """Start a service's container, anew where there is one.
@@ -476,16 +266,15 @@ class ComposeEngine:
         Raises:
             StackError: Docker cannot start it; says why.
         """
-        self._seen.pop(service.name, None)
-        self._restarts[service.name] = 0
+        self.containers.begin(service.name)
         if service.key_file:
-            hand_over(api_key.ensure(service.key_file), self.key_file)
-        client = self.compose_client()
+            hand_over(api_key.ensure(service.key_file), self.files.key_file)
+        client = self.files.client()
         try:
             client.compose.up(
                 [service.name], detach=True, no_build=True, force_recreate=True, dependencies=False, quiet=True
             )
-            container = client.container.inspect(self.container_name(service.name))
+            container = client.container.inspect(self.containers.name(service.name))
         except DockerException as error:
             raise cannot_start(service, error.stderr or str(error)) from error
         known = Started(container.id, self.fingerprint(service))
@@ -493,21 +282,10 @@ class ComposeEngine:
 
     def stop(self, name: str, grace_s: float) -> bool:
         """Stop and remove a service's container; its log is kept in a file. Whether there was one."""
-        self._seen.pop(name, None)
         try:
-            container = self.container(name)
-            if container is None:
-                return False
-            container.stop(time=round(grace_s))
-            self.logs.mkdir(parents=True, exist_ok=True)
-            self.log(name).write_text(container_log(container.id))
-            container.remove(force=True)
-        except NoSuchContainer:  # another command was quicker
-            return False
+            return self.containers.remove(name, grace_s, self.log(name))
         finally:
-            self._seen.pop(name, None)
             (self.state / f"{name}.json").unlink(missing_ok=True)
-        return True
 
     def tear_down(self) -> None:
         """Remove what is left beside the services: jobs that were cut off, networks. The caches' volumes stay.
@@ -524,34 +302,19 @@ class ComposeEngine:
 
     def exit_code(self, name: str) -> int | None:
         """The exit code of a service's container when it last ended; also after a restart."""
-        container = self.container(name)
-        if container is None:
-            return None
-        if container.state.status == "exited":
-            return container.state.exit_code
-        died = job_container.events(container.id, "die", container.created)
-        return int(died[-1]) if died else None
+        return self.containers.exit_code(name)
 
     def memory_limit_hit(self, name: str) -> int | None:
         """The limit, in bytes, of a service's container that the system has killed, or a process in it, for it."""
-        container = self.container(name)
-        if container is None or not container.host_config.memory:
-            return None
-        # By now its end is known, and this came before.
-        seen = job_container.events(container.id, "oom", container.created, looks=1)
-        killed = container.state.oom_killed or seen
-        return container.host_config.memory if killed else None
+        return self.containers.memory_limit_hit(name)
 
     def last_lines(self, name: str, count: int = 20, *, earlier: bool = False) -> str:
         """The end of a service's log, since Docker last started it; with `earlier` also of the starts before."""
-        container = self.container(name)
-        if container is not None:
-            # When the start before ended: Docker notes that this one has started after its first lines may be out.
-            ended = container.state.finished_at
-            begun = ended if not earlier and ended is not None and ended.year > 1 else None
-            return container_log(container.id, count, begun).rstrip()
+        said = self.containers.last_lines(name, count, earlier=earlier)
+        if said is not None:
+            return said
         try:
-            return last_lines(self.log(name).read_text(errors="replace"), count)
+            return "\n".join(self.log(name).read_text(errors="replace").rstrip().splitlines()[-count:])
         except OSError:
             return ""
 
@@ -561,28 +324,20 @@ class ComposeEngine:
 
     def show_logs(self, names: list[str], follow: bool) -> NoReturn:
         """Become a program that shows the services' logs."""
-        if not any(self.container(name) for name in names):
+        if not any(self.containers.find(name) for name in names):
             stopped = [str(self.log(name)) for name in names if self.log(name).exists()]
             raise StackError(f"nothing is running; the last logs: {', '.join(stopped) or 'none'}")
-        become(self.compose("logs", "--tail", "100", *(["--follow"] if follow else []), *names))
+        become(self.files.command("logs", "--tail", "100", *(["--follow"] if follow else []), *names))
 
     def describe(self, name: str) -> tuple[str, float | None]:
         """What a service runs as, and for how many seconds."""
-        container = self.container(name)
-        if container is None:
-            return "", None
-        age = time.time() - container.state.started_at.timestamp() if container.state.started_at else None
-        return container.id[:12], age
+        return self.containers.describe(name)
 
     def open_shell(self, service: Service) -> NoReturn:
         """Become a shell in the service's container."""
         if not self.is_running(service.name):
             raise StackError(f"{service.name} does not run: 'make up' starts it")
-        become(self.compose("exec", service.name, "/bin/sh"))
-
-    def compose(self, *arguments: str, also: tuple[Path, ...] = ()) -> list[str]:
-        """A Compose command for this stack; `also`: further files over its own."""
-        return [*(str(part) for part in self.compose_client(*also).compose.docker_compose_cmd), *arguments]
+        become(self.files.command("exec", service.name, "/bin/sh"))
 
     def check_job(self, stack: Stack, options: list[str]) -> None:
         """See that the job's container can have what it needs of this host.
@@ -615,29 +370,24 @@ class ComposeEngine:
             key = api_key.ensure(stack.key_file)
         else:  # the model server is elsewhere: what the job tells it is not the key of a server here
             key = settings.api_key.get_secret_value() if settings.api_key else ""
-            self.key_file = self.key_file.with_name("job_api_key")
-        hand_over(key, self.key_file)
+            self.files.key_file = self.files.key_file.with_name("job_api_key")
+        hand_over(key, self.files.key_file)
         told = self.tell_job(stack, settings, options)
         name = f"spotter-job-{uuid.uuid4().hex[:12]}"
         overlay = self.state / f"{name}.json"  # its own: another job may run
         whole_file.write(overlay, json.dumps(told.overlay).encode(), 0o600)
         try:
-            code = job_container.run(self.compose(also=(overlay,)), name, told.arguments, self.settings.pipeline_memory)
+            code = job_container.run(
+                self.files.command(also=(overlay,)), name, told.arguments, self.settings.pipeline_memory
+            )
         finally:
             overlay.unlink()
         sys.exit(code)
 
 
-def project_name(state: Path) -> str:
-    """The Compose project of a stack: `spotter`, or for another state folder one of its own."""
-    if state.resolve() == STATE.resolve():
-        return "spotter"
-    return f"spotter-{hashlib.sha256(str(state.resolve()).encode()).hexdigest()[:8]}"
-
-
 def cannot_start(service: Service, said: str) -> StackError:
     """The error for a container that Docker does not start."""
-    reason = last_lines(said, 1)
+    reason = said.rstrip().rpartition("\n")[2]
     if re.search(NO_GPU, said, re.IGNORECASE):
         remedy = (
             "install nvidia-container-toolkit, or its version for this host's driver, and restart Docker; or set "
@@ -648,42 +398,6 @@ def cannot_start(service: Service, said: str) -> StackError:
     else:
         remedy = "the container's settings are in compose.yaml and services/compose"
     return StackError(f"{service.name}: Docker cannot start its container: {reason}: {remedy}")
-
-
-def docker_said(error: DockerException) -> str:
-    """Why Docker did not do something, in one line."""
-    return f"docker: {last_lines(error.stderr or '', 1) or f'ended with exit code {error.return_code}'}"
-
-
-def hand_over(key: str, place: Path) -> None:
-    """Write a key where Compose takes it from.
-
-    Such a file keeps its owner and mode in the container, and this user cannot give it to the container's. So it is
-    readable for all, in a folder that nobody but this user may enter: the container gets the file without the folder.
-    """
-    place.parent.mkdir(parents=True, exist_ok=True)
-    place.parent.chmod(0o700)
-    api_key.write(place, key, 0o444)
-
-
-def last_lines(text: str, count: int) -> str:
-    """The end of a text."""
-    return "\n".join(text.rstrip().splitlines()[-count:])
-
-
-def write_env(path: Path, variables: Mapping[str, str]) -> None:
-    """Write a file of variables as Compose reads it, which takes `$` in a value for another variable."""
-    quoted = {name: json.dumps(value, ensure_ascii=False).replace("$", "\\$") for name, value in variables.items()}
-    whole_file.write(path, "".join(f"{name}={value}\n" for name, value in quoted.items()).encode(), 0o600)
-
-
-def container_log(identifier: str, count: int | None = None, begun: datetime | None = None) -> str:
-    """A container's output, both streams in the order in which they were written; the whole, or what is asked for.
-
-    That is its last `count` lines, and of them those since `begun`.
-    """
-    since = ["--since", begun.isoformat()] if begun else []
-    return images.feed(["docker", "logs", "--tail", str(count or "all"), *since, identifier], "")[1]
 
 
 def become(command: list[str]) -> NoReturn:

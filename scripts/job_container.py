@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,7 +22,7 @@ from pipeline.objects import Objects
 from pipeline.places import is_object
 from pipeline.settings import Settings
 from pipeline.sources import has_entries, list_images
-from scripts import api_key, images, store_access
+from scripts import api_key, containers, store_access
 from scripts.job_user import User, make_folder, owner_of, refuse_unreachable, some
 from scripts.settings import StackError
 
@@ -201,19 +200,6 @@ def place_to_mount(source: str) -> Path:
     return place
 
 
-def events(container: str, action: str, since: datetime, *, looks: int = 4) -> list[str]:
-    """Docker's events of a kind about a container (its name or id), which may be gone: each one's exit code, if any."""
-    for _ in range(looks):  # an event of the current second is not always among the answers
-        seen = images.docker(
-            *("events", "--since", since.isoformat(), "--until", "0s", "--filter", f"event={action}"),
-            *("--filter", f"container={container}", "--format", "-{{.Actor.Attributes.exitCode}}"),
-        )
-        if seen:
-            return [line.removeprefix("-") for line in seen.splitlines()]
-        time.sleep(0.4)
-    return []
-
-
 def run(compose: list[str], name: str, arguments: list[str], memory: ByteSize) -> int:
     """Run the job's container, under this name, to its end, and return its exit code.
 
@@ -222,7 +208,7 @@ def run(compose: list[str], name: str, arguments: list[str], memory: ByteSize) -
     begun = datetime.now(UTC)
     command = [*compose, "--progress", "quiet", "run", "--rm", "--no-deps", "--name", name]
     code = follow(command, name, arguments)
-    if code == KILLED and events(name, "oom", begun):
+    if code == KILLED and containers.events(name, "oom", begun):
         print(
             f"error: the job was killed for using more than {memory.human_readable()} of memory: lower "
             "SPOTTER_BYTES_IN_FLIGHT or SPOTTER_MODEL_CONCURRENCY, or raise STACK_PIPELINE_MEMORY; the same command "

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 from samples.agreement import compare
-from scripts import compose_engine, environments, images, stack
+from scripts import compose_project, docker_host, environments, images, stack
 from scripts.environments import ROOT
 from scripts.settings import PREFIX, StackError, StackSettings, user_variables
 
@@ -80,7 +80,7 @@ class Smoke:
         self.engine = engine
         self.state = settings.state / "smoke"
         self.output = self.state / "runs"
-        self.project = compose_engine.project_name(self.state)
+        self.project = compose_project.project_name(self.state)
         self.ports = [free_port(), free_port()]
         self.variables = {
             "STACK_ENGINE": engine,
@@ -180,10 +180,10 @@ class Smoke:
         self.operate("clean", "--yes", "--caches")
         left = [f"port {port}" for port in self.ports if answers_at(port)]
         left += [f"process {each.pid}" for each in psutil.process_iter(["environ"]) if self.is_ours(each)]
-        if compose_engine.answers():
-            containers, networks = compose_engine.left_over(self.project)
+        if docker_host.answers():
+            containers, networks = compose_project.left_over(self.project)
             left += [f"container {found}" for found in containers] + [f"network {found}" for found in networks]
-            left += [f"volume {found}" for found in compose_engine.volumes(self.project)]
+            left += [f"volume {found}" for found in compose_project.volumes(self.project)]
         if left:
             raise SmokeFailed(f"left behind: {', '.join(left)}")
         shutil.rmtree(self.state)

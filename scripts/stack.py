@@ -16,9 +16,11 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from pipeline import settings as job_settings
-from scripts import api_key, compose_engine, fetch, images
-from scripts.compose_engine import ComposeEngine, docker_said
+from scripts import api_key, compose_engine, docker_host, fetch, images
+from scripts.compose_engine import ComposeEngine
+from scripts.compose_project import other_checkout, project_name
 from scripts.devices import choose, find_gpus
+from scripts.docker_host import docker_said
 from scripts.doctor import caches
 from scripts.doctor.context import Context
 from scripts.engine import Engine
@@ -58,7 +60,7 @@ def choose_engine(settings: StackSettings, device: str, preset: str) -> tuple[En
     if settings.engine == "process":
         return process, "STACK_ENGINE=process"
     if settings.engine == "compose":
-        compose_engine.client_config()
+        docker_host.client_config()
         return ComposeEngine(settings, device, preset), "STACK_ENGINE=compose"
     if any(process.is_running(name) for name in STOP_GRACE_S):
         return process, "services run as processes already"
@@ -74,7 +76,7 @@ def engines_in_use(settings: StackSettings, leftovers: bool = False) -> list[Eng
     if any(process.was_started(name) for name in STOP_GRACE_S):
         used.append(process)
     containers = any((settings.state / "containers").glob("*.json"))
-    if (containers or leftovers) and compose_engine.answers():
+    if (containers or leftovers) and docker_host.answers():
         used.append(ComposeEngine(settings, "cpu", "cpu"))  # to find and stop containers, one device is as good as any
     return used
 
@@ -245,8 +247,8 @@ def down(settings: StackSettings, console: Console) -> None:
             stopped += [name for name, grace_s in STOP_GRACE_S.items() if engine.stop(name, grace_s)]
             engine.tear_down()
     console.print(f"stopped {', '.join(stopped)}" if stopped else "nothing was running", highlight=False)
-    project = compose_engine.project_name(settings.state)
-    if not stopped and compose_engine.answers() and (other := compose_engine.other_checkout(project)):
+    project = project_name(settings.state)
+    if not stopped and docker_host.answers() and (other := other_checkout(project)):
         console.print(
             f"the containers of {project} belong to another checkout, {other}: `make down` there stops them",
             highlight=False,
@@ -328,7 +330,7 @@ def build(settings: StackSettings, console: Console) -> None:
     Raises:
         StackError: there is no Docker, or one cannot be built, or must not be, without a network.
     """
-    compose_engine.client_config()
+    docker_host.client_config()
     gpus = find_gpus(settings.gpu) if settings.device != "cpu" else []
     device, _, _ = choose(settings, gpus)
     images.ensure(list(images.OF_DEVICE[device]), settings.state / "logs", console, offline=settings.offline)

@@ -219,7 +219,7 @@ class Bench:
 
     def target(self, service: str) -> Target:
         """A service's container and network."""
-        return Target(service, self.engine.container_name(service), f"{self.engine.project}_inside")
+        return Target(service, self.engine.containers.name(service), f"{self.engine.project}_inside")
 
     def traffic(self, service: Service) -> tuple[int, int] | None:
         """A service's open requests, and those answered since it started; None while it does not answer."""

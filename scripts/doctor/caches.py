@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from scripts.compose_engine import project_name
+from scripts.compose_project import project_name
 from scripts.doctor.context import Context, ask
 from scripts.doctor.disk import existing, room
 from scripts.environments import ROOT

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from scripts import compose_engine
+from scripts import compose_engine, compose_project
 from scripts.devices import Gpu, choose, find_gpus
 from scripts.environments import ROOT
 from scripts.images import IMAGES, OF_DEVICE
@@ -94,7 +94,7 @@ class Context:
         """What `docker ps` shows of a service's container; None where none runs."""
         if not (self.settings.state / "containers" / f"{name}.json").is_file():
             return None
-        project = f"label=com.docker.compose.project={compose_engine.project_name(self.settings.state)}"
+        project = f"label=com.docker.compose.project={compose_project.project_name(self.settings.state)}"
         service = f"label=com.docker.compose.service={name}"
         return ask("docker", "ps", "--filter", project, "--filter", service, "--format", shown)[0] or None
 
@@ -115,7 +115,7 @@ class Context:
             return True
         if not self.in_containers:
             return locate_in_cache(name, revision, self.environment, download_dir)[0].folder is not None
-        volume = f"{compose_engine.project_name(self.settings.state)}_{compose_engine.HUB_VOLUME}"
+        volume = f"{compose_project.project_name(self.settings.state)}_{compose_engine.HUB_VOLUME}"
         volumes, _ = ask("docker", "volume", "ls", "--format", "{{.Name}}")
         if volume not in (volumes or "").splitlines():
             return False

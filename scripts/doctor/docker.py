@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scripts.compose_engine import OWN_CLIENT_CONFIG, REACH, why_out_of_reach
+from scripts.docker_host import OWN_CLIENT_CONFIG, REACH, why_out_of_reach
 from scripts.doctor import floors
 from scripts.doctor.context import Context, ask, dotted, version
 from scripts.findings import Finding, Severity

@@ -18,16 +18,10 @@ from pydantic import SecretStr
 from pipeline.errors import UsageError
 from pipeline.settings import Settings
 from pipeline.sources import list_images
-from scripts import compose_engine, docker_gpu, images
-from scripts.compose_engine import (
-    COMPOSE_FILE,
-    OVERLAY_OF_DEVICE,
-    OVERLAYS,
-    PORTS,
-    READY_PATHS,
-    ComposeEngine,
-    project_name,
-)
+from scripts import docker_gpu, docker_host, images
+from scripts.compose_engine import PORTS, READY_PATHS, ComposeEngine
+from scripts.compose_files import COMPOSE_FILE, OVERLAY_OF_DEVICE, OVERLAYS, ComposeFiles
+from scripts.compose_project import project_name
 from scripts.job_container import Mount, Told, overlay, place_to_mount, tell
 from scripts.job_user import User
 from scripts.services import DETECTOR_PRESETS, STOP_GRACE_S, VLLM_PRESETS, cache_key, make_stack
@@ -126,12 +120,12 @@ def test_a_start_may_take_as_long_in_a_container_as_the_setting_says(tmp_path: P
     before = {
         service.name: engine.fingerprint(service) for service in make_stack(engine.settings, "cuda", "l4", {}).services
     }
-    engine.write_variables()
-    services = config("gpu.yaml", **engine.variables())["services"]
+    engine.files.write()
+    services = config("gpu.yaml", **engine.files.variables())["services"]
     assert {services[name]["healthcheck"]["start_period"] for name in SERVICES} == {"2h0m1s"}
     assert {config("gpu.yaml")["services"][name]["healthcheck"]["start_period"] for name in SERVICES} == {"30m0s"}
     # No service that is up has to start anew for it.
-    engine.settings = engine.settings.model_copy(update={"start_timeout_s": 60.0})
+    engine = ComposeEngine(StackSettings(state=tmp_path, start_timeout_s=60.0), "cuda", "l4")
     for service in make_stack(engine.settings, "cuda", "l4", {}).services:
         assert engine.fingerprint(service) == before[service.name]
 
@@ -140,15 +134,15 @@ def test_memory_limits_are_the_settings_or_the_devices_own(tmp_path: Path) -> No
     gib = 2**30
     names = (*SERVICES, "pipeline")
     for device, limits in (("cpu", (2, 6, 4)), ("cuda", (8, 48, 4))):
-        engine = ComposeEngine(StackSettings(state=tmp_path), device, "l4")
-        engine.write_variables()
-        for variables in ({}, engine.variables()):
+        files = ComposeFiles(StackSettings(state=tmp_path), device, "l4")
+        files.write()
+        for variables in ({}, files.variables()):
             services = config(OVERLAY_OF_DEVICE[device], **variables)["services"]
             assert tuple(int(services[name]["mem_limit"]) // gib for name in names) == limits
     chosen = {"detector_memory": "3GiB", "vllm_memory": "24GiB", "pipeline_memory": "12GiB"}
-    engine = ComposeEngine(StackSettings.model_validate({"state": tmp_path, **chosen}), "cuda", "l4")
-    engine.write_variables()
-    services = config("gpu.yaml", **engine.variables())["services"]
+    files = ComposeFiles(StackSettings.model_validate({"state": tmp_path, **chosen}), "cuda", "l4")
+    files.write()
+    services = config("gpu.yaml", **files.variables())["services"]
     assert tuple(int(services[name]["mem_limit"]) // gib for name in names) == (3, 24, 12)
 
 
@@ -165,9 +159,9 @@ def test_a_cpu_stack_asks_for_no_gpu() -> None:
 
 @pytest.mark.parametrize("preset", GPU_PRESETS)
 def test_a_gpu_stack_reserves_the_first_gpu_and_uses_the_preset(preset: str, tmp_path: Path) -> None:
-    engine = ComposeEngine(StackSettings(state=tmp_path), "cuda", preset)
-    engine.write_variables()
-    content = config("gpu.yaml", **engine.variables())
+    files = ComposeFiles(StackSettings(state=tmp_path), "cuda", preset)
+    files.write()
+    content = config("gpu.yaml", **files.variables())
     for name in SERVICES:
         service = content["services"][name]
         (device,) = service["deploy"]["resources"]["reservations"]["devices"]
@@ -182,7 +176,7 @@ def test_a_gpu_stack_reserves_the_first_gpu_and_uses_the_preset(preset: str, tmp
     assert mounted.read_text() == (VLLM_PRESETS / f"{preset}.yaml").read_text()
     assert mounts["/spotter/preset.yaml"]["read_only"] is True
     assert mounts["/cache/vllm"]["source"] == "vllm-cache"
-    key = cache_key(engine.settings, "cuda", engine.preset)
+    key = cache_key(files.settings, "cuda", files.preset)
     for name in ("VLLM_CACHE_ROOT", "TRITON_CACHE_DIR", "FLASHINFER_WORKSPACE_BASE"):
         assert vllm["environment"][name].startswith(f"/cache/vllm/{key}/"), name
     for line in (VLLM_PRESETS / f"{preset}.env").read_text().splitlines():
@@ -218,9 +212,9 @@ def test_the_gpu_that_is_asked_for_comes_in_the_way_that_docker_has(
     monkeypatch.setattr(images, "docker", docker)
     docker_gpu.driver.cache_clear()
     try:
-        engine = ComposeEngine(StackSettings(state=tmp_path, gpu=1), "cuda", "l4")
-        engine.write_variables()
-        content = config("gpu.yaml", **engine.variables())
+        files = ComposeFiles(StackSettings(state=tmp_path, gpu=1), "cuda", "l4")
+        files.write()
+        content = config("gpu.yaml", **files.variables())
     finally:
         docker_gpu.driver.cache_clear()
     for name in SERVICES:
@@ -229,12 +223,12 @@ def test_the_gpu_that_is_asked_for_comes_in_the_way_that_docker_has(
 
 
 def test_no_variable_of_the_shell_wins_over_the_stacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compose_engine, "client_config", lambda: None)
-    engine = ComposeEngine(StackSettings(state=tmp_path), "cpu", "cpu")
-    command = engine.compose("config", "--format", "json")
+    monkeypatch.setattr(docker_host, "client_config", lambda: None)
+    files = ComposeFiles(StackSettings(state=tmp_path), "cpu", "cpu")
+    command = files.command("config", "--format", "json")
     docker = command.index("docker")
     command[docker : docker + 2] = [str(ROOT / ".spotter/envs/dev/bin/docker-compose")]
-    expected = engine.variables()
+    expected = files.variables()
     strange = dict.fromkeys(expected, "1") | {"VLLM_PRESET": "/of/the/shell.yaml", "MEMORY_VLLM": "1g"}
     done = subprocess.run(command, env={**os.environ, **strange}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -254,11 +248,11 @@ def test_a_models_own_code_is_kept_where_a_service_may_write(stack: tuple[str, d
 @pytest.mark.parametrize("start", ["full", "fast"])
 def test_both_engines_start_vllm_with_the_same_options(start: str, tmp_path: Path) -> None:
     settings = StackSettings.model_validate({"state": tmp_path, "start": start})
-    engine = ComposeEngine(settings, "cpu", "cpu")
-    engine.write_variables()
-    command = config("cpu.yaml", **engine.variables())["services"]["vllm"]["command"]
+    files = ComposeFiles(settings, "cpu", "cpu")
+    files.write()
+    command = config("cpu.yaml", **files.variables())["services"]["vllm"]["command"]
     (service,) = make_stack(settings, "cpu", "cpu", {"SPOTTER_DETECTOR_URL": "http://192.0.2.1"}).services
-    inside = {str(engine.preset): "/spotter/preset.yaml", settings.host: "0.0.0.0"}
+    inside = {str(files.preset): "/spotter/preset.yaml", settings.host: "0.0.0.0"}
     assert command == [inside.get(each, each) for each in service.command[1:]]
 
 
@@ -286,9 +280,9 @@ def test_the_key_is_a_secret_of_the_two_that_need_it(stack: tuple[str, dict[str,
 def test_no_key_reaches_a_services_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("VLLM_API_KEY", "SPOTTER_API_KEY"):
         monkeypatch.setenv(name, "sesame")
-    engine = ComposeEngine(StackSettings(state=tmp_path), "cpu", "cpu")
-    engine.write_variables()
-    assert "sesame" not in json.dumps(config("cpu.yaml", **engine.variables()))
+    files = ComposeFiles(StackSettings(state=tmp_path), "cpu", "cpu")
+    files.write()
+    assert "sesame" not in json.dumps(config("cpu.yaml", **files.variables()))
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and "sesame" in path.read_text()]
 
 
@@ -296,9 +290,9 @@ def test_variables_that_are_set_win_over_the_preset(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("DETECTOR_THRESHOLD", "0.7")
     monkeypatch.setenv("DETECTOR_PORT", "7777")
     monkeypatch.setenv("DETECTOR_MODEL", """it's $HOME "quoted" """)
-    engine = ComposeEngine(StackSettings(state=tmp_path), "cpu", "cpu")
-    engine.write_variables()
-    environment = config("cpu.yaml", **engine.variables())["services"]["detector"]["environment"]
+    files = ComposeFiles(StackSettings(state=tmp_path), "cpu", "cpu")
+    files.write()
+    environment = config("cpu.yaml", **files.variables())["services"]["detector"]["environment"]
     assert environment["DETECTOR_THRESHOLD"] == "0.7"
     assert environment["DETECTOR_PORT"] == "8001"  # where the health check and the job look
     assert environment["DETECTOR_MODEL"].replace("$$", "$") == """it's $HOME "quoted" """
@@ -310,7 +304,7 @@ def test_every_variable_is_set_by_the_engine_documented_and_has_a_default(tmp_pa
         for name, default in re.findall(r"(?<!\$)\$\{(\w+)(:-[^}]*)?\}", path.read_text()):
             assert default, f"{path.name}: {name} has no default: the file would not do without an .env"
             used.add(name)
-    assert used == set(ComposeEngine(StackSettings(state=tmp_path), "cpu", "cpu").variables())
+    assert used == set(ComposeFiles(StackSettings(state=tmp_path), "cpu", "cpu").variables())
     head = COMPOSE_FILE.read_text().split("\nname:")[0]
     assert set(re.findall(r"\b(?:VLLM|DETECTOR|PUBLISH|API|HUB|START|MEMORY|GPU)_[A-Z_]+\b", head)) == used
 

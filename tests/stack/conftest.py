@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from scripts import api_key, compose_engine, environments
+from scripts import api_key, docker_host, environments
 from tests.conftest import ROOT, environment_python
 
 # Where no Docker engine is to be had, `.ci/run` says so.
-collect_ignore_glob = [] if compose_engine.answers() else ["test_compose_*.py"]
+collect_ignore_glob = [] if docker_host.answers() else ["test_compose_*.py"]
 
 
 def free_port() -> int:

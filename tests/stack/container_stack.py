@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.compose_engine import answers, project_name
+from scripts.compose_project import project_name
+from scripts.docker_host import answers
 from tests.stack.conftest import RunningStack
 
 # Set by `.ci/run` once it has started an engine: that no container test is left out there without a word.

@@ -11,7 +11,9 @@ import pytest
 from rich.console import Console
 
 from scripts import images
-from scripts.compose_engine import ComposeEngine, client_config, other_checkout, volumes
+from scripts.compose_engine import ComposeEngine
+from scripts.compose_project import other_checkout, volumes
+from scripts.docker_host import client_config
 from scripts.settings import StackSettings
 from tests.stack.conftest import RunningStack
 from tests.stack.container_stack import project
@@ -89,6 +91,6 @@ def test_a_checkout_that_is_gone_leaves_its_containers_to_whoever_comes(stack: R
     moved = other.rename(other.with_name("moved"))
     try:
         assert other_checkout(engine.project) is None
-        assert engine.container("detector") is not None
+        assert engine.containers.find("detector") is not None
     finally:
         moved.rename(other)

@@ -24,7 +24,9 @@ import pytest
 from rich.console import Console
 
 from scripts import api_key, environments, fetch, images, warmup
-from scripts.compose_engine import PORTS, STATE_AGE_S, ComposeEngine, left_over, volumes
+from scripts.compose_engine import PORTS, ComposeEngine
+from scripts.compose_project import left_over, volumes
+from scripts.containers import STATE_AGE_S
 from scripts.services import Service, make_stack
 from scripts.settings import StackError, StackSettings
 from tests.configurations import TINY_VLM
@@ -418,7 +420,7 @@ def test_a_container_that_turns_unhealthy_is_told_at_once(tmp_path: Path) -> Non
     settings = StackSettings(state=tmp_path / "state", engine="compose", device="cpu")
     engine = ComposeEngine(settings, "cpu", "cpu")
     (tmp_path / "toy.yaml").write_text(TURNS_UNHEALTHY)
-    engine.files = [tmp_path / "toy.yaml"]
+    engine.files.files = [tmp_path / "toy.yaml"]
     services = make_stack(settings, "cpu", "cpu", {}).services
     try:
         for service in services:
@@ -428,7 +430,7 @@ def test_a_container_that_turns_unhealthy_is_told_at_once(tmp_path: Path) -> Non
                 engine, [engine.locate(each) for each in services], 120, Console(file=io.StringIO()), ask=lambda _: None
             )
         told = datetime.now(UTC)
-        container = engine.container("detector")
+        container = engine.containers.find("detector")
         assert container is not None
         assert container.state.health is not None
         assert container.state.health.log
@@ -466,7 +468,7 @@ def test_a_service_that_dies_of_its_memory_limit_is_told_the_limit(tmp_path: Pat
     settings = StackSettings(state=tmp_path / "state", engine="compose", device="cpu")
     engine = ComposeEngine(settings, "cpu", "cpu")
     (tmp_path / "toy.yaml").write_text(TAKES_TOO_MUCH)
-    engine.files = [tmp_path / "toy.yaml"]
+    engine.files.files = [tmp_path / "toy.yaml"]
     (service,) = (each for each in make_stack(settings, "cpu", "cpu", {}).services if each.name == "detector")
     try:
         engine.start(service)
@@ -498,7 +500,7 @@ def test_what_docker_started_again_is_judged_by_its_own_log(tmp_path: Path) -> N
     settings = StackSettings(state=tmp_path / "state", engine="compose", device="cpu")
     engine = ComposeEngine(settings, "cpu", "cpu")
     (tmp_path / "toy.yaml").write_text(DIES_ONCE)
-    engine.files = [tmp_path / "toy.yaml"]
+    engine.files.files = [tmp_path / "toy.yaml"]
     (service,) = (each for each in make_stack(settings, "cpu", "cpu", {}).services if each.name == "detector")
     try:
         engine.start(service)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import api_key, compose_engine
+from scripts import api_key, compose_files
 from scripts.environments import ROOT
 from scripts.process_engine import environment_of
 from scripts.services import Service, make_stack
@@ -140,13 +140,13 @@ def test_on_processes_only_the_model_server_has_it_and_in_its_environment_alone(
 def test_what_a_container_gets_is_closed_to_other_users_of_the_host(tmp_path: Path) -> None:
     """Readable for the container's user, who is nobody here; behind a folder that only its owner may enter."""
     place = tmp_path / "secrets" / "api_key"
-    compose_engine.hand_over("sesame", place)
-    compose_engine.hand_over("barley", place)  # also over one that is there
+    compose_files.hand_over("sesame", place)
+    compose_files.hand_over("barley", place)  # also over one that is there
     assert place.read_text() == "barley"
     assert place.stat().st_mode & 0o777 == 0o444
     assert place.parent.stat().st_mode & 0o777 == 0o700
     before = place.stat().st_ino
-    compose_engine.hand_over("barley", place)  # the same: a container that has it keeps seeing this file
+    compose_files.hand_over("barley", place)  # the same: a container that has it keeps seeing this file
     assert place.stat().st_ino == before
 
 
@@ -154,7 +154,7 @@ def test_two_commands_may_hand_over_at_the_same_time(tmp_path: Path) -> None:
     place = tmp_path / "secrets" / "api_key"
     keys = [str(number) * 1000 for number in range(10)]
     with ThreadPoolExecutor(max_workers=4) as pool:
-        list(pool.map(lambda key: compose_engine.hand_over(key, place), keys * 5))
+        list(pool.map(lambda key: compose_files.hand_over(key, place), keys * 5))
     assert place.read_text() in keys
     assert [path.name for path in place.parent.iterdir()] == ["api_key"]
 
@@ -165,12 +165,12 @@ def test_files_for_a_container_are_readable_for_its_user_under_a_strict_umask(tm
     preset.chmod(0o600)
     before = os.umask(0o077)
     try:
-        engine = compose_engine.ComposeEngine(StackSettings(state=tmp_path / "state"), "cpu", str(preset))
-        engine.write_variables()
+        engine = compose_files.ComposeFiles(StackSettings(state=tmp_path / "state"), "cpu", str(preset))
+        engine.write()
     finally:
         os.umask(before)
     given = [Path(engine.variables()[name]) for name in ("VLLM_PRESET", "HUB_DOWNLOAD")]
-    assert [path.read_text() for path in given] == [preset.read_text(), compose_engine.HUB_DOWNLOAD.read_text()]
+    assert [path.read_text() for path in given] == [preset.read_text(), compose_files.HUB_DOWNLOAD.read_text()]
     assert [path.stat().st_mode & 0o777 for path in given] == [0o444, 0o444]
     assert (tmp_path / "state" / "containers" / "vllm.env").stat().st_mode & 0o777 == 0o600
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import compose_engine, images
+from scripts import compose_project, images
 from scripts.environments import ROOT
 
 
@@ -28,11 +28,11 @@ def test_another_checkouts_containers_are_told_from_ours(listed: dict[str, str],
     link = tmp_path / "link"
     link.symlink_to(ROOT)
     listed |= {"ours": str(ROOT), "linked": str(link), "gone": str(tmp_path / "gone"), "unknown": ""}
-    assert compose_engine.other_checkout("spotter") is None
-    assert compose_engine.left_over("spotter") == (["ours", "linked", "gone", "unknown"], ["a-network"])
+    assert compose_project.other_checkout("spotter") is None
+    assert compose_project.left_over("spotter") == (["ours", "linked", "gone", "unknown"], ["a-network"])
     other = tmp_path / "an other"
     other.mkdir()
     listed["theirs"] = str(other)
-    assert compose_engine.other_checkout("spotter") == str(other)
+    assert compose_project.other_checkout("spotter") == str(other)
     # A network that theirs are in is theirs as well.
-    assert compose_engine.left_over("spotter") == (["ours", "linked", "gone", "unknown"], [])
+    assert compose_project.left_over("spotter") == (["ours", "linked", "gone", "unknown"], [])

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from scripts import api_key, clean, compose_engine, images
+from scripts import api_key, clean, compose_project, docker_host, images
+from scripts.containers import Containers
 from scripts.settings import StackError, StackSettings
 
 
 @pytest.fixture
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A stack's state after some use, on a host without Docker; nothing runs."""
-    monkeypatch.setattr(compose_engine, "answers", lambda: False)
+    monkeypatch.setattr(docker_host, "answers", lambda: False)
     for name in ("containers", "processes", "logs", "cache"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "something").touch()
@@ -91,12 +92,12 @@ def test_images_and_volumes_are_named_before_they_go(state: Path, monkeypatch: p
         calls.append(arguments)
         return "spotter_vllm-cache" if arguments[:2] == ("volume", "ls") else ""
 
-    monkeypatch.setattr(compose_engine, "answers", lambda: True)
-    monkeypatch.setattr(compose_engine, "client_config", lambda: None)
-    monkeypatch.setattr(compose_engine.ComposeEngine, "container", lambda *_: None)
+    monkeypatch.setattr(docker_host, "answers", lambda: True)
+    monkeypatch.setattr(docker_host, "client_config", lambda: None)
+    monkeypatch.setattr(Containers, "find", lambda *_: None)
     monkeypatch.setattr(images, "docker", docker)
     for project, expected in (("spotter-12ab34cd", False), ("spotter", True)):
-        monkeypatch.setattr(compose_engine, "project_name", lambda _, project=project: project)
+        monkeypatch.setattr(compose_project, "project_name", lambda _, project=project: project)
         calls.clear()
         person = Person("n")
         assert clean.run(StackSettings(state=state), person, caches=True, confirmed=True) == 0
@@ -108,9 +109,9 @@ def test_images_and_volumes_are_named_before_they_go(state: Path, monkeypatch: p
 
 
 def test_what_docker_does_not_let_go_is_told(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compose_engine, "answers", lambda: True)
-    monkeypatch.setattr(compose_engine.ComposeEngine, "container", lambda *_: None)
-    monkeypatch.setattr(compose_engine, "volumes", lambda _: ["busy"])
+    monkeypatch.setattr(docker_host, "answers", lambda: True)
+    monkeypatch.setattr(Containers, "find", lambda *_: None)
+    monkeypatch.setattr(compose_project, "volumes", lambda _: ["busy"])
     monkeypatch.setattr(images, "docker", lambda *arguments, **_: None if arguments[1] == "rm" else "")
     with pytest.raises(StackError, match="volume busy: cannot be removed: `docker ps --all` shows"):
         clean.run(StackSettings(state=state), Person("n"), caches=True, confirmed=True)

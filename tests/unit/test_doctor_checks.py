@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from scripts import compose_engine
+from scripts import compose_project
 from scripts.doctor import (
     caches,
     clock,
@@ -283,7 +283,7 @@ esac
 
 def test_a_volume_that_the_containers_user_cannot_write(programs: Programs, host: Hosts) -> None:
     here = host(engine="compose")
-    project = compose_engine.project_name(here.settings.state)
+    project = compose_project.project_name(here.settings.state)
     programs(docker=VOLUMES.replace("PROJECT", project))
     findings = caches.volumes(here)
     assert one(findings, "ok").found == f"{project}_vllm-cache can be written"
@@ -315,7 +315,7 @@ def containers(programs: Programs, host: Hosts, tmp_path: Path) -> Hosts:
         variables: Mapping[str, str] | None = None, published: int = 0, in_volume: str = "there", **settings: object
     ) -> Context:
         context = host(variables, **{"engine": "compose", **settings})
-        script = CONTAINERS.replace("PROJECT", compose_engine.project_name(context.settings.state))
+        script = CONTAINERS.replace("PROJECT", compose_project.project_name(context.settings.state))
         script = script.replace("PUBLISHED", str(published)).replace("IN_VOLUME", in_volume)
         programs(docker=script.replace("ROOT", str(tmp_path)), nvidia_smi=smi(free=3000))
         started = context.settings.state / "containers" / "vllm.json"

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from scripts import compose_engine, docker_gpu, images, stack
+from scripts import compose_engine, docker_gpu, docker_host, images, stack
 from scripts.services import make_stack
 from scripts.settings import StackError, StackSettings
 
-CACHED = (compose_engine.client_config, docker_gpu.driver, images.why_not_buildable, images.at_registry)
+CACHED = (docker_host.client_config, docker_gpu.driver, images.why_not_buildable, images.at_registry)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from python_on_whales import DockerException
 from rich.console import Console
 
 from scripts import __main__ as operator
-from scripts import compose_engine, fetch, images, offline, settings, stack
+from scripts import compose_engine, docker_host, fetch, images, offline, settings, stack
 from scripts.compile_cache import Kept
 from scripts.doctor import caches
 from scripts.engine import Engine
@@ -85,7 +85,7 @@ def test_offline_builds_no_image(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 
 def test_offline_looks_for_no_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compose_engine, "client_config", lambda: None)
+    monkeypatch.setattr(docker_host, "client_config", lambda: None)
     monkeypatch.setattr(images, "has", lambda tag: False)
     monkeypatch.setattr(images, "why_not_buildable", lambda device: pytest.fail("looked"))
     assert "STACK_OFFLINE" in (compose_engine.why_not("cpu", offline=True) or "")
