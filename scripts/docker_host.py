@@ -34,9 +34,10 @@ def client_config() -> Path | None:
     Raises:
         StackError: no Docker engine answers, this host does not reach its containers, or there is no Compose.
     """
-    if images.docker("info", "--format", "{{.ServerVersion}}", timeout_s=20) is None:
+    reach = images.docker("info", "--format", REACH, timeout_s=20)
+    if reach is None:
         raise StackError("no Docker engine answers (`docker info`): start one, or set STACK_ENGINE=process")
-    if reason := why_out_of_reach(images.docker("info", "--format", REACH) or ""):
+    if reason := why_out_of_reach(reach):
         raise StackError(f"{reason}: set STACK_ENGINE=process, or use a Docker Engine that root runs on this host")
     if images.docker("compose", "version") is not None:
         return None
