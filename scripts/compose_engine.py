@@ -144,12 +144,8 @@ class ComposeEngine:
         Raises:
             StackError: one cannot be built, or must not be, for that needs a network.
         """
-        old = [image.tag for image in wanted if not images.is_current(image)] if self.settings.offline else []
-        if old:
-            raise StackError(
-                f"{', '.join(old)}: not built from the files as they are now: `make build`, or set STACK_ENGINE=process"
-            )
-        images.ensure([image.name for image in wanted], self.logs, Console())
+        names = [image.name for image in wanted]
+        images.ensure(names, self.logs, Console(), offline=self.settings.offline)
 
     def refuse_folder(self, service: Service) -> None:
         """See that a service's model is one that its container can have: of the hub, or in its image.

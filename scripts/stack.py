@@ -181,8 +181,9 @@ def prepare(settings: StackSettings, engine: Engine, services: list[Service]) ->
     try:
         engine.prepare(services)
     except StackError as error:
-        why = "; STACK_OFFLINE forbids the network: do this step where there is one" if settings.offline else ""
-        raise StackError(f"{error}{why}") from error
+        if not settings.offline or "STACK_OFFLINE" in str(error):
+            raise
+        raise StackError(f"{error}; STACK_OFFLINE forbids the network: do this step where there is one") from error
 
 
 def check_fetched(settings: StackSettings, engine: Engine, models: list[Fetched], console: Console) -> None:

@@ -78,7 +78,7 @@ def test_offline_builds_no_image(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     engine = compose_engine.ComposeEngine(StackSettings(state=tmp_path, offline=True), "cpu", "cpu")
     with pytest.raises(StackError, match="spotter-vllm-cpu:local: not built from the files as they are now"):
         engine.ensure_images([images.IMAGES["vllm-cpu"]])
-    monkeypatch.setattr(compose_engine, "client_config", lambda: None)
+    monkeypatch.setattr(docker_host, "client_config", lambda: None)
     settings = StackSettings(state=tmp_path, device="cpu", offline=True)
     with pytest.raises(StackError, match=r"spotter-vllm-cpu:local.*: not built.*STACK_OFFLINE forbids the network"):
         stack.build(settings, Console(file=io.StringIO()))
