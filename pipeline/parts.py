@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,6 +27,9 @@ PART_DETECTIONS = 10_000
 PART_S = 30.0
 
 NAMES = ("images", "detections")
+
+# What a duplicate does not share with the image that has the same bytes.
+OWN = ("path", "version", "read_s")
 
 
 class Parts:
@@ -118,23 +121,37 @@ class Parts:
         Duplicates get the rows of the image with the same bytes; the first path in order counts as the original.
         """
         latest = self.latest()
-        by_path = {row["path"]: row for row in self.current("images", latest).to_pylist()}
-        current = self.current("detections", latest)
-        # Row numbers, not rows: a hundred thousand detections as Python's dictionaries are gigabytes.
+        images, detections = self.current("images", latest), self.current("detections", latest)
+        resolved = resolve_duplicates(latest, listed)
+        # Row numbers, not rows: a hundred thousand of them as Python's dictionaries are gigabytes.
+        row_of = {path: number for number, path in enumerate(images["path"].to_pylist())}
         found: dict[str, list[int]] = {}
-        for number, path in enumerate(current["path"].to_pylist()):
+        for number, path in enumerate(detections["path"].to_pylist()):
             found.setdefault(path, []).append(number)
-        resolved = resolve_duplicates(by_path, listed)
-        numbers = [number for _, original in resolved for number in found.get(original, [])]
-        paths = [image["path"] for image, original in resolved for _ in found.get(original, [])]
-        merged = current.take(pa.array(numbers, pa.int64()))
-        merged = merged.set_column(merged.schema.get_field_index("path"), "path", pa.array(paths, pa.string()))
+        merged = take(images, [row_of[each.original] for each in resolved])
+        own = take(images.select(OWN), [row_of[each.path] for each in resolved])
+        for name in OWN:
+            merged = replaced(merged, name, own[name])
+        merged = replaced(merged, "duplicate_of", pa.array([each.duplicate_of for each in resolved], pa.string()))
+        shared = take(detections, [number for each in resolved for number in found.get(each.original, ())])
+        paths = [each.path for each in resolved for _ in found.get(each.original, ())]
+        shared = replaced(shared, "path", pa.array(paths, pa.string()))
         return {
-            "images": pa.Table.from_pylist([image for image, _ in resolved], schema=self.schemas["images"]),
-            "detections": merged.cast(self.schemas["detections"]).sort_by(
+            "images": merged.cast(self.schemas["images"]),
+            "detections": shared.cast(self.schemas["detections"]).sort_by(
                 [("path", "ascending"), ("index", "ascending")]
             ),
         }
+
+
+def take(table: pa.Table, rows: list[int]) -> pa.Table:
+    """These rows of a table, in this order."""
+    return table.take(pa.array(rows, pa.int64()))
+
+
+def replaced(table: pa.Table, name: str, column: pa.Array | pa.ChunkedArray) -> pa.Table:
+    """A table with another column of this name."""
+    return table.set_column(table.schema.get_field_index(name), name, column)
 
 
 def is_worse(row: dict[str, Any], before: dict[str, Any]) -> bool:
@@ -154,26 +171,35 @@ def both(table: pa.Table) -> Iterable[tuple[str, int]]:
     return zip(table["path"].to_pylist(), table["part"].to_pylist(), strict=True)
 
 
-def resolve_duplicates(images: dict[str, dict[str, Any]], listed: set[str]) -> list[tuple[dict[str, Any], str]]:
-    """The rows of the images that are `listed`, sorted by path, each with the path whose detections it has.
+class Resolved(NamedTuple):
+    """An image of the tables, and whose rows it has."""
 
-    A duplicate gets the row of the image whose content it shares, and is dropped while that has not ended.
+    path: str
+    original: str
+    """The image with the same bytes that was asked about; often itself."""
+    duplicate_of: str | None
+    """The first path in order with the same bytes; None for that one."""
+
+
+def resolve_duplicates(latest: dict[str, dict[str, Any]], listed: set[str]) -> list[Resolved]:
+    """The images that are `listed` and have a row that counts (`latest`, by path), sorted by path.
+
+    A duplicate is dropped while the image whose content it shares has not ended.
     """
-    asked = {row["key"]: path for path, row in images.items() if row["outcome"] in tables.IMAGE_OUTCOMES and row["key"]}
+    asked = {row["key"]: path for path, row in latest.items() if row["outcome"] in tables.IMAGE_OUTCOMES and row["key"]}
+    paths = sorted(listed & latest.keys())
     first: dict[str, str] = {}
-    for path in sorted(listed & images.keys()):
-        if images[path]["key"] in asked:
-            first.setdefault(images[path]["key"], path)
-    rows = []
-    for path in sorted(listed & images.keys()):
-        image = images[path]
-        original = asked.get(image["key"], path)
-        if images[original]["outcome"] == tables.DUPLICATE:
+    for path in paths:
+        if latest[path]["key"] in asked:
+            first.setdefault(latest[path]["key"], path)
+    resolved = []
+    for path in paths:
+        original = asked.get(latest[path]["key"], path)
+        if latest[original]["outcome"] == tables.DUPLICATE:
             continue  # its original is still to be asked
-        canonical = first.get(image["key"], path)
-        own = {"path": path, "version": image["version"], "read_s": image["read_s"]}
-        rows.append((images[original] | own | {"duplicate_of": None if canonical == path else canonical}, original))
-    return rows
+        canonical = first.get(latest[path]["key"], path)
+        resolved.append(Resolved(path, original, None if canonical == path else canonical))
+    return resolved
 
 
 def still_to_do(sources: list[Source], latest: dict[str, dict[str, Any]], retry: set[str]) -> list[Source]:

@@ -29,13 +29,14 @@ def group(nodeid: str) -> str:
 
 # What starts real services computes all the time; most of the slow unit tests wait for a simulated one half of theirs.
 # So one of each kind at a time, as far as an order can bring that about: beside the stack, which takes the longest of
-# all, tests that wait; then the others by turns; and last the small ones, which fill what is left.
+# all, tests that wait; then the others by turns.
 ORDER = (
     "stack",
     *(f"tests/unit/test_{name}.py" for name in ("faults", "resume", "fetch", "inputs", "held", "bench")),
     "tests/stack/test_wrong_configurations.py",
     *(f"tests/unit/test_{name}.py" for name in ("profiled_run", "ladder", "sweep", "corpus")),
-    *(f"tests/{room}/" for room in ("stack", "contract", "browser", "unit")),
+    "tests/stack/test_gemma3n.py",
+    *(f"tests/{room}/" for room in ("unit", "stack", "contract", "browser")),
 )
 
 
