@@ -81,7 +81,8 @@ def watch(child: subprocess.Popen[bytes], simulated: Simulated) -> list[Look]:
     process, looks = psutil.Process(child.pid), []
     while child.poll() is None:
         try:
-            looks.append(Look(simulated.detector.requests, resident_mb(process)))
+            # One question comes before the run. What comes after its last one is merging and the report.
+            looks.append(Look(max(simulated.detector.requests - 1, 0), resident_mb(process)))
         except psutil.NoSuchProcess:
             break
         time.sleep(LOOK_S)
