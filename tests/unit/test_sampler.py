@@ -83,7 +83,9 @@ def test_the_sampler_sees_work_and_the_machine() -> None:
     samples = sampler.series.result()
     assert max(value or 0 for value in samples.series["read.working"]) == pytest.approx(1.0, abs=0.1)
     assert 0 < (samples.mean("pipeline.memory_bytes") or 0) < psutil.virtual_memory().total
-    assert 0 <= (samples.mean("host.cpu") or -1) <= (os.cpu_count() or 1) + 0.1
+    host = samples.mean("host.cpu")  # 0.0 on one that idles
+    assert host is not None
+    assert 0 <= host <= (os.cpu_count() or 1) + 0.1
     assert sampler.blame.cost_s["read"] == pytest.approx(account.read.work_s, rel=0.2)
     assert account.detect.waiting == 1
     assert 0 < sampler.cpu_s < 0.1
