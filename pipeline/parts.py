@@ -203,13 +203,17 @@ def resolve_duplicates(latest: dict[str, dict[str, Any]], listed: set[str]) -> l
 
 
 def still_to_do(sources: list[Source], latest: dict[str, dict[str, Any]], retry: set[str]) -> list[Source]:
-    """The sources that have no committed rows, have changed since, wait for their original, or are to be retried."""
+    """The sources that have no committed rows, have changed since, wait for their original, or are to be retried.
+
+    The duplicates of an image that is retried have its rows, whatever they will be: they are not done again, or one of
+    them might be asked about in its place.
+    """
 
     def stale(source: Source) -> bool:
         row = latest.get(source.shown)
-        return row is None or source.shown in retry or row["version"] != source.version
+        return row is None or row["version"] != source.version
 
     todo = {source.shown for source in sources if stale(source)}
     asked = {row["key"] for path, row in latest.items() if row["outcome"] in tables.IMAGE_OUTCOMES and path not in todo}
-    orphans = {path for path, row in latest.items() if row["outcome"] == tables.DUPLICATE and row["key"] not in asked}
-    return [source for source in sources if source.shown in todo or source.shown in orphans]
+    todo |= {path for path, row in latest.items() if row["outcome"] == tables.DUPLICATE and row["key"] not in asked}
+    return [source for source in sources if source.shown in todo or source.shown in retry]

@@ -207,7 +207,8 @@ def execute(
     retry, answers = retried(parts, latest) if settings.retry_failed else (set[str](), KeptAnswers())
     todo = still_to_do(sources, latest, retry)
     redone = {source.shown for source in todo}
-    known = flow.Keys(row["key"] for path, row in latest.items() if path not in redone and row["key"])
+    asked = (row for path, row in latest.items() if path not in redone and row["outcome"] != tables.DUPLICATE)
+    known = flow.Keys(row["key"] for row in asked if row["key"])
     heading = f"{job.name}: {len(sources)} images, detector {services.detector}, model {services.model}"
     if len(todo) < len(sources):
         heading += f"; {len(sources) - len(todo)} are done already"

@@ -179,6 +179,27 @@ def test_a_retry_with_a_service_that_fails_loses_no_answer(run_job: RunJob, simu
     assert (healed.failures, healed.answered) == (0, 20)
 
 
+def test_a_retry_of_an_image_with_copies_loses_no_answer(run_job: RunJob, simulated: Simulated, photos: Path) -> None:
+    """Whichever of them would be read first: only the one that was asked about is done again."""
+    simulated.boxes = lambda image: [[0, 0, 50, 50], [20, 20, 120, 90]]
+    simulated.model_fault = lambda number: web.Response(status=400, text="no") if number == 5 else None
+    run_job()
+    for number in range(10):
+        for place in ("0", "z"):
+            (photos / f"{place}-copy-{number}.jpg").write_bytes((photos / f"{number}.jpg").read_bytes())
+    failed, _ = run_job()
+    assert (failed.failures, failed.answered) == (3, 57)
+    asked = simulated.detector.requests
+    simulated.detector_fault = lambda number: web.Response(status=400, text="no") if number > asked + 1 else None
+    again, _ = run_job("--retry-failed")
+    assert simulated.detector.requests == asked + 2  # the question before the run, and one image
+    assert (again.failures, again.answered) == (3, 57)
+    simulated.detector_fault = simulated.model_fault = lambda number: None
+    simulated.model.bodies.clear()
+    healed, _ = run_job("--retry-failed")
+    assert (healed.failures, healed.answered, len(simulated.model.bodies)) == (0, 60, 1 + 1)
+
+
 def test_force_begins_anew(run_job: RunJob, simulated: Simulated) -> None:
     run_job()
     simulated.model.bodies.clear()
