@@ -1,6 +1,6 @@
 """Stage accounting: what each stage of the flow does, while it does it.
 
-A stage notes when it begins a row's work and when that has ended: an `append` to a queue each, which takes no lock. The
+A stage notes when it begins a row's work and when that has ended: an `append` to a queue, which takes no lock. The
 sampler draws the notes several times a second and adds them up; memory does not grow with the rows.
 """
 
@@ -132,8 +132,9 @@ class StageAccount:
         self.allowed: Callable[[], float] | None = None
         """Tells how many rows a service has room for now, where that can be less than the limit."""
         self.asks = name in ASKING
-        self._begun: deque[float] = deque()
-        self._ended: deque[tuple[float, float, int, int]] = deque()
+        # Beginnings, and ends with their beginnings and bytes, in one queue: as a thread's notes keep their order, what
+        # is drawn is never more work at once than there was.
+        self._worked: deque[float | tuple[float, float, int, int]] = deque()
         self._rows: deque[tuple[int, int, int, int, float]] = deque()
         self._arrived: deque[tuple[float, int]] = deque()
         self.rows = self.failed = self.bytes_in = self.bytes_out = self.prompt_tokens = self.completion_tokens = 0
@@ -147,13 +148,13 @@ class StageAccount:
     def begin(self) -> float:
         """A piece of work begins; returns the moment, which `end` wants."""
         at = time.perf_counter()
-        self._begun.append(at)
+        self._worked.append(at)
         return at
 
     def end(self, began: float, bytes_in: int = 0, bytes_out: int = 0) -> float:
         """It has ended, having turned so many bytes into so many; returns the moment."""
         at = time.perf_counter()
-        self._ended.append((began, at, bytes_in, bytes_out))
+        self._worked.append((began, at, bytes_in, bytes_out))
         return at
 
     def count(
@@ -172,10 +173,13 @@ class StageAccount:
 
     def draw(self, now: float) -> None:
         """Add up what was noted, as of `now` (of `time.perf_counter`)."""
-        # Ends before beginnings, and these before arrivals: what comes in meanwhile has its own beginning and arrival.
-        ended = [self._ended.popleft() for _ in range(len(self._ended))]
-        begun = [self._begun.popleft() for _ in range(len(self._begun))]
-        arrived = [self._arrived.popleft() for _ in range(len(self._arrived))]
+        # Both are counted before any is drawn: other threads do much while that lasts. Work before arrivals: what comes
+        # in meanwhile has its own arrival.
+        notes, arrivals = len(self._worked), len(self._arrived)
+        drawn = [self._worked.popleft() for _ in range(notes)]
+        arrived = [self._arrived.popleft() for _ in range(arrivals)]
+        begun = [note for note in drawn if isinstance(note, float)]
+        ended = [note for note in drawn if not isinstance(note, float)]
         counted = [self._rows.popleft() for _ in range(len(self._rows))]
         if counted:
             rows, failed, prompt_tokens, completion_tokens, cpu_s = zip(*counted, strict=True)

@@ -1,6 +1,7 @@
 """What a stage's notes add up to."""
 
 import pickle
+import sys
 import threading
 import time
 
@@ -92,9 +93,14 @@ def test_notes_of_many_threads_are_all_there() -> None:
     threads = [threading.Thread(target=work) for _ in range(8)]
     for thread in threads:
         thread.start()
-    going.set()
-    while any(thread.is_alive() for thread in threads):
-        stage.draw(time.perf_counter())
+    switched = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # so that threads change within a draw
+    try:
+        going.set()
+        while any(thread.is_alive() for thread in threads):
+            stage.draw(time.perf_counter())
+    finally:
+        sys.setswitchinterval(switched)
     stage.draw(time.perf_counter())
     assert (stage.rows, stage.bytes_in, stage.working) == (16_000, 16_000, 0)
     assert 1 <= stage.peak <= 8
