@@ -18,7 +18,6 @@ import pyarrow.parquet as pq
 
 from pipeline import tables
 from pipeline.run_folder import COMMITTED, sync_disk, sync_folder, write_atomically, write_table
-from pipeline.sources import Source
 
 # A part is committed when it has this many images or detections or is this old: what a crash can cost, and what is in
 # memory until then (100,000 detections took 300 MB).
@@ -200,20 +199,3 @@ def resolve_duplicates(latest: dict[str, dict[str, Any]], listed: set[str]) -> l
         canonical = first.get(latest[path]["key"], path)
         resolved.append(Resolved(path, original, None if canonical == path else canonical))
     return resolved
-
-
-def still_to_do(sources: list[Source], latest: dict[str, dict[str, Any]], retry: set[str]) -> list[Source]:
-    """The sources that have no committed rows, have changed since, wait for their original, or are to be retried.
-
-    The duplicates of an image that is retried have its rows, whatever they will be: they are not done again, or one of
-    them might be asked about in its place.
-    """
-
-    def stale(source: Source) -> bool:
-        row = latest.get(source.shown)
-        return row is None or row["version"] != source.version
-
-    todo = {source.shown for source in sources if stale(source)}
-    asked = {row["key"] for path, row in latest.items() if row["outcome"] in tables.IMAGE_OUTCOMES and path not in todo}
-    todo |= {path for path, row in latest.items() if row["outcome"] == tables.DUPLICATE and row["key"] not in asked}
-    return [source for source in sources if source.shown in todo or source.shown in retry]

@@ -14,24 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from rich.console import Console
 
 from pipeline import daft_plan, display, flow, profiler, run_folder, tables
 from pipeline.account import Account
 from pipeline.breakdown import AGAIN, explain, one_line
 from pipeline.clients.connect import Clients, make_clients
-from pipeline.clients.model import TOKENS
 from pipeline.collector import Collector
 from pipeline.errors import RunStopped
 from pipeline.held import Held
 from pipeline.interrupts import INTERRUPTED, OneInterrupt
 from pipeline.job import Job
 from pipeline.job import load as load_job
-from pipeline.kept import KeptAnswers
 from pipeline.manifest import begun, ended, identify
 from pipeline.objects import Objects
-from pipeline.parts import Parts, still_to_do
+from pipeline.outstanding import Outstanding, outstanding
+from pipeline.parts import Parts
 from pipeline.probe import Services, probe
 from pipeline.profiler import Profiler
 from pipeline.progress import Progress
@@ -76,40 +74,24 @@ class Run:
 
 
 def rows(
-    sources: list[Source],
+    left: Outstanding,
     reader: Reader,
     job: Job,
     clients: Clients,
     folder: Path,
-    known: flow.Keys,
-    kept: KeptAnswers,
     stop: Stop,
     held: Held,
     account: Account,
 ) -> Iterator[dict[str, Any]]:
     """Execute the flow; its rows come as they end, in no order."""
-    batch = held.batch((source.size for source in sources), flow.BATCH)
-    frame = flow.read(flow.listed(sources), reader, known, held, account, batch)
+    batch = held.batch((source.size for source in left.sources), flow.BATCH)
+    frame = flow.read(flow.listed(left.sources), reader, left.known, held, account, batch)
     frame = flow.detect(frame, clients.detector, held, account, batch)
     frame = flow.crop(frame, job, held, account)
-    frame = flow.ask(frame, clients.model, account, kept)
+    frame = flow.ask(frame, clients.model, account, left.answers)
     frame = flow.store(frame, folder, stop, held, account)
     for batch in frame.to_arrow_iter():
         yield from batch.to_pylist()
-
-
-def retried(parts: Parts, latest: dict[str, dict[str, Any]]) -> tuple[set[str], KeptAnswers]:
-    """The images that failed or have a detection that did, and what was answered about their other detections."""
-    failed = {path for path, row in latest.items() if row["outcome"] == tables.FAILED}
-    detections = parts.current("detections", latest, ["path", "outcome"])
-    failed |= set(detections.filter(pc.equal(detections["outcome"], tables.FAILED))["path"].to_pylist())
-    columns = ["path", "outcome", "key", "box", "raw_answer", "latency_s", "attempts", *TOKENS]
-    detections = parts.current("detections", latest, columns)
-    answered = pc.and_(
-        pc.equal(detections["outcome"], tables.ANSWERED),
-        pc.is_in(detections["path"], value_set=pa.array(sorted(failed), pa.string())),
-    )
-    return failed, KeptAnswers(detections.filter(answered).to_pylist())
 
 
 def run(settings: Settings, console: Console) -> Run:
@@ -184,6 +166,13 @@ def lost(unended: int, listed: int) -> str | None:
     return f"the flow ended, but {unended} of {listed} images have no rows or too few: {AGAIN}"
 
 
+def outcome(reason: str | None) -> dict[str, str]:
+    """How a run has ended, for run.json; `reason`: why it did before its time."""
+    if reason is None:
+        return {"status": COMPLETE}
+    return {"status": INTERRUPTED} if reason == INTERRUPTED else {"status": STOPPED, "reason": reason}
+
+
 def execute(
     settings: Settings,
     console: Console,
@@ -203,12 +192,8 @@ def execute(
     """
     started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
     parts = Parts(folder, job.properties)
-    latest = parts.latest()
-    retry, answers = retried(parts, latest) if settings.retry_failed else (set[str](), KeptAnswers())
-    todo = still_to_do(sources, latest, retry)
-    redone = {source.shown for source in todo}
-    asked = (row for path, row in latest.items() if path not in redone and row["outcome"] != tables.DUPLICATE)
-    known = flow.Keys(row["key"] for row in asked if row["key"])
+    left = outstanding(parts, sources, retry_failed=settings.retry_failed)
+    todo = left.sources
     heading = f"{job.name}: {len(sources)} images, detector {services.detector}, model {services.model}"
     if len(todo) < len(sources):
         heading += f"; {len(sources) - len(todo)} are done already"
@@ -230,7 +215,7 @@ def execute(
             try:
                 with display.live(console, collector.progress) as shown, daft_plan.recorded(folder, settings.profile):
                     if todo:
-                        stream = Stream(rows(todo, reader, job, clients, folder, known, answers, stop, held, account))
+                        stream = Stream(rows(left, reader, job, clients, folder, stop, held, account))
                         follow(stream, collector, clients, settings, stop, watchdog, shown)
             except Exception as error:
                 stop.pull(explain(error, folder))
@@ -244,20 +229,15 @@ def execute(
             with kept(folder, manifest, reason):
                 written = write_rows(folder, parts, listed, watchdog.moved)
                 unended = max(len(todo) - collector.progress.done, len(listed) - written["images"].num_rows)
-                reason = reason or lost(unended, len(listed))
-                manifest |= {
-                    "status": {None: COMPLETE, INTERRUPTED: INTERRUPTED}.get(reason, STOPPED),
-                    "seconds": round(time.perf_counter() - clock, 3),
-                    "done_before": len(sources) - len(todo),
-                }
-                manifest |= {"reason": reason} if manifest["status"] == STOPPED else {}
+                manifest |= {"seconds": round(time.perf_counter() - clock, 3), "done_before": len(sources) - len(todo)}
+                manifest |= outcome(reason or lost(unended, len(listed)))
                 manifest |= ended(written, len(listed), job)
                 run_folder.write_manifest(folder, manifest)
         measured.finish()
         closing.join()
         measured.phase(profiler.REPORT)
         watchdog.now(f"writing the report into {folder}")
-        write_report(folder, manifest, written, job, sources, reader, redone, console, watchdog.moved)
+        write_report(folder, manifest, written, job, sources, reader, left.paths, console, watchdog.moved)
         run_folder.point_latest_at(folder)
         measured.write(folder)
         if publication:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from pipeline import parts as parts_module
-from pipeline.parts import Parts, still_to_do
+from pipeline.outstanding import still_to_do
+from pipeline.parts import Parts
 from pipeline.sources import Source
 
 PROPERTIES: dict[str, dict[str, Any]] = {
