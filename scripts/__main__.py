@@ -9,11 +9,9 @@ from python_on_whales import DockerException
 from rich.console import Console
 
 from pipeline.errors import UsageError
-from scripts import clean, offline, smoke, stack
+from scripts import offline, stack
 from scripts.docker_host import docker_said
-from scripts.doctor import command as doctor
 from scripts.preflight import command as preflight
-from scripts.profile import command as profile
 from scripts.settings import StackError, load
 from scripts.startup_causes import remedy_for
 
@@ -92,7 +90,7 @@ def main(arguments: list[str]) -> int:
 
 
 def command(parsed: argparse.Namespace, console: Console) -> int:
-    """Do what the command line says."""
+    """Do what the command line says. What one command alone needs is imported for it: all of it takes twice as long."""
     settings = load()
     if settings.offline:
         offline.enforce()
@@ -111,14 +109,20 @@ def command(parsed: argparse.Namespace, console: Console) -> int:
     elif parsed.command == "build":
         stack.build(settings, console)
     elif parsed.command == "smoke":
+        from scripts import smoke
+
         return smoke.run(settings, console)
     elif parsed.command == "logs":
         stack.logs(settings, [parsed.service] if parsed.service else list(SERVICES), parsed.follow)
     elif parsed.command == "shell":
         stack.shell(settings, parsed.service)
     elif parsed.command == "clean":
+        from scripts import clean
+
         return clean.run(settings, console, caches=parsed.caches, confirmed=parsed.yes)
     elif parsed.command == "doctor":
+        from scripts.doctor import command as doctor
+
         return doctor.run(settings, console, json_output=parsed.json)
     elif parsed.command == "preflight":
         if parsed.preset:
@@ -127,6 +131,8 @@ def command(parsed: argparse.Namespace, console: Console) -> int:
         in_containers = stack.plan(settings)[1].name == "compose"
         return preflight.run(settings, console, place=place, in_containers=in_containers, json_output=parsed.json)
     elif parsed.command == "profile":
+        from scripts.profile import command as profile
+
         return profile.run(console, existing=parsed.run, compare=parsed.compare, options=parsed.options)
     elif parsed.command == "run":
         stack.run(settings, console, parsed.options)

@@ -15,13 +15,13 @@ import sys
 import uuid
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from python_on_whales import DockerException
 from rich.console import Console
 
 from pipeline import settings as job_settings
-from scripts import api_key, compile_cache, docker_gpu, docker_host, images, job_container, whole_file
+from scripts import api_key, compile_cache, docker_gpu, docker_host, images, whole_file
 from scripts.compile_cache import Kept
 from scripts.compose_files import VLLM_CACHE, ComposeFiles, hand_over
 from scripts.compose_project import left_over, other_checkout, volumes
@@ -31,6 +31,9 @@ from scripts.preflight import full
 from scripts.preflight.full import Place
 from scripts.services import Service, Stack
 from scripts.settings import StackError, StackSettings, user_variables
+
+if TYPE_CHECKING:  # it loads Daft, as long as most commands take: those that run a job import it themselves
+    from scripts import job_container
 
 # The volumes of vLLM's caches and of the hub's models, and where vLLM's container has the latter.
 CACHE_VOLUME, HUB_VOLUME = "vllm-cache", "hub-cache"
@@ -346,6 +349,8 @@ class ComposeEngine:
 
     def tell_job(self, stack: Stack, settings: job_settings.Settings, options: list[str]) -> job_container.Told:
         """Make what Compose is told of the job; what it raises is said in `check_job`."""
+        from scripts import job_container
+
         variables = user_variables(job_settings.PREFIX)
         if revision := stack.job_variables.get("SPOTTER_MODEL_REVISION"):
             variables["SPOTTER_MODEL_REVISION"] = revision
@@ -360,6 +365,8 @@ class ComposeEngine:
             StackError: its image cannot be built, or a service's address leads nowhere from a container.
             UsageError: the job's settings cannot be.
         """
+        from scripts import job_container
+
         self.ensure_images([images.IMAGES["pipeline"]])
         settings = job_settings.load(options)
         if stack.key_file:

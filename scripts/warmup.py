@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from scripts import first_request
 from scripts.engine import Engine
 from scripts.services import VLLM_STARTS, Service
 from scripts.settings import StackError
@@ -30,6 +29,17 @@ LOG_LINES = 400
 PLAIN_LINE_S = 15.0
 
 FirstRequest = Callable[[Service], None]
+
+
+def first_request(service: Service) -> None:
+    """Ask a service one real question of the job.
+
+    Raises:
+        StackError: it was refused, or answered in another form than the job's.
+    """
+    from scripts.first_request import ask  # not above: its client loads longer than most commands take
+
+    ask(service)
 
 
 def is_ready(service: Service) -> bool:
@@ -134,7 +144,7 @@ def wait(
     console: Console,
     *,
     state: Path | None = None,
-    ask: FirstRequest = first_request.ask,
+    ask: FirstRequest = first_request,
 ) -> None:
     """Return when all services have answered a real request, showing each one's phase and last log line.
 

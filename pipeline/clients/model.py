@@ -13,12 +13,10 @@ from typing import Any
 import jsonschema_rs
 import pyarrow as pa
 
+from pipeline.clients.completion import PICTURE, completion_request
 from pipeline.clients.http import HttpClient
 from pipeline.job import Job
 from pipeline.tables import answer_type, answer_value
-
-# Stands in a request for the picture's data URL, and nowhere else: job files are text.
-PICTURE = "\x00picture\x00"
 
 # What an answer cost, as a server tells it in `usage`, if it does.
 TOKENS = ("prompt_tokens", "completion_tokens")
@@ -59,22 +57,9 @@ class ModelClient:
         self.job = job
         self.validator = job.validator()
         self.columns = {name: answer_type(schema) for name, schema in job.properties.items()}
-        self.request: dict[str, Any] = {
-            "model": model,
-            "max_tokens": job.max_tokens,
-            "temperature": job.temperature,
-            "response_format": {
-                "type": "json_schema",
-                "json_schema": {"name": job.name or "answer", "schema": job.answer_schema, "strict": True},
-            },
-        }
-        # The picture stands before the text: the other order cost the whole gain from pictures in the friction log.
-        content = [
-            {"type": "image_url", "image_url": {"url": PICTURE}},
-            {"type": "text", "text": job.question},
-        ]
+        self.request = completion_request(job, model)
         # All requests are the same but for the picture; writing each as JSON took a tenth of the CPU.
-        body = json.dumps(self.request | {"messages": [{"role": "user", "content": content}]}).encode()
+        body = json.dumps(self.request).encode()
         self.around_picture = body.split(json.dumps(PICTURE)[1:-1].encode())
 
     def __reduce__(self) -> tuple[type[ModelClient], tuple[HttpClient, str, Job]]:

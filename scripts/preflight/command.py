@@ -13,8 +13,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.clients.http import HttpClient, Limits
-from pipeline.clients.model import ModelClient
+from pipeline.clients.completion import completion_request
 from pipeline.errors import UsageError
 from pipeline.job import Job
 from pipeline.job import load as load_job
@@ -40,14 +39,13 @@ class Report:
 
 def asked_of(job: Job, model: str | None = None) -> static.Asked:
     """What a job's requests ask of a server; `model` is the name that its client uses, None: whichever is served."""
-    client = ModelClient(HttpClient("http://localhost", Limits(concurrency=1)), "", job)  # no request is made
     return static.Asked(
         job.name,
         job.question,
         job.answer_schema,
         job.max_tokens,
         job.crop.max_side,
-        (*client.request, "messages"),
+        tuple(completion_request(job, "")),
         model,
     )
 
