@@ -281,10 +281,9 @@ class ComposeEngine:
 
     def stop(self, name: str, grace_s: float) -> bool:
         """Stop and remove a service's container; its log is kept in a file. Whether there was one."""
-        try:
-            return self.containers.remove(name, grace_s, self.log(name))
-        finally:
-            (self.state / f"{name}.json").unlink(missing_ok=True)
+        there = self.containers.remove(name, grace_s, self.log(name))
+        (self.state / f"{name}.json").unlink(missing_ok=True)
+        return there
 
     def tear_down(self) -> None:
         """Remove what is left beside the services: jobs that were cut off, networks. The caches' volumes stay.

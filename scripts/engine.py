@@ -88,7 +88,10 @@ class Engine(Protocol):
         ...
 
     def stop(self, name: str, grace_s: float) -> bool:
-        """Stop a service, which may take `grace_s` seconds to finish its requests; whether there was one to stop."""
+        """Stop a service, which may take `grace_s` seconds to finish its requests; whether there was one to stop.
+
+        Called for several services at once, each from a thread of its own.
+        """
         ...
 
     def tear_down(self) -> None:

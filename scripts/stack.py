@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from threading import Thread
 from typing import NoReturn
 
 from pydantic import SecretStr
@@ -142,13 +143,37 @@ def up(settings: StackSettings, console: Console, job: list[str] | None = None) 
 def take_back(engine: Engine, begun: list[Service], stack: Stack, console: Console) -> None:
     """Stop what a failed start began; what keeps that from going well is shown, and the failure's own cause stays."""
     try:
-        for service in begun:
-            engine.stop(service.name, grace_s=5.0)
+        stop(engine, dict.fromkeys((service.name for service in begun), 5.0))
         if not any(engine.is_running(service.name) for service in stack.services):
             engine.tear_down()
     except (StackError, DockerException, OSError) as error:
         told = docker_said(error) if isinstance(error, DockerException) else str(error)
         console.print(f"not all of it could be taken down: {told}", highlight=False, markup=False, soft_wrap=True)
+
+
+def stop(engine: Engine, grace_s: Mapping[str, float]) -> list[str]:
+    """Stop services, side by side: each takes some seconds. `grace_s` is by their names; returns those there were.
+
+    All have been stopped, or have failed to, before an error is raised. Ctrl-C does not wait for them.
+    """
+    there: dict[str, bool] = {}
+    failures: list[Exception] = []
+
+    def stop_one(name: str, seconds: float) -> None:
+        try:
+            there[name] = engine.stop(name, seconds)
+        except Exception as error:
+            failures.append(error)
+
+    # Plain threads: a pool of multiprocessing needs room in /dev/shm, and one of concurrent.futures would hold Ctrl-C.
+    threads = [Thread(target=stop_one, args=each, daemon=True) for each in grace_s.items()]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+    return [name for name in grace_s if there[name]]
 
 
 def obtain(settings: StackSettings, engine: Engine, stack: Stack, services: list[Service], console: Console) -> None:
@@ -245,7 +270,7 @@ def down(settings: StackSettings, console: Console) -> None:
     with one_at_a_time(settings):
         stopped = []
         for engine in engines_in_use(settings, leftovers=True):
-            stopped += [name for name, grace_s in STOP_GRACE_S.items() if engine.stop(name, grace_s)]
+            stopped += stop(engine, STOP_GRACE_S)
             engine.tear_down()
     console.print(f"stopped {', '.join(stopped)}" if stopped else "nothing was running", highlight=False)
     project = project_name(settings.state)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import threading
 from pathlib import Path
 from typing import cast
 
@@ -189,6 +190,23 @@ def test_a_failed_clean_up_hides_no_cause(error: Exception, told: str) -> None:
     made = make_stack(StackSettings(), "cpu", "cpu", {})
     stack.take_back(cast(Engine, Failing(error)), list(made.services), made, Console(file=said))
     assert said.getvalue() == f"not all of it could be taken down: {told}\n"
+
+
+def test_services_are_stopped_side_by_side_and_all_of_them() -> None:
+    both_stop = threading.Barrier(2, timeout=10)
+    stopped = []
+
+    class Stopping:
+        def stop(self, name: str, grace_s: float) -> bool:
+            both_stop.wait()
+            if name == "vllm":
+                raise StackError("vllm cannot be stopped")
+            stopped.append((name, grace_s))
+            return True
+
+    with pytest.raises(StackError, match="vllm cannot"):
+        stack.stop(cast(Engine, Stopping()), {"vllm": 1.0, "detector": 2.0})
+    assert stopped == [("detector", 2.0)]
 
 
 def test_what_docker_refuses_is_told_in_one_line(
