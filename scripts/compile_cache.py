@@ -19,6 +19,7 @@ from pathlib import Path, PurePath
 
 from scripts.environments import LOCKS
 from scripts.preflight.options import Options
+from scripts.preflight.tables import MODEL_INFOS
 
 # Options that change which kernels are built; all others change what is done with them.
 OPTIONS = (
@@ -93,6 +94,22 @@ def variables(folder: PurePath) -> dict[str, str]:
 def without(environment: Mapping[str, str]) -> dict[str, str]:
     """Variables without those that are set here: a place of the operator's own would escape its key."""
     return {name: value for name, value in environment.items() if name not in PLACES}
+
+
+def seed(root: Path) -> None:
+    """Put what vLLM knows of the presets' models into its cache, VLLM_CACHE_ROOT.
+
+    It finds that out by itself, importing itself once more: 8 s of a first start, 20 s on a busy host. What does not
+    fit its own source it passes over. In a container images/serve_vllm.sh does the same.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    folder = root / "modelinfos"
+    folder.mkdir(parents=True, exist_ok=True)
+    for known in MODEL_INFOS.iterdir():
+        if not (folder / known.name).exists():
+            shutil.copy(known, folder)
 
 
 def size(folder: Path) -> int:

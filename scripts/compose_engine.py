@@ -40,6 +40,8 @@ CACHE_VOLUME, HUB_VOLUME = "vllm-cache", "hub-cache"
 HUB_CACHE = PurePosixPath("/cache/hub")
 # And where it has the preset, and for a check vLLM's own code to run.
 PRESET, CHECKER = PurePosixPath("/spotter/preset.yaml"), PurePosixPath("/spotter/in_vllm.py")
+# Where the image has what vLLM knows of the presets' models.
+MODEL_INFOS = PurePosixPath("/spotter/modelinfos")
 # What the hub's client needs to know to reach the hub from a container.
 WAY_OUT = ("HF_ENDPOINT", "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY")
 
@@ -210,7 +212,7 @@ class ComposeEngine:
         self.files.copy_mounted()
         for file, target in ((self.files.preset, PRESET), (full.CHECKER, CHECKER)):
             told += ["--volume", f"{self.files.mounted(file)}:{target}:ro"]
-        return Place((*told, image.tag, "-P", str(CHECKER)), str(PRESET))
+        return Place((*told, image.tag, "-P", str(CHECKER)), str(PRESET), model_infos=str(MODEL_INFOS))
 
     def fetch_command(self, service: Service, arguments: list[str]) -> list[str]:
         """How to run scripts/hub_download.py: in a container that has a way out, and the volume of models to write.

@@ -66,7 +66,7 @@ class Image:
 
 
 _DETECTOR = ("services/__init__.py", "services/detector", "samples/models/tiny-detector", "images/health.py")
-_VLLM = ("images/health.py", "images/with_key.sh")
+_VLLM = ("images/health.py", "images/with_key.sh", "images/serve_vllm.sh", "services/vllm/tables/modelinfos")
 
 IMAGES = {
     image.name: image

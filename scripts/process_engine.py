@@ -160,6 +160,9 @@ class ProcessEngine:
         refuse_taken_port(service)
         self.processes.mkdir(parents=True, exist_ok=True)
         self.logs.mkdir(parents=True, exist_ok=True)
+        if root := dict(service.variables).get("VLLM_CACHE_ROOT"):
+            with contextlib.suppress(OSError):  # it is vLLM's to complain of its cache
+                compile_cache.seed(Path(root).expanduser())
         log = self.log(service.name)
         if log.exists():
             log.replace(log.with_suffix(".log.1"))

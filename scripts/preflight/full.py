@@ -13,6 +13,7 @@ from scripts.findings import Finding
 from scripts.preflight.answers import Endless
 from scripts.preflight.longest_text import longest_text
 from scripts.preflight.static import Asked, Server
+from scripts.preflight.tables import MODEL_INFOS
 
 CHECKER = Path(__file__).with_name("in_vllm.py")
 
@@ -45,6 +46,8 @@ class Place:
     """The preset's path there; None: the same as here."""
     why_not: str = ""
     """Why it cannot run."""
+    model_infos: str = str(MODEL_INFOS)
+    """The folder there of what vLLM knows of the presets' models."""
 
 
 def in_environment(python: Path) -> Place:
@@ -69,6 +72,7 @@ def check(server: Server, asked: Asked, root: Path, place: Place) -> list[Findin
         "max_tokens": asked.max_tokens,
         "max_side": asked.max_side,
         "longest_answer": longest,
+        "model_infos": place.model_infos,
     }
     variables = {**os.environ, **server.environment, "VLLM_LOGGING_LEVEL": "ERROR"}
     try:

@@ -13,6 +13,8 @@ from scripts.findings import Finding
 
 FOLDER = ROOT / "services" / "vllm" / "tables"
 DUMP = "services/vllm/tables/dump.py"
+# What vLLM finds out about the classes of the presets' models, in files as its cache has them.
+MODEL_INFOS = FOLDER / "modelinfos"
 
 
 @functools.cache

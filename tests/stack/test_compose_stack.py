@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
@@ -27,6 +28,7 @@ from scripts import api_key, environments, fetch, images, warmup
 from scripts.compose_engine import PORTS, ComposeEngine
 from scripts.compose_project import left_over, volumes
 from scripts.containers import STATE_AGE_S
+from scripts.preflight.tables import MODEL_INFOS
 from scripts.services import Service, make_stack
 from scripts.settings import StackError, StackSettings
 from tests.configurations import TINY_VLM
@@ -93,6 +95,15 @@ def test_both_services_become_healthy(containers: RunningStack) -> None:
             assert time.monotonic() < deadline, inspect(containers, service)["State"]["Health"]
             time.sleep(1)
     docker("exec", f"{project(containers)}-vllm-1", "test", "-e", "/tmp/answered")
+
+
+def test_vllm_is_told_what_it_would_find_out_about_models(containers: RunningStack, stack: RunningStack) -> None:
+    """Also of the production model, which nobody here has asked it about."""
+    names = {path.name for path in MODEL_INFOS.iterdir()}
+    shown = docker("exec", f"{project(containers)}-vllm-1", "sh", "-c", 'ls "$VLLM_CACHE_ROOT/modelinfos"')
+    assert set(shown.split()) >= names
+    folder = Path(psutil.Process(stack.pids()["vllm"]).environ()["VLLM_CACHE_ROOT"]) / "modelinfos"
+    assert {path.name for path in folder.iterdir()} >= names
 
 
 def test_both_engines_write_the_same_run(containers: RunningStack, stack: RunningStack, tmp_path: Path) -> None:

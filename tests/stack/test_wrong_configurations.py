@@ -22,6 +22,7 @@ from scripts import warmup
 from scripts.environments import ROOT
 from scripts.findings import Finding
 from scripts.preflight import full
+from scripts.preflight.tables import MODEL_INFOS
 from scripts.process_engine import ProcessEngine
 from scripts.services import VLLM_PRESETS, Service, vllm
 from scripts.settings import StackError, StackSettings
@@ -58,13 +59,21 @@ def full_check(configuration: Configuration, python: Path, record_property: Call
 
 
 def test_the_right_configuration_passes_vllms_own_code(
-    configuration: Configuration, vllm_python: Path, record_property: Callable[[str, object], None]
+    configuration: Configuration,
+    vllm_python: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    record_property: Callable[[str, object], None],
 ) -> None:
+    """Also with an empty cache: vLLM takes what it is told of the model, or it would have written that anew."""
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "cache"))
     assert list(configuration.check().findings) == []
     finding = full_check(configuration, vllm_python, record_property)
     assert finding.severity == "ok", finding
     assert re.search(r"Idefics3\w+: \d+ prompt tokens, \d+ of them for the picture; longest answer", finding.found)
     assert "grammar xgrammar" in finding.found
+    taken = {path.name: path.read_text() for path in (tmp_path / "cache" / "modelinfos").iterdir()}
+    assert taken == {path.name: path.read_text() for path in MODEL_INFOS.iterdir()}  # with the newline, which it omits
 
 
 def unsupported_schema(c: Configuration) -> None:
@@ -110,7 +119,7 @@ def engine(tmp_path: Path) -> Iterator[ProcessEngine]:
     """A process engine of its own; what it started is stopped."""
     made = ProcessEngine(tmp_path / "state")
     yield made
-    made.stop("vllm", grace_s=10)
+    made.stop("vllm", grace_s=1)  # it answers nobody
 
 
 def server(configuration: Configuration, cache_dir: Path) -> Service:

@@ -13,6 +13,7 @@ from scripts import clean, compile_cache, services
 from scripts.doctor import compile_caches
 from scripts.doctor.context import Context
 from scripts.preflight.options import Options
+from scripts.preflight.tables import MODEL_INFOS
 from scripts.services import VLLM_PRESETS
 from scripts.settings import StackSettings
 
@@ -98,6 +99,18 @@ def test_old_keys_are_listed_and_go_and_nothing_else(tmp_path: Path) -> None:
     clean.prune_compile_caches(settings, Console(file=shown, width=200))
     assert {path.name for path in root.iterdir()} == {current, "of-somebody-else"}
     assert f"removed compile cache {old}" in shown.getvalue()
+
+
+def test_a_cache_begins_with_what_vllm_knows_of_the_presets_models(tmp_path: Path) -> None:
+    compile_cache.seed(tmp_path / "key" / "vllm")
+    (tmp_path / "key" / "vllm" / "modelinfos" / "other.json").write_text("of another model")
+    compile_cache.seed(tmp_path / "key" / "vllm")
+    files = {path.name: path.read_text() for path in (tmp_path / "key" / "vllm" / "modelinfos").iterdir()}
+    assert files.pop("other.json") == "of another model"
+    assert files == {path.name: path.read_text() for path in MODEL_INFOS.iterdir()}
+    assert {name.split("-")[-1] for name in files} == {
+        "Gemma3nForConditionalGeneration.json", "Idefics3ForConditionalGeneration.json"
+    }  # fmt: skip
 
 
 def test_a_fast_start_puts_its_options_over_the_preset(tmp_path: Path) -> None:

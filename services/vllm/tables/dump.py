@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Write down what this vLLM knows: its options, architectures and request fields, as tables for the preflight.
 
-The preflight reads them without vLLM, which takes a quarter of a minute to import. Run it in vLLM's environment
-whenever the version changes; tests/contract/test_preflight_tables.py fails until the tables are those of the version.
+The preflight reads them without vLLM, which takes a quarter of a minute to import. Beside them stands what vLLM finds
+out about the classes of the presets' models before it starts, as it keeps that in its cache. Run it in vLLM's
+environment whenever the version changes; tests/contract/test_preflight_tables.py fails until all is of the version.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import ast
 import dataclasses
 import importlib.util
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +30,9 @@ from vllm.transformers_utils.config import _CONFIG_REGISTRY
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 HERE = Path(__file__).resolve().parent
+
+# Of the presets' models. For each vLLM imports itself once more, in a process of its own, where its cache does not say.
+INSPECTED = ("Gemma3nForConditionalGeneration", "Idefics3ForConditionalGeneration")
 
 # What a value's kind is told by: the first kind whose samples vLLM's converter takes and refuses as listed. Asking the
 # converter holds for its closures, which show no type.
@@ -125,6 +130,19 @@ def architectures() -> dict[str, Any]:
     }
 
 
+def model_infos() -> dict[str, dict[str, Any]]:
+    """What vLLM keeps of the classes in INSPECTED, by the names of its files; it holds each against its own source."""
+    found = {}
+    for name in INSPECTED:
+        model = registry.ModelRegistry.models[name]
+        loaded = model.load_model_cls()
+        found[model._get_cache_filename()] = {
+            "hash": model._get_modelinfo_module_hash(Path(inspect.getfile(loaded))),
+            "modelinfo": dataclasses.asdict(registry._ModelInfo.from_model_cls(loaded)),
+        }
+    return found
+
+
 def tables() -> dict[str, dict[str, Any]]:
     """All tables by the name of their file."""
     version = {"version": __version__.partition("+")[0]}
@@ -142,6 +160,12 @@ def main() -> int:
     arguments = parser.parse_args()
     for name, table in tables().items():
         (arguments.output / name).write_text(json.dumps(table, indent=1) + "\n")
+    folder = arguments.output / "modelinfos"
+    folder.mkdir(exist_ok=True)
+    for old in folder.iterdir():  # another version may give its files other names
+        old.unlink()
+    for name, info in model_infos().items():
+        (folder / name).write_text(json.dumps(info, indent=2) + "\n")
     return 0
 
 
