@@ -6,7 +6,9 @@ started, and with what settings, is known again by the container's id and a fing
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import os
 import re
@@ -175,9 +177,9 @@ class ComposeEngine:
         volume = f"{self.project}_{CACHE_VOLUME}"
         if volume not in volumes(self.project):
             return None
-        mount = f"type=volume,source={volume},target={VLLM_CACHE}"
+        cache = f"type=volume,source={volume},target={VLLM_CACHE}"
         shell = ("--entrypoint=/bin/sh", self.image("vllm").tag, "-c", f"cd {VLLM_CACHE} && {script}")
-        return images.docker("run", "--rm", "--network=none", "--mount", mount, *shell)
+        return images.docker("run", "--rm", "--network=none", "--mount", cache, *shell)
 
     def compile_caches(self) -> list[Kept]:
         """What is kept of compiled kernels, by key."""
@@ -211,7 +213,7 @@ class ComposeEngine:
             told += ["--volume", f"{kept}:{target}:{mode}"] if kept in there else []
         self.files.copy_mounted()
         for file, target in ((self.files.preset, PRESET), (full.CHECKER, CHECKER)):
-            told += ["--volume", f"{self.files.mounted(file)}:{target}:ro"]
+            told += ["--mount", mount(self.files.mounted(file), target)]
         return Place((*told, image.tag, "-P", str(CHECKER)), str(PRESET), model_infos=str(MODEL_INFOS))
 
     def fetch_command(self, service: Service, arguments: list[str]) -> list[str]:
@@ -387,6 +389,13 @@ class ComposeEngine:
         finally:
             overlay.unlink()
         sys.exit(code)
+
+
+def mount(here: Path, there: PurePosixPath) -> str:
+    """A file of this host in a container, to be read, as `docker run --mount` has it: a line of CSV."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(["type=bind", f"source={here}", f"target={there}", "readonly"])
+    return line.getvalue()
 
 
 def cannot_start(service: Service, said: str) -> StackError:
