@@ -14,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -360,6 +361,40 @@ def test_ctrl_c_ends_the_job_in_its_container(containers: RunningStack, tmp_path
     assert job.returncode in (0, 130), output
     assert "spotter-job-" not in docker("ps", "--all", "--format", "{{.Names}}")
     assert json.loads((tmp_path / "run" / "run.json").read_text())["counts"]["images"]["total"] == 26
+    assert set(ids(containers)) == {"detector", "vllm"}
+
+
+def test_ctrl_c_in_a_terminal_ends_the_job_in_its_container(containers: RunningStack, tmp_path: Path) -> None:
+    """There the container has the terminal: it draws the progress, and the key's byte goes through to it."""
+    ours, theirs = os.openpty()
+    # The terminal is the job's own: what is typed there reaches its processes and no others.
+    command = ["setsid", "--ctty", "--wait", str(environments.python("operator")), "-m", "scripts", "run"]
+    job = subprocess.Popen(
+        [*command, "--output", str(tmp_path), "--run-name", "run"],
+        cwd=ROOT,
+        env={**os.environ, **containers.variables, "TERM": "xterm", "SPOTTER_MODEL_CONCURRENCY": "1"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    shown, typed = b"", False
+    with suppress(OSError):  # a terminal that nobody has any more
+        while said := os.read(ours, 4096):
+            shown += said
+            if not typed and any((tmp_path / "run" / "crops").glob("*")):  # the job is at work
+                os.write(ours, b"\x03")
+                typed = True
+    os.close(ours)
+    text = shown.decode()
+    assert typed, text
+    assert job.wait(timeout=60) == 130, text
+    assert "\x1b[" in text  # drawn, not printed
+    assert "the same command again does the rest" in text
+    assert "spotter-job-" not in docker("ps", "--all", "--format", "{{.Names}}")
+    counts = json.loads((tmp_path / "run" / "run.json").read_text())["counts"]["images"]
+    assert counts["total"] == 26
+    assert counts["not_reached"] > 0
     assert set(ids(containers)) == {"detector", "vllm"}
 
 
