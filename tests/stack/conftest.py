@@ -77,8 +77,8 @@ def up_and_down(engine: str, state: Path) -> Iterator[RunningStack]:
     assert down.returncode == 0, down.stdout + down.stderr
 
 
-# Both go when the last test of this folder has ended, and not when all have: taking them down takes 20 s, in which the
-# other test process can work on.
+# Both go when the last test of this folder has ended, and not when all have: it takes a while, in which the other test
+# processes work on.
 @pytest.fixture(scope="package")
 def stack(cache_dir: Path) -> Iterator[RunningStack]:
     """The stack as processes."""

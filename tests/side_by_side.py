@@ -1,4 +1,4 @@
-"""Which tests stay together where two run at once (`pytest -n 2`), as a plugin of the test run.
+"""Which tests stay together where several run at once (`pytest -n 3`), as a plugin of the test run.
 
 The stack, in containers and as processes, is one group: it is started once, and no test meets another's requests or
 faults. Each other file is a group, so that what its tests share is made once.
@@ -28,15 +28,19 @@ def group(nodeid: str) -> str:
 
 
 # What starts real services computes all the time; most of the slow unit tests wait for a simulated one half of theirs.
-# So one of each kind at a time, as far as an order can bring that about: beside the stack, which takes the longest of
-# all, tests that wait; then the others by turns.
+# Three at once keep two cores busy if some of each kind run at any time, as far as an order can bring that about:
+# beside the stack, which takes the longest of all, one that computes and one that waits.
 ORDER = (
     "stack",
-    *(f"tests/unit/test_{name}.py" for name in ("faults", "resume", "fetch", "inputs", "held", "bench")),
+    "tests/stack/test_detector_service.py",
+    *(f"tests/unit/test_{name}.py" for name in ("faults", "resume", "fetch", "inputs")),
     "tests/stack/test_wrong_configurations.py",
-    *(f"tests/unit/test_{name}.py" for name in ("profiled_run", "ladder", "sweep", "corpus")),
+    *(f"tests/unit/test_{name}.py" for name in ("held", "bench", "profiled_run")),
     "tests/stack/test_gemma3n.py",
-    *(f"tests/{room}/" for room in ("unit", "stack", "contract", "browser")),
+    *(f"tests/unit/test_{name}.py" for name in ("sweep", "ladder")),
+    "tests/stack/test_offline.py",
+    "tests/unit/test_corpus.py",
+    *(f"tests/{room}/" for room in ("contract", "browser", "stack", "unit")),  # last many small ones, which fill up
 )
 
 
