@@ -412,6 +412,7 @@ def test_the_port_opens_when_the_model_is_ready_and_ctrl_c_leaves_nothing(launch
     service = launch_detector()
     deadline = time.monotonic() + START_S
     while not is_open(service.port):
+        time.sleep(0.02)
         assert service.process.poll() is None, service.log
         assert time.monotonic() < deadline, service.log
     assert ask(service.url, request(scene_bytes(13))).boxes

@@ -97,15 +97,19 @@ def test_no_picture_is_without_a_dog() -> None:
 
 @pytest.mark.timeout(180)
 def test_the_last_rung_is_8_times_as_fast_as_the_first_and_near_the_critical_path() -> None:
-    """At the blog's times. The first rung takes all of `one_by_one_s`, having one request in the world (above). A busy
-    host can only add to what the last takes, so the best of three counts."""
-    of = blog_shape.shape()
+    """At the blog's times. The first rung takes all of `one_by_one_s`, having one request in the world (above).
+
+    What the last takes beside the critical path is its own: as much as with servers that take no time. That is 0.3 s on
+    a quiet host, 1.06 of the path, and what it is now is measured now. A busy host changes it from one run to the next,
+    so the best of three counts.
+    """
+    of, instant = blog_shape.shape(), blog_shape.shape(scale=0.001)
     for _ in range(3):
-        (last,) = ladder.on_blog_shape(["step5_spotter"], of, SILENT)
-        if last.seconds <= 1.15 * of.critical_path_s:
+        own, last = (ladder.on_blog_shape(["step5_spotter"], each, SILENT)[0].seconds for each in (instant, of))
+        if last <= 1.05 * of.critical_path_s + own:
             break
-    assert of.critical_path_s <= last.seconds <= 1.15 * of.critical_path_s
-    assert of.one_by_one_s / last.seconds >= 8
+    assert of.critical_path_s <= last <= 1.05 * of.critical_path_s + own
+    assert of.one_by_one_s / last >= 8
 
 
 @pytest.mark.parametrize(
