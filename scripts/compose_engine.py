@@ -79,7 +79,7 @@ def why_not(device: str, *, offline: bool = False) -> str | None:
     try:
         docker_host.client_config()
     except StackError as error:
-        return str(error).split(":")[0]
+        return str(error).partition(": ")[0]
     if device == "cuda" and docker_gpu.driver() is None:
         return "Docker has no NVIDIA runtime, and no description of a GPU (install nvidia-container-toolkit)"
     if all(images.has(images.IMAGES[name].tag) for name in images.OF_DEVICE[device]):

@@ -6,12 +6,13 @@ import os
 from pathlib import Path
 
 from scripts.compose_project import project_name
-from scripts.doctor.context import Context, ask
+from scripts.doctor.context import Context
 from scripts.doctor.disk import existing, room
 from scripts.environments import ROOT
 from scripts.findings import Finding, errors
 from scripts.images import IMAGES, OF_DEVICE
 from scripts.preflight.model_files import hub_cache, is_hub_name, is_offline
+from scripts.programs import ask
 from scripts.services import cache_root
 from scripts.settings import StackError
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,11 +15,9 @@ from scripts.images import IMAGES, OF_DEVICE
 from scripts.preflight.model_files import locate_in_cache
 from scripts.preflight.options import Options, read_options
 from scripts.process_engine import ProcessEngine
+from scripts.programs import ask
 from scripts.services import STOP_GRACE_S, preset_file, read_variables, start_arguments
 from scripts.settings import StackError, StackSettings, user_variables
-
-# A program that does not answer in this time hangs: nvidia-smi on a broken driver, docker on a busy engine.
-ANSWER_S = 20.0
 
 # Says `there` in a container that has the volume of models, where it holds one (owner--name) at a revision.
 LOOK = """
@@ -124,37 +121,3 @@ class Context:
         wanted = (name.replace("/", "--"), revision or "main")
         said, _ = ask("docker", "run", "--rm", "--network=none", "--pull=never", "--mount", mount, *shell, *wanted)
         return said == "there"
-
-
-def ask(*command: str) -> tuple[str | None, str]:
-    """What a program prints; None and the reason where it cannot be asked."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S)
-    except FileNotFoundError:
-        return None, f"{command[0]} is not installed"
-    except OSError as error:
-        return None, f"{command[0]} cannot be started: {error.strerror}"
-    except subprocess.TimeoutExpired:
-        return None, f"{command[0]} gave no answer in {ANSWER_S:.0f} s"
-    if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines()
-        return None, said[-1] if said else f"{command[0]} ended with {done.returncode}"
-    return done.stdout.strip(), ""
-
-
-def version(text: str) -> tuple[int, ...]:
-    """The numbers of a version: `v2.24.1-desktop` is (2, 24, 1)."""
-    numbers = []
-    for part in text.strip().removeprefix("v").split("."):
-        digits = part[: next((place for place, char in enumerate(part) if not char.isdigit()), len(part))]
-        if not digits:
-            break
-        numbers.append(int(digits))
-        if digits != part:
-            break
-    return tuple(numbers)
-
-
-def dotted(numbers: tuple[int, ...]) -> str:
-    """A version for people."""
-    return ".".join(str(number) for number in numbers)

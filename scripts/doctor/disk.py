@@ -8,10 +8,11 @@ from pathlib import Path
 
 from scripts import environments
 from scripts.doctor import floors
-from scripts.doctor.context import Context, ask
+from scripts.doctor.context import Context
 from scripts.findings import Finding
 from scripts.images import IMAGES, OF_DEVICE
 from scripts.preflight.model_files import hub_cache
+from scripts.programs import ask
 
 
 def existing(path: Path) -> Path:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from scripts.doctor import floors
-from scripts.doctor.context import Context, ask, dotted, version
+from scripts.doctor.context import Context
 from scripts.findings import Finding
 from scripts.preflight.memory import DEFAULT_SHARE
+from scripts.programs import ask, dotted, version
 
 QUERY = "name,driver_version,compute_cap,memory.total,memory.free"
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from scripts import docker_gpu
-from scripts.doctor.context import Context, ask
+from scripts.doctor.context import Context
 from scripts.findings import Finding
 from scripts.images import IMAGES
+from scripts.programs import ask
 
 REMEDY = "install nvidia-container-toolkit, run `nvidia-ctk runtime configure`, restart Docker"
 

@@ -97,7 +97,7 @@ def smi(driver: str = "580.65.06", capability: str = "8.9", total: int = 23034, 
 
 DOCKER = """
 case "$*" in
-  "info --format {{.ServerVersion}}") echo %s;;
+  "info --format {{.ServerVersion}}"*) echo %s;;
   "info --format {{json .Runtimes}}") echo '%s';;
   "compose version --short") echo %s;;
   "image inspect"*) echo sha256:0;;
@@ -122,6 +122,15 @@ def test_versions_of_docker(programs: Programs, host: Hosts) -> None:
 def test_no_docker_is_an_error_only_where_it_is_asked_for(programs: Programs, host: Hosts) -> None:
     assert one(docker.check(host()), "ok").found.startswith("none: the services run as processes")
     assert "STACK_ENGINE=process" in one(docker.check(host(engine="compose")), "error").remedy
+
+
+def test_an_engine_that_does_not_answer_is_none_whatever_docker_ends_with(programs: Programs, host: Hosts) -> None:
+    """As of docker's client 23 to 28.0."""
+    programs(docker="echo ' /  null'; echo 'permission denied while trying to connect to the Docker daemon' >&2")
+    assert "permission denied" in one(docker.check(host()), "ok").found
+    assert "join the group docker" in one(docker.check(host(engine="compose")), "error").remedy
+    programs(docker="echo ' /  null'")
+    assert one(docker.check(host()), "ok").found == "none: the services run as processes (no engine answers)"
 
 
 def test_docker_without_compose(programs: Programs, host: Hosts) -> None:

@@ -40,6 +40,39 @@ def test_without_docker_processes_and_why(docker: Path, tmp_path: Path) -> None:
     assert "no Docker engine answers" in why
 
 
+@pytest.mark.parametrize(
+    ("complaint", "why"),
+    [
+        ("", "no Docker engine answers (`docker info`)"),
+        ("permission denied", "this user may not use the Docker engine"),
+    ],
+)
+def test_a_docker_without_an_engine_that_ends_with_0_is_none(
+    docker: Path, tmp_path: Path, complaint: str, why: str
+) -> None:
+    """As of docker's client 23 to 28.0: a template is filled in with nothing."""
+    write(docker, f"""case "$1" in info) echo ' /  null'; echo '{complaint}' >&2;; *) echo 28;; esac""")
+    engine, reason = stack.choose_engine(StackSettings(state=tmp_path), "cpu", "cpu")
+    assert engine.name == "process"
+    assert reason.startswith(why)
+
+
+def test_an_old_compose_is_told_before_it_fails(docker: Path, tmp_path: Path) -> None:
+    write(docker, """case "$*" in *"compose version"*) echo v2.17.3;; *) echo 28;; esac""")
+    with pytest.raises(StackError, match=r"Compose is v2.17.3, and the compose files need 2.20 or later: update"):
+        stack.choose_engine(StackSettings(state=tmp_path, engine="compose"), "cpu", "cpu")
+
+
+def test_a_docker_on_another_host_is_not_taken(docker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its variable, and by the context in use."""
+    write(docker, """case "$1" in context) echo tcp://gpu-7:2376;; *) echo 28;; esac""")
+    assert stack.choose_engine(StackSettings(state=tmp_path), "cpu", "cpu")[1].startswith("this Docker is on gpu-7")
+    for cached in CACHED:
+        cached.cache_clear()
+    monkeypatch.setenv("DOCKER_HOST", "unix:///run/docker.sock")
+    assert stack.choose_engine(StackSettings(state=tmp_path), "cpu", "cpu")[0].name == "compose"
+
+
 def test_without_a_base_to_build_on_processes_and_why(docker: Path, tmp_path: Path) -> None:
     write(docker, 'case "$1" in info|compose) echo 28;; *) exit 1;; esac')
     engine, why = stack.choose_engine(StackSettings(state=tmp_path), "cpu", "cpu")
@@ -102,16 +135,21 @@ def test_a_gpu_that_docker_cannot_give_has_the_toolkits_remedy(tmp_path: Path, s
 
 @pytest.mark.parametrize(
     ("said", "named"),
-    [('Docker Desktop ["name=seccomp"]', "Docker Desktop"), ('Ubuntu 24.04 ["name=rootless"]', "a rootless Docker")],
+    [
+        ('Docker Desktop ["name=seccomp"]', "Docker Desktop keeps"),
+        ('Ubuntu 24.04 ["name=rootless"]', "a rootless Docker keeps"),
+        ('Ubuntu 24.04 ["name=userns"]', "this Docker's containers have other users"),
+        ('Fedora ["name=seccomp","name=selinux"]', "this Docker's SELinux keeps"),
+    ],
 )
-def test_where_the_host_does_not_reach_containers_processes_and_why(
+def test_where_containers_and_host_do_not_reach_each_other_processes_and_why(
     docker: Path, tmp_path: Path, said: str, named: str
 ) -> None:
     """A start would wait for an answer until its time is up."""
-    write(docker, f"""case "$*" in *OperatingSystem*) echo '{said}';; *) echo found;; esac""")
+    write(docker, f"""case "$*" in *OperatingSystem*) echo '28.2.2 / {said}';; *) echo found;; esac""")
     engine, why = stack.choose_engine(StackSettings(state=tmp_path), "cpu", "cpu")
     assert engine.name == "process"
-    assert why.startswith(f"{named} keeps containers in a ")
+    assert why.startswith(named)
     with pytest.raises(StackError, match=rf"^{named} .*: set STACK_ENGINE=process"):
         stack.choose_engine(StackSettings(state=tmp_path, engine="compose"), "cpu", "cpu")
 
