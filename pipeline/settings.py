@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from dotenv import dotenv_values
-from pydantic import AnyHttpUrl, ByteSize, Field, SecretStr, ValidationError
+from pydantic import AnyHttpUrl, ByteSize, Field, SecretStr, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
     CliApp,
@@ -26,6 +27,9 @@ from pipeline.places import is_object
 
 PREFIX = "SPOTTER_"
 ENV_FILE = Path(".env")
+
+# The type of the error for an address with a password in it.
+CREDENTIALS = "credentials"
 
 
 class EmptyIsDefault(EnvSettingsSource):
@@ -118,6 +122,14 @@ class Settings(BaseSettings):
         """The usual sources, but that an empty variable is one that is not set, also where `.env` sets it."""
         return (sources["init_settings"], EmptyIsDefault(settings_cls), sources["dotenv_settings"])
 
+    @field_validator("detector_url", "model_url", "s3_endpoint")
+    @classmethod
+    def refuse_credentials(cls, address: AnyHttpUrl | None) -> AnyHttpUrl | None:
+        """See that an address holds no secret: addresses are written into run.json, and shown."""
+        if address is not None and (address.username or address.password):
+            raise PydanticCustomError(CREDENTIALS, "it holds a user or a password, and run.json shows it")
+        return address
+
     @property
     def runs(self) -> Path:
         """The folder in which a run is made."""
@@ -166,6 +178,8 @@ def load(arguments: list[str]) -> Settings:
     """
     from_file = dotenv_values(ENV_FILE) if ENV_FILE.is_file() else {}
     refuse_unknown({**from_file, **os.environ})
+    if any(argument.partition("=")[0] == "--api-key" for argument in arguments):
+        raise UsageError(f"--api-key: any user of this host can read a command line: set {PREFIX}API_KEY instead")
     try:
         return CliApp.run(Settings, cli_args=arguments)
     except ValidationError as error:
@@ -178,5 +192,5 @@ def load(arguments: list[str]) -> Settings:
             where = f"{variable} in the environment"
         else:
             where = f"{variable} in {ENV_FILE}"
-        value = "(hidden)" if field == "api_key" else repr(first["input"])
+        value = "(hidden)" if field == "api_key" or first["type"] == CREDENTIALS else repr(first["input"])
         raise UsageError(f"{where}: {value} will not do: {first['msg']}") from error

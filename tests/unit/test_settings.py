@@ -51,6 +51,10 @@ def test_by_default_rows_without_an_answer_fail_before_the_run_counts_as_stalled
         ([], {}, "SPOTTER_ATTEMPTS=many", r"SPOTTER_ATTEMPTS in .env: 'many' will not do"),
         ([], {"SPOTTER_MODEL_CONCURENCY": "3"}, "", "did you mean SPOTTER_MODEL_CONCURRENCY"),
         ([], {}, "SPOTTER_JOBB=x", "did you mean SPOTTER_JOB"),
+        (["--api-key", "s3cret"], {}, "", r"^--api-key: any user .* can read a command line: set SPOTTER_API_KEY "),
+        (["--api-key=s3cret"], {}, "", r"^--api-key: any user .* set SPOTTER_API_KEY instead$"),
+        (["--model-url=https://me:s3cret@x/v1"], {}, "", r"^--model-url: \(hidden\) will not do: .* a password"),
+        ([], {"SPOTTER_S3_ENDPOINT": "https://s3cret@x"}, "", r"^SPOTTER_S3_ENDPOINT in .*: \(hidden\) will not do"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_place(
@@ -64,8 +68,9 @@ def test_a_wrong_value_is_named_with_its_place(
     (elsewhere / ".env").write_text(file)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, match=message) as refused:
         settings.load(arguments)
+    assert "s3cret" not in str(refused.value)
 
 
 def test_the_key_is_not_written_down(monkeypatch: pytest.MonkeyPatch) -> None:
