@@ -9,19 +9,19 @@ BENCH := .spotter/envs/bench/bin/python -m scripts.bench
 
 # Short names for the settings that people change most; the long ones work too, also in .env.
 ifdef IMAGES
-export SPOTTER_IMAGES := $(IMAGES)
+export SPOTTER_IMAGES := $(value IMAGES)
 endif
 ifdef OUTPUT
-export SPOTTER_OUTPUT := $(OUTPUT)
+export SPOTTER_OUTPUT := $(value OUTPUT)
 endif
 ifdef JOB
-export SPOTTER_JOB := $(JOB)
+export SPOTTER_JOB := $(value JOB)
 endif
 ifdef DEVICE
 export STACK_DEVICE := $(DEVICE)
 endif
 ifdef PRESET
-export STACK_PRESET := $(PRESET)
+export STACK_PRESET := $(value PRESET)
 endif
 ifdef START
 export STACK_START := $(START)
