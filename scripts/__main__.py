@@ -74,7 +74,7 @@ def main(arguments: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except StackError as error:
-        print(f"error: {error}", file=sys.stderr)
+        error.tell()
         return 1
     except DockerException as error:
         told = docker_said(error)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePath
 
+from scripts import whole_file
 from scripts.environments import LOCKS
 from scripts.preflight.options import Options
 from scripts.preflight.tables import MODEL_INFOS
@@ -105,11 +106,9 @@ def seed(root: Path) -> None:
     Raises:
         OSError: the folder cannot be written.
     """
-    folder = root / "modelinfos"
-    folder.mkdir(parents=True, exist_ok=True)
     for known in MODEL_INFOS.iterdir():
-        if not (folder / known.name).exists():
-            shutil.copy(known, folder)
+        if not (kept := root / "modelinfos" / known.name).exists():
+            whole_file.write(kept, known.read_bytes(), 0o644)
 
 
 def size(folder: Path) -> int:

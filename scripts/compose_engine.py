@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import sys
 import uuid
 from dataclasses import asdict, dataclass, replace
@@ -100,6 +101,7 @@ class ComposeEngine:
         self.project = self.files.project
         self.containers = Containers(self.project)
         self.state = settings.state / "containers"
+        self.jobs = self.state / "jobs"
         self.logs = settings.state / "logs"
 
     def image(self, name: str) -> images.Image:
@@ -198,7 +200,9 @@ class ComposeEngine:
         image = self.image("vllm")
         if not images.has(image.tag):
             return Place((), "", f"image {image.tag} is not built yet: `make build` makes it")
-        told = ["docker", "run", "--rm", "--interactive", "--network=none", "--read-only", "--tmpfs=/tmp"]
+        name = f"{self.project}-preflight-{uuid.uuid4().hex[:12]}"
+        told = ["docker", "run", "--rm", "--init", "--name", name]
+        told += ["--interactive", "--network=none", "--read-only", "--tmpfs=/tmp"]
         told += ["--cap-drop=ALL", "--security-opt=no-new-privileges:true", "--entrypoint=python3"]
         told += [docker_gpu.option(docker_gpu.driver() or "nvidia", self.settings.gpu)] if self.device == "cuda" else []
         there = volumes(self.project)
@@ -214,7 +218,8 @@ class ComposeEngine:
         self.files.copy_mounted()
         for file, target in ((self.files.preset, PRESET), (full.CHECKER, CHECKER)):
             told += ["--mount", mount(self.files.mounted(file), target)]
-        return Place((*told, image.tag, "-P", str(CHECKER)), str(PRESET), model_infos=str(MODEL_INFOS))
+        command, ending = (*told, image.tag, "-P", str(CHECKER)), ("docker", "rm", "--force", name)
+        return Place(command, str(PRESET), model_infos=str(MODEL_INFOS), ending=ending)
 
     def fetch_command(self, service: Service, arguments: list[str]) -> list[str]:
         """How to run scripts/hub_download.py: in a container that has a way out, and the volume of models to write.
@@ -301,6 +306,7 @@ class ComposeEngine:
         for identifier in networks:
             if images.docker("network", "rm", identifier) is None:
                 raise StackError(f"network {identifier} cannot be removed: `docker network inspect` shows who uses it")
+        shutil.rmtree(self.jobs, ignore_errors=True)
 
     def exit_code(self, name: str) -> int | None:
         """The exit code of a service's container when it last ended; also after a restart."""
@@ -380,14 +386,14 @@ class ComposeEngine:
         hand_over(key, self.files.key_file)
         told = self.tell_job(stack, settings, options)
         name = f"spotter-job-{uuid.uuid4().hex[:12]}"
-        overlay = self.state / f"{name}.json"  # its own: another job may run
+        overlay = self.jobs / f"{name}.json"  # its own: another job may run
         whole_file.write(overlay, json.dumps(told.overlay).encode(), 0o600)
         try:
             code = job_container.run(
                 self.files.command(also=(overlay,)), name, told.arguments, self.settings.pipeline_memory
             )
         finally:
-            overlay.unlink()
+            overlay.unlink(missing_ok=True)
         sys.exit(code)
 
 

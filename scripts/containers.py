@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from datetime import datetime
 from pathlib import Path
@@ -121,9 +122,13 @@ class Containers:
             if container is None:
                 return False
             container.stop(time=round(grace_s))
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            kept.write_text(log(container.id))
+            said = log(container.id)
             container.remove(force=True)
+            try:
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                kept.write_text(said)
+            except OSError as error:  # a full disk keeps nothing from being stopped
+                print(f"{name}: its log cannot be kept in {kept}: {error.strerror}", file=sys.stderr)
         except NoSuchContainer:  # another command was quicker
             return False
         finally:

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from scripts.environments import LOCKS, ROOT
 from scripts.settings import StackError
+from scripts.startup_causes import remedy_for
 
 DOCKERFILE = ROOT / "images" / "Dockerfile"
 SOURCES_LABEL = "spotter.sources"
@@ -228,9 +229,10 @@ def build(image: Image, logs: Path, console: Console) -> None:
             builder.wait()
     if builder.returncode:
         end = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+        without_registry = f"where no container registry can be reached: {way_without_registry(image)}"
         raise StackError(
-            f"image {image.name} cannot be built. The builder's last lines:\n{end}\nWhole log: {log}\nWhere no "
-            f"container registry can be reached: {way_without_registry(image)}"
+            f"image {image.name} cannot be built. The builder's last lines:\n{end}\nWhole log: {log}\n"
+            f"What helps: {remedy_for(end) or without_registry}"
         )
     console.print(f"image {image.name}: {size(image)}, {time.monotonic() - started:.0f} s", highlight=False)
 

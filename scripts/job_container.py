@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,11 +23,19 @@ from pipeline.places import is_object
 from pipeline.settings import Settings
 from pipeline.sources import has_entries, list_images
 from scripts import api_key, containers, store_access
-from scripts.job_user import User, make_folder, owner_of, refuse_unreachable, some
+from scripts.job_user import User, files, make_folder, owner_of, refuse_unreachable, some
 from scripts.settings import StackError
 
 # The exit code of what SIGKILL has ended.
 KILLED = 128 + signal.SIGKILL
+
+# Links that lead to links are followed so far: as far as Linux does.
+MOST_LINKS = 40
+# Folders that links lead to are mounted one by one; of more, as an annex has them, the one around them all is.
+MOST_FOLDERS = 16
+
+# So long may a job that was left behind take to write what it has, before it is killed.
+END_S = 60
 
 # What the container has itself, with its own content: mounted over, it could not run.
 SYSTEM = ("bin", "dev", "etc", "lib", "lib64", "proc", "run", "sbin", "sys", "tmp", "usr")
@@ -156,19 +164,36 @@ def uses_store(settings: Settings) -> bool:
 def image_folders(settings: Settings) -> set[Path]:
     """The folders that a container has to see for the job's images; those that a list names are looked up in it."""
     named = set() if is_object(settings.images) else {place_to_mount(settings.images)}
+    names: Iterable[str] = [] if is_object(settings.images) else files(settings.images)
     if has_entries(settings.images):
         sources = list_images(settings.images, settings.column, Objects(settings.endpoint))
-        files = (os.fsdecode(source.path) for source in sources if source.row is None)
-        folders = {Path(file).parent.absolute() for file in files if not is_object(file)}
+        listed = (os.fsdecode(source.path) for source in sources if source.row is None)
+        names = [name for name in listed if not is_object(name)]
+        folders = {Path(name).parent.absolute() for name in names}
         named |= {folder for folder in folders if folder.is_dir()}  # what is not there fails by itself
+    named |= behind_links(names, named)
     return {folder for folder in named if not named & set(folder.parents)}
+
+
+def behind_links(names: Iterable[str], seen: set[Path]) -> set[Path]:
+    """The folders that links among some files lead to, out of those that are `seen`: a hub's cache is made of such."""
+    found: set[Path] = set()
+    for name in names:
+        for _ in range(MOST_LINKS):
+            if not os.path.islink(name):  # noqa: PTH114 100,000 of them
+                break
+            name = os.path.normpath(os.path.join(os.path.dirname(name), os.readlink(name)))  # noqa: PTH115 PTH118 PTH120
+            folder = Path(name).parent
+            if folder not in found and not {folder, *folder.parents} & seen and folder.is_dir():
+                found.add(folder)
+    return found if len(found) <= MOST_FOLDERS else {Path(os.path.commonpath(found))}
 
 
 def runs_folder(settings: Settings) -> Path:
     """The folder for the runs, which has to be there before a container can see it.
 
     Raises:
-        UsageError: it cannot be made.
+        UsageError: it cannot be made, or written.
     """
     folder = settings.runs.absolute()
     try:
@@ -177,6 +202,8 @@ def runs_folder(settings: Settings) -> Path:
         raise UsageError(
             f"output: {folder} cannot be made: {error.strerror}: give a folder of yours with OUTPUT=... or --output"
         ) from error
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        raise UsageError(f"output: {folder} cannot be written: give a folder of yours with OUTPUT=... or --output")
     return folder
 
 
@@ -221,21 +248,31 @@ def run(compose: list[str], name: str, arguments: list[str], memory: ByteSize) -
 def follow(command: list[str], name: str, arguments: list[str]) -> int:
     """Run a container to its end; its exit code.
 
-    In a terminal the container has it, and so Ctrl-C. Elsewhere Compose would leave at a signal while the job goes on:
-    there the signal goes to the container, and this process waits until the job has written what it has.
+    In a terminal the container has Ctrl-C, and before it is there Compose. Any other signal would end Compose while the
+    job goes on: it goes to the container, and this process waits until the job has written what it has. Compose may
+    have gone with its terminal then: what is left of the container is stopped.
     """
-    if sys.stdin.isatty() and sys.stdout.isatty():
-        return subprocess.run([*command, *arguments]).returncode
-    child = subprocess.Popen([*command, "-T", *arguments], stdin=subprocess.DEVNULL, start_new_session=True)
+    in_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    child: subprocess.Popen[bytes] | None = None
 
     def pass_on(signum: int, frame: FrameType | None) -> None:
-        sent = subprocess.run(["docker", "kill", "--signal", str(signum), name], capture_output=True)
-        if sent.returncode:  # not there yet, or no more
-            child.send_signal(signum)
+        if in_terminal and signum == signal.SIGINT:
+            return
+        # What the end of a terminal sends would end the job as it stands.
+        wanted = signal.SIGTERM if signum == signal.SIGHUP else signum
+        sent = subprocess.run(["docker", "kill", "--signal", str(wanted), name], capture_output=True)
+        if sent.returncode and child:  # the container is not there yet, or no more
+            child.send_signal(wanted)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
+        if in_terminal:
+            child = subprocess.Popen([*command, *arguments])
+        else:
+            child = subprocess.Popen([*command, "-T", *arguments], stdin=subprocess.DEVNULL, start_new_session=True)
         return child.wait()
     finally:
+        if not subprocess.run(["docker", "stop", "--time", str(END_S), name], capture_output=True).returncode:
+            subprocess.run(["docker", "rm", "--force", name], capture_output=True)
         for number, handler in before.items():
             signal.signal(number, handler)

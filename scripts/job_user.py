@@ -7,6 +7,7 @@ import glob
 import os
 import pwd
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -91,13 +92,16 @@ def refuse_unreachable(user: User, runs: Path, places: list[Path], images: list[
         )
 
 
-def some(images: str) -> list[Path]:
-    """The first files of a folder or a glob, or a file itself: they stand for the modes of all."""
-    place = Path(images).expanduser()
+def files(images: str) -> Iterator[str]:
+    """The images of a folder or a glob, or a file itself, as they are found; none is looked at."""
+    place = Path(images).expanduser().absolute()
     if place.is_dir():
-        names = (name for name in walk(place) if Path(name).suffix.lower() in SUFFIXES)
-    elif place.exists():
-        return [place]
-    else:
-        names = (name for name in glob.iglob(str(place), recursive=True) if Path(name).is_file())  # noqa: PTH207 as in sources
-    return [Path(name) for name in islice(names, LOOKED_AT)]
+        return (name for name in walk(place) if os.path.splitext(name)[1].lower() in SUFFIXES)  # noqa: PTH122 as in sources
+    if place.exists():
+        return iter([str(place)])
+    return glob.iglob(str(place), recursive=True)  # noqa: PTH207 as in sources
+
+
+def some(images: str) -> list[Path]:
+    """The first of the images: they stand for the modes of all."""
+    return [Path(name) for name in islice(filter(os.path.isfile, files(images)), LOOKED_AT)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +21,15 @@ ENV_FILE = ROOT / ".env"
 
 class StackError(Exception):
     """The stack cannot do what was asked; the message says what, why and what to do."""
+
+    told = False
+    """Whether that was shown already."""
+
+    def tell(self) -> None:
+        """Show it, once."""
+        if not self.told:
+            print(f"error: {self}", file=sys.stderr, flush=True)
+        self.told = True
 
 
 class StackSettings(BaseSettings):

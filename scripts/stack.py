@@ -10,7 +10,6 @@ from pathlib import Path
 from threading import Thread
 from typing import NoReturn
 
-from pydantic import SecretStr
 from python_on_whales import DockerException
 from rich.console import Console
 from rich.filesize import decimal
@@ -22,11 +21,12 @@ from scripts.compose_engine import ComposeEngine
 from scripts.compose_project import other_checkout, project_name
 from scripts.devices import choose, find_gpus
 from scripts.docker_host import docker_said
-from scripts.doctor import caches
+from scripts.doctor import caches, disk, hub
 from scripts.doctor.context import Context
 from scripts.engine import Engine
 from scripts.environments import ROOT
 from scripts.fetch import Fetched
+from scripts.findings import errors
 from scripts.preflight import command as preflight
 from scripts.preflight import full
 from scripts.process_engine import ProcessEngine
@@ -35,7 +35,7 @@ from scripts.settings import StackError, StackSettings, user_variables
 from scripts.warmup import is_ready, wait
 
 # The job's settings that decide what the stack has to be.
-ADOPTED = ("job", "model", "model_url", "detector_url", "api_key")
+ADOPTED = ("job", "model", "model_url", "detector_url")
 
 
 def plan(settings: StackSettings) -> tuple[Stack, Engine, str]:
@@ -76,18 +76,22 @@ def engines_in_use(settings: StackSettings, leftovers: bool = False) -> list[Eng
     process = ProcessEngine(settings.state)
     if any(process.was_started(name) for name in STOP_GRACE_S):
         used.append(process)
-    containers = any((settings.state / "containers").glob("*.json"))
+    containers = any((settings.state / "containers" / f"{name}.json").is_file() for name in STOP_GRACE_S)
     if (containers or leftovers) and docker_host.answers():
         used.append(ComposeEngine(settings, "cpu", "cpu"))  # to find and stop containers, one device is as good as any
     return used
 
 
 @contextlib.contextmanager
-def one_at_a_time(settings: StackSettings) -> Iterator[None]:
+def one_at_a_time(settings: StackSettings, console: Console) -> Iterator[None]:
     """Let one command at a time change the stack; the lock dies with its process."""
     settings.state.mkdir(parents=True, exist_ok=True)
     with (settings.state / "stack.lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            console.print("another command is changing the stack: waiting until it has ended", highlight=False)
+            fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
 
@@ -100,7 +104,7 @@ def up(settings: StackSettings, console: Console, job: list[str] | None = None) 
         StackError: a service cannot start, or died; its log's last lines were shown.
         UsageError: the job's settings cannot be.
     """
-    with one_at_a_time(settings):
+    with one_at_a_time(settings, console):
         if not user_variables("SPOTTER_MODEL_URL"):
             api_key.settle(settings.state)
         stack, engine, why = plan(settings)
@@ -134,7 +138,9 @@ def up(settings: StackSettings, console: Console, job: list[str] | None = None) 
                 console,
                 state=settings.state,
             )
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, StackError):
+                error.tell()  # now: what was begun takes seconds to stop
             take_back(engine, begun, stack, console)
             raise
     return stack, engine
@@ -183,6 +189,8 @@ def obtain(settings: StackSettings, engine: Engine, stack: Stack, services: list
         StackError: something cannot be had, or the model could not do the job.
     """
     reused = engine.prepared(services)
+    if len(reused) < len(services):
+        refuse_in_vain(Context(settings.model_copy(update={"engine": engine.name, "device": stack.device})))
     prepare(settings, engine, services)
     models = fetch.ensure(engine, services, console, offline=settings.offline)
     for model in models:
@@ -195,6 +203,16 @@ def obtain(settings: StackSettings, engine: Engine, stack: Stack, services: list
     reused += [f"running: {service.name}" for service in stack.services if service not in services]
     if reused:
         console.print(f"reused: {', '.join(reused)}", highlight=False, soft_wrap=True)
+
+
+def refuse_in_vain(context: Context) -> None:
+    """See, before minutes go into images or environments, that there is room for all, and that the models can be had.
+
+    Raises:
+        StackError: there is not, or they cannot.
+    """
+    if wrong := errors([*disk.check(context), *hub.check(context)]):
+        raise StackError("\n".join(["nothing was made, for the stack could not start:", *(f"  {x}" for x in wrong)]))
 
 
 def prepare(settings: StackSettings, engine: Engine, services: list[Service]) -> None:
@@ -232,7 +250,7 @@ def fetch_models(settings: StackSettings, console: Console) -> None:
     Raises:
         StackError: one cannot be had; says why.
     """
-    with one_at_a_time(settings):
+    with one_at_a_time(settings, console):
         stack, engine, why = plan(settings)
         console.print(why, highlight=False)
         engine.claim()
@@ -244,7 +262,7 @@ def fetch_models(settings: StackSettings, console: Console) -> None:
         try:
             models = fetch.ensure(engine, wanted, console, offline=settings.offline, verify=True)
         finally:
-            if not any(engine.is_running(service.name) for service in stack.services):
+            if wanted and not any(engine.is_running(service.name) for service in stack.services):
                 engine.tear_down()
         for model in models:
             verified = "" if model.came or settings.offline else ", verified"
@@ -267,7 +285,7 @@ def down(settings: StackSettings, console: Console) -> None:
     Raises:
         StackError: something cannot be stopped.
     """
-    with one_at_a_time(settings):
+    with one_at_a_time(settings, console):
         stopped = []
         for engine in engines_in_use(settings, leftovers=True):
             stopped += stop(engine, STOP_GRACE_S)
@@ -323,8 +341,7 @@ def adopt(options: list[str]) -> None:
     given, before = job_settings.load(options), job_settings.load([])
     for name in ADOPTED:
         if (value := getattr(given, name)) != getattr(before, name):
-            shown = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
-            os.environ[job_settings.PREFIX + name.upper()] = shown
+            os.environ[job_settings.PREFIX + name.upper()] = str(value)
 
 
 def logs(settings: StackSettings, names: list[str], follow: bool) -> NoReturn:
@@ -351,14 +368,14 @@ def shell(settings: StackSettings, name: str) -> NoReturn:
 
 
 def build(settings: StackSettings, console: Console) -> None:
-    """Build the images of this host's device, where they are missing or old.
+    """Build the images of the device that is set, or of this host's, where they are missing or old.
 
     Raises:
         StackError: there is no Docker, or one cannot be built, or must not be, without a network.
     """
     docker_host.client_config()
-    gpus = find_gpus(settings.gpu) if settings.device != "cpu" else []
-    device, _, _ = choose(settings, gpus)
+    # Where it is said for which device, a host without a GPU may build for others.
+    device = choose(settings, find_gpus(settings.gpu))[0] if settings.device == "auto" else settings.device
     images.ensure(list(images.OF_DEVICE[device]), settings.state / "logs", console, offline=settings.offline)
     for name in images.OF_DEVICE[device]:
         console.print(f"{images.IMAGES[name].tag:<32}{images.size(images.IMAGES[name]):>10}", highlight=False)

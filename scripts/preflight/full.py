@@ -48,6 +48,13 @@ class Place:
     """Why it cannot run."""
     model_infos: str = str(MODEL_INFOS)
     """The folder there of what vLLM knows of the presets' models."""
+    ending: tuple[str, ...] = ()
+    """Ends what the command may leave behind when it is cut off."""
+
+    @property
+    def lasting(self) -> list[str]:
+        """Of the command what is the same the next time: not the name of what it runs in."""
+        return [part for part in self.command if part not in self.ending[-1:]]
 
 
 def in_environment(python: Path) -> Place:
@@ -89,6 +96,9 @@ def check(server: Server, asked: Asked, root: Path, place: Place) -> list[Findin
         return [Finding("vllm", "unchecked", f"vLLM's own code took longer than {TIMEOUT_S:.0f} s")]
     except OSError as error:
         return [Finding("vllm", "unchecked", f"{place.command[0]} cannot be started: {error.strerror}")]
+    finally:
+        if place.ending:
+            subprocess.run(place.ending, capture_output=True)
     try:
         answer = json.loads(done.stdout.splitlines()[-1])
     except (ValueError, IndexError):

@@ -464,3 +464,36 @@ def test_the_job_sees_the_folders_of_listed_files(tmp_path: Path) -> None:
     told = tell(Settings(images=str(tmp_path / "lists/mine.txt"), output=str(tmp_path / "runs")), {}, [], tmp_path)
     seen = {place for place, mode in mounted(told).items() if mode == "ro"}
     assert seen == {str(tmp_path / name) for name in ("lists", "one", "two")}
+
+
+def test_the_job_sees_what_links_among_its_images_lead_to(tmp_path: Path) -> None:
+    """As in a hub's cache, whose files are links; a link to a link, and one that leads nowhere, among them."""
+    photos, blobs, far = (tmp_path / name for name in ("snapshot/photos", "blobs", "far/away"))
+    for folder in (photos, blobs, far):
+        folder.mkdir(parents=True)
+    (far / "picture").touch()
+    (blobs / "link").symlink_to("../far/away/picture")
+    (photos / "1.jpg").symlink_to("../../blobs/link")
+    (photos / "2.jpg").symlink_to("1.jpg")
+    (photos / "3.jpg").symlink_to("/no/such/picture")
+    for given in (photos, photos / "*.jpg", photos / "2.jpg"):
+        told = tell(Settings(images=str(given), output=str(tmp_path / "runs")), {}, [], tmp_path / "secrets")
+        assert mounted(told) == {**dict.fromkeys(map(str, (photos, blobs, far)), "ro"), f"{tmp_path}/runs": "rw"}
+
+
+def test_links_to_very_many_folders_are_mounted_as_one(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for number in range(100):
+        (folder := tmp_path / "annex" / str(number)).mkdir(parents=True)
+        (folder / "picture").touch()
+        (tmp_path / "photos" / f"{number}.jpg").symlink_to(folder / "picture")
+    told = tell(Settings(images=str(tmp_path / "photos"), output=str(tmp_path / "runs")), {}, [], tmp_path / "secrets")
+    assert mounted(told) == {f"{tmp_path}/photos": "ro", f"{tmp_path}/annex": "ro", f"{tmp_path}/runs": "rw"}
+
+
+def test_a_folder_for_runs_that_cannot_be_written_is_told_before_a_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda place, wanted: not wanted & os.W_OK)
+    with pytest.raises(UsageError, match=f"^output: {tmp_path}/runs cannot be written: give a folder of yours"):
+        tell(Settings(images=str(tmp_path), output=str(tmp_path / "runs")), {}, [], tmp_path / "secrets")

@@ -7,6 +7,7 @@ import os
 import re
 import threading
 from pathlib import Path
+from types import ModuleType
 from typing import cast
 
 import pytest
@@ -15,11 +16,13 @@ from python_on_whales import DockerException
 from rich.console import Console
 
 from scripts import __main__ as operator
-from scripts import compose_engine, docker_host, fetch, images, offline, settings, stack
+from scripts import compose_engine, containers, docker_host, fetch, images, offline, settings, stack
 from scripts.compile_cache import Kept
-from scripts.doctor import caches
+from scripts.containers import Containers
+from scripts.doctor import caches, disk, hub
 from scripts.engine import Engine
 from scripts.environments import ROOT
+from scripts.findings import Finding
 from scripts.preflight import command
 from scripts.services import VLLM_PRESETS, Service, make_stack
 from scripts.settings import StackError, StackSettings, user_variables
@@ -164,8 +167,114 @@ def test_the_order_of_a_start(
     monkeypatch.setattr(caches, "require", lambda _: None)
     monkeypatch.setattr(command, "require", lambda *_, **__: None)
     monkeypatch.setattr(fetch, "ensure", lambda *_, **__: [])
+    monkeypatch.setattr(stack, "refuse_in_vain", lambda _: engine.calls.append("see that it can be prepared"))
     stack.up(StackSettings(state=tmp_path), Console(file=io.StringIO()))
-    assert engine.calls == ["claim", "prepare", *expected]
+    assert engine.calls == ["claim", "see that it can be prepared", "prepare", *expected]
+
+
+@pytest.mark.parametrize("check", [disk, hub])
+def test_what_cannot_end_well_is_told_before_anything_is_made(
+    check: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A licence that was not accepted, after 40 GiB of images."""
+    for each in (disk, hub):
+        monkeypatch.setattr(each, "check", lambda _: [])
+    monkeypatch.setattr(check, "check", lambda _: [Finding("that", "error", "too little", "more", "get some")])
+    engine, settings = Recording(), StackSettings(state=tmp_path)
+    made = make_stack(settings, "cpu", "cpu", {})
+    with pytest.raises(StackError, match=r"(?s)nothing was made, .*that: too little.*get some"):
+        stack.obtain(settings, cast(Engine, engine), made, list(made.services), Console(file=io.StringIO()))
+    assert engine.calls == []
+
+
+def test_why_a_start_failed_is_told_before_what_it_began_is_stopped_and_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = []
+
+    class Dying(Recording):
+        def stop(self, name: str, grace_s: float) -> bool:
+            told.append(capsys.readouterr().err)
+            return False
+
+        def is_running(self, name: str) -> bool:
+            return True
+
+    made = make_stack(StackSettings(state=tmp_path), "cpu", "cpu", {})
+    monkeypatch.setattr(stack, "plan", lambda _: (made, Dying(), "as a test"))
+    monkeypatch.setattr(stack, "wait", lambda *_, **__: (_ for _ in ()).throw(StackError("vllm ended")))
+    monkeypatch.setattr(stack, "engines_in_use", lambda _: [])
+    monkeypatch.setattr(stack, "obtain", lambda *_: None)
+    monkeypatch.setattr(caches, "require", lambda _: None)
+    monkeypatch.setattr(command, "require", lambda *_, **__: None)
+    monkeypatch.setenv("STACK_STATE", str(tmp_path))
+    assert operator.main(["up"]) == 1
+    assert "error: vllm ended\n" in told
+    assert capsys.readouterr().err == ""
+
+
+def test_a_command_that_waits_for_another_says_so(tmp_path: Path) -> None:
+    said, first, ended = io.StringIO(), threading.Event(), threading.Event()
+    settings = StackSettings(state=tmp_path)
+
+    def hold() -> None:
+        with stack.one_at_a_time(settings, Console(file=io.StringIO())):
+            first.set()
+            ended.wait(60)
+
+    def end_when_told() -> None:
+        while "another command is changing the stack" not in said.getvalue():
+            ended.wait(0.02)
+        ended.set()
+
+    for target in (hold, end_when_told):
+        threading.Thread(target=target, daemon=True).start()
+        assert first.wait(60)
+    with stack.one_at_a_time(settings, Console(file=said)):
+        assert ended.is_set()
+
+
+def test_images_of_a_device_are_built_on_a_host_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[str] = []
+    monkeypatch.setattr(docker_host, "client_config", lambda: None)
+    monkeypatch.setattr(stack, "find_gpus", lambda _: [])
+    monkeypatch.setattr(images, "ensure", lambda names, *_, **__: built.extend(names))
+    stack.build(StackSettings(state=tmp_path, device="cuda"), Console(file=io.StringIO()))
+    assert built == ["detector-cuda", "vllm", "pipeline"]
+
+
+def test_what_a_cut_off_job_left_is_no_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would keep the other engine from starting."""
+    monkeypatch.setattr(docker_host, "answers", lambda: True)
+    engine = compose_engine.ComposeEngine(StackSettings(state=tmp_path), "cpu", "cpu")
+    engine.jobs.mkdir(parents=True)
+    (engine.jobs / "spotter-job-1.json").touch()
+    assert stack.engines_in_use(StackSettings(state=tmp_path)) == []
+    monkeypatch.setattr(compose_engine, "left_over", lambda _: ([], []))
+    engine.tear_down()
+    assert not engine.jobs.exists()
+
+
+def test_a_full_disk_keeps_no_container_from_being_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[str] = []
+
+    class Stopping:
+        id = "1"
+
+        def stop(self, time: int) -> None:
+            calls.append("stop")
+
+        def remove(self, force: bool) -> None:
+            calls.append("remove")
+
+    (tmp_path / "logs").touch()  # where a folder is wanted: nothing can be written
+    monkeypatch.setattr(Containers, "find", lambda *_: Stopping())
+    monkeypatch.setattr(containers, "log", lambda *_: "said")
+    assert Containers("spotter").remove("vllm", 1.0, tmp_path / "logs" / "vllm.log")
+    assert calls == ["stop", "remove"]
+    assert "vllm: its log cannot be kept" in capsys.readouterr().err
 
 
 class Failing:
