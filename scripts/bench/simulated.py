@@ -22,6 +22,9 @@ Fault = Callable[[int], web.Response | Misbehaviour | None]
 
 ANSWER = {"breed": "poodle", "coat_color": "white", "facing": "left"}
 
+# The longest that `hold` keeps an answer back.
+HELD_S = 20.0
+
 
 @dataclass
 class Traffic:
@@ -55,6 +58,8 @@ class Simulated:
     """That of the model alone, where it is another."""
     detector_fault: Fault = lambda number: None
     model_fault: Fault = lambda number: None
+    hold: Callable[[Traffic, int], bool] = lambda traffic, number: False
+    """Given a server's traffic and a request's number: whether its answer, not begun, is kept back for now."""
     restart: Callable[[int], float | None] = lambda number: None
     """Given the number of a request to the model: how many seconds both servers go away now, or None."""
     restarts: int = 0
@@ -78,6 +83,10 @@ class Simulated:
         traffic.in_flight += 1
         traffic.peak_in_flight = max(traffic.peak_in_flight, traffic.in_flight)
         try:
+            for _ in range(round(HELD_S / 0.01)):
+                if not self.hold(traffic, number):
+                    break
+                await asyncio.sleep(0.01)
             await asyncio.sleep(self.seconds(traffic))
             instead = fault(number)
             if instead is None:
