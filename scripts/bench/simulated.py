@@ -7,9 +7,12 @@ import base64
 import io
 import json
 import threading
+import time
+import urllib.request
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import msgpack
@@ -24,6 +27,8 @@ ANSWER = {"breed": "poodle", "coat_color": "white", "facing": "left"}
 
 # The longest that `hold` keeps an answer back.
 HELD_S = 20.0
+# The longest that the connections of a client that has ended are waited for.
+SETTLE_S = 20.0
 
 
 @dataclass
@@ -68,11 +73,26 @@ class Simulated:
     away_s: asyncio.Queue[float] = field(default_factory=asyncio.Queue)
     metrics: Callable[[], str] | None = None
     """What both servers say of themselves, in Prometheus' text format; by default they have no such page."""
+    connections: Callable[[], int] = lambda: 0
+    """How many clients' connections are open."""
 
     @property
     def settings(self) -> dict[str, str]:
         """The pipeline's environment variables that lead here."""
         return {"SPOTTER_DETECTOR_URL": self.url, "SPOTTER_MODEL_URL": f"{self.url}/v1"}
+
+    def settle(self) -> None:
+        """After a client's end: return when all that it had sent is counted, which may lie in a socket still.
+
+        Raises:
+            TimeoutError: some client is connected still.
+        """
+        urllib.request.urlopen(self.url).close()  # connections are taken in order: now each of its own is
+        deadline = time.monotonic() + SETTLE_S
+        while self.connections():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{self.connections()} connections are open after {SETTLE_S:g} s")
+            time.sleep(0.01)
 
     async def observed(
         self, traffic: Traffic, fault: Fault, request: web.Request, answer: Callable[[], web.Response]
@@ -183,6 +203,11 @@ def completion(content: str, finish_reason: str = "stop") -> web.Response:
     return web.json_response({"choices": [choice], "usage": usage})
 
 
+def open_connections(runner: web.AppRunner) -> int:
+    """Of a server that runs; 0 of one that does not."""
+    return len(runner.server.connections) if runner.server else 0
+
+
 async def listen(simulated: Simulated, port: int, ready: Callable[[], object]) -> None:
     """Serve both on a port of loopback (0: a free one) until cancelled; `restart` cuts all connections for a while."""
     while True:
@@ -192,6 +217,7 @@ async def listen(simulated: Simulated, port: int, ready: Callable[[], object]) -
             await web.TCPSite(runner, "127.0.0.1", port, reuse_address=True).start()
             port = runner.addresses[0][1]
             simulated.url = f"http://127.0.0.1:{port}"
+            simulated.connections = partial(open_connections, runner)
             ready()
             away_s = await simulated.away_s.get()
         finally:
