@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import itertools
 import json
 import threading
 import time
@@ -66,7 +67,8 @@ class Simulated:
     hold: Callable[[Traffic, int], bool] = lambda traffic, number: False
     """Given a server's traffic and a request's number: whether its answer, not begun, is kept back for now."""
     restart: Callable[[int], float | None] = lambda number: None
-    """Given the number of a request to the model: how many seconds both servers go away now, or None."""
+    """Given the number of a request to the model, as it arrives: how many seconds both servers go away, or None."""
+    arrivals: Iterator[int] = field(default_factory=partial(itertools.count, 1))
     restarts: int = 0
     """How often they did."""
     keep_bodies: bool = True
@@ -142,7 +144,7 @@ class Simulated:
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
         """POST /v1/chat/completions."""
-        if seconds := self.restart(self.model.requests + 1):
+        if seconds := self.restart(next(self.arrivals)):
             self.away_s.put_nowait(seconds)
         text = await request.text()
         body = json.loads(text) if self.keep_bodies or self.answer else {}

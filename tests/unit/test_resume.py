@@ -368,15 +368,17 @@ def test_a_second_interrupt_leaves_the_annotated_copies(
     start: Start, simulated: Simulated, photos: Path, tmp_path: Path
 ) -> None:
     simulated.latency_s = 0.1
-    slow = "from pipeline import annotate; annotate.annotated = lambda *given: time.sleep(1) or b'jpeg'"
+    begun = tmp_path / "begun"
+    slow = "import pathlib; from pipeline import annotate\n"
+    slow += f"annotate.annotated = lambda *given: pathlib.Path({str(begun)!r}).touch() or time.sleep(3) or b'jpeg'"
     child = start("--model-concurrency", "1", "--run-name", "one", change=slow)
     wait_until(lambda: simulated.model.requests >= 8)
     child.send_signal(signal.SIGINT)
     manifest = tmp_path / "runs" / "one" / "run.json"
-    wait_until(lambda: json.loads(manifest.read_text())["status"] == "interrupted")
-    time.sleep(0.5)
+    wait_until(begun.exists)
+    assert json.loads(manifest.read_text())["status"] == "interrupted"
     child.send_signal(signal.SIGINT)
-    output, _ = child.communicate(timeout=10)
+    output, _ = child.communicate(timeout=60)
     assert (child.returncode, "Traceback" in output) == (130, False), output
     assert not (manifest.parent / "report.html").exists()
 
@@ -384,25 +386,24 @@ def test_a_second_interrupt_leaves_the_annotated_copies(
 def test_a_run_that_hangs_in_a_write_is_left_with_the_reason(start: Start, tmp_path: Path) -> None:
     """As on a disk of a server that is gone; the services answer."""
     gone = (
-        "from pipeline import parts, watch; parts.sync_disk = lambda folder: time.sleep(3600); watch.AFTERWARDS_S = 2"
+        "from pipeline import parts, watch; parts.sync_disk = lambda folder: time.sleep(3600); watch.AFTERWARDS_S = 4"
     )
-    child = start("--stall-limit-s", "2", "--run-name", "one", change=gone)
+    child = start("--stall-limit-s", "4", "--run-name", "one", change=gone)
     output, _ = child.communicate(timeout=60)
     assert child.returncode == 1, output
     folder = tmp_path / "runs" / "one"
-    assert f"stopped: writing the rows into {folder} did not end within 2 s; stacks in {folder}/stall.txt: " in output
+    assert f"stopped: writing the rows into {folder} did not end within 4 s; stacks in {folder}/stall.txt: " in output
     assert "in commit" in (folder / "stall.txt").read_text()
 
 
 def test_two_runs_do_not_write_into_one_folder(run_job: RunJob, start: Start, simulated: Simulated) -> None:
-    simulated.latency_s = 0.5
+    simulated.hold = lambda traffic, number: traffic is simulated.model and number == 3  # it cannot end meanwhile
     child = start("--model-concurrency", "1")
     wait_until(lambda: simulated.model.requests >= 3)
     with pytest.raises(UsageError, match="another run writes to"):
         run_job()
     child.kill()  # a crash does not leave the lock behind
     child.communicate(timeout=30)
-    simulated.latency_s = 0
     assert run_job()[0].status == "complete"
 
 
