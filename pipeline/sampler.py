@@ -23,6 +23,9 @@ TICKS = 25
 # half as often from then on: a run of any length has between 600 and 1,200 of them, in some 200 kB.
 SAMPLE_S = 0.25
 MOST_SAMPLES = 1200
+# Over less than this no use of CPU is told: the kernel counts the host's in hundredths of a second, and two of them
+# between looks that are milliseconds apart, as the last ones may be, read as several cores.
+LEAST_USAGE_S = 0.1
 # How often the services are asked for their metrics, which costs them a few milliseconds.
 SERVICES_S = 1.0
 # How long a run waits for them at its beginning and at its end: two services that answer just in time.
@@ -107,15 +110,20 @@ class Usage:
         return time.perf_counter(), time.process_time(), busy
 
     def now(self) -> dict[str, float | None]:
-        """Cores since the last call, and bytes."""
-        before, self._before = self._before, self._cpu()
-        passed = max(self._before[0] - before[0], 1e-9)
+        """Bytes, and cores since they were last told, which they are not after less than LEAST_USAGE_S."""
         memory = psutil.virtual_memory()
-        return {
-            "pipeline.cpu": (self._before[1] - before[1]) / passed,
+        usage: dict[str, float | None] = {
             "pipeline.memory_bytes": float(self._process.memory_info().rss),
-            "host.cpu": max(self._before[2] - before[2], 0.0) / passed,
             "host.memory_bytes": float(memory.total - memory.available),
+        }
+        before, now = self._before, self._cpu()
+        passed = now[0] - before[0]
+        if passed < LEAST_USAGE_S:
+            return usage
+        self._before = now
+        return usage | {
+            "pipeline.cpu": (now[1] - before[1]) / passed,
+            "host.cpu": max(now[2] - before[2], 0.0) / passed,
         }
 
 

@@ -16,14 +16,21 @@ def run(command: Sequence[str]) -> int:
     Ctrl-C in a terminal reaches both at once: there it is not passed on a second time.
     """
     in_terminal = sys.stdin.isatty()
-    child = subprocess.Popen(command, start_new_session=not in_terminal)
+    child: subprocess.Popen[bytes] | None = None
+    early: list[int] = []
 
     def pass_on(signum: int, frame: FrameType | None) -> None:
-        if not (in_terminal and signum == signal.SIGINT):
+        if child is None:
+            early.append(signum)
+        elif not (in_terminal and signum == signal.SIGINT):
             child.send_signal(signum)
 
+    # Before the command begins: a signal that comes meanwhile is for it, too.
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
+        child = subprocess.Popen(command, start_new_session=not in_terminal)
+        for signum in early:
+            child.send_signal(signum)
         code = child.wait()
     finally:
         for number, handler in before.items():

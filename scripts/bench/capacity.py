@@ -18,6 +18,8 @@ class Capacity:
 
     seconds: float
     at_once: int | None = None
+    steps: int = 1
+    """In which the time passes: a host that stops for a while adds one of them at most to what is done meanwhile."""
 
     def makespan(self, requests: int) -> float:
         """Seconds in which the server can answer this many requests that all lie before it."""
@@ -59,7 +61,8 @@ class Limited(Simulated):
                 async with self.turn(traffic, capacity):
                     self.running += traffic is self.model
                     try:
-                        await asyncio.sleep(capacity.seconds)
+                        for _ in range(capacity.steps):
+                            await asyncio.sleep(capacity.seconds / capacity.steps)
                     finally:
                         self.running -= traffic is self.model
                 instead = fault(number)

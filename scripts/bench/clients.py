@@ -196,6 +196,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, required=True)
     parser.add_argument("--concurrency", type=int, required=True)
     parser.add_argument("--json", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--loaded", type=Path, metavar="FILE", help="is there when the questions begin")
     arguments = parser.parse_args()
     os.environ["DO_NOT_TRACK"], os.environ["DAFT_PROGRESS_BAR"] = "true", "0"
     crops = read_crops(arguments.crops, arguments.rows)
@@ -204,6 +205,8 @@ def main() -> None:
     ask, modules = CLIENTS[arguments.client]
     for module in modules:
         importlib.import_module(module)
+    if arguments.loaded:
+        arguments.loaded.touch()
     started, before = time.perf_counter(), time.process_time()
     answers = ask(work)
     measured = {

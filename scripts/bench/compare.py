@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,6 +43,8 @@ CEILING = "vllm bench serve"
 
 # The size at which the friction log's way stopped moving, and, for whoever stops there, one at which it does move.
 ROWS, FEWER = 2_000, 500
+# The longest that one may load its modules; they take 2 s at most on two idle cores.
+CLIENT_STARTS_S = 120.0
 # Its imports alone took 15 s on two idle cores, and a minute on busy ones.
 CEILING_STARTS_S = 180.0
 # Two cores' vLLM answers about 50 a second.
@@ -115,23 +118,34 @@ def asked(server: Server) -> int:
 
 
 def run_client(result: Result, server: Server, crops: Path, concurrency: int, limit_s: float) -> None:
-    """Run a client once, and add what it took to its result; a note when it came to no good end."""
+    """Run a client once, and add what it took to its result; a note when it came to no good end.
+
+    The limit is for the questions: it begins when the client has loaded its modules.
+    """
     before = asked(server) if server.counted else 0
     with tempfile.TemporaryDirectory() as scratch:
-        measured_file = Path(scratch, "measured.json")
+        measured_file, loaded = Path(scratch, "measured.json"), Path(scratch, "loaded")
         command = [sys.executable, "-m", "scripts.bench.clients", result.client, f"--crops={crops}"]
         command += [f"--model-url={server.model_url}", f"--model={server.model}", f"--rows={result.rows}"]
-        command += [f"--concurrency={concurrency}", f"--json={measured_file}"]
+        command += [f"--concurrency={concurrency}", f"--json={measured_file}", f"--loaded={loaded}"]
+        client = subprocess.Popen(
+            command, cwd=ROOT, env=server.variables, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
         try:
-            done = subprocess.run(
-                command, cwd=ROOT, env=server.variables, capture_output=True, text=True, timeout=limit_s
-            )
-        except subprocess.TimeoutExpired:
+            deadline = time.monotonic() + CLIENT_STARTS_S
+            while not loaded.exists() and client.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.02)
+            _, errors = client.communicate(timeout=limit_s)
+        except BaseException as error:
+            client.kill()
+            client.communicate()
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
             reached = f"; {asked(server) - before} questions reached the server" if server.counted else ""
             result.note = f"did not finish {result.rows} rows in {limit_s:.0f} s{reached}"
             return
-        if done.returncode or not measured_file.is_file():
-            last = done.stderr.strip().splitlines()[-1:] or [f"ended with {done.returncode}"]
+        if client.returncode or not measured_file.is_file():
+            last = errors.strip().splitlines()[-1:] or [f"ended with {client.returncode}"]
             result.note = f"failed: {last[0][:120]}"
             return
         measured = json.loads(measured_file.read_text())

@@ -35,16 +35,18 @@ from scripts.environments import ROOT
 BOXES = 2
 # Questions at the model at once, which bounds the rows on their way.
 CONCURRENCY = 16
-# How long a part's commit may take on a busy disk: Daft does not wait meanwhile (see pipeline/watch.py), and what it
+# How long a part's commit may take on a busy host: Daft does not wait meanwhile (see pipeline/watch.py), and what it
 # answers then is on its way.
 COMMIT_S = 1.5
 # Images of a part here.
 PART = 100
-# `python -m pipeline` with parts of another size: of 1,000 images, few runs that are killed would have one.
+# `python -m pipeline` with parts of another size: of 1,000 images, few runs that are killed would have one. It does not
+# wait for the disk, whose seconds would be questions on their way: what is written outlives kill -9 in memory.
 PIPELINE = """
-import runpy
+import os, runpy
 from pipeline import parts
 parts.PART_IMAGES = {part}
+parts.sync_disk = os.fsync = lambda written: None
 runpy.run_module("pipeline", run_name="__main__", alter_sys=True)
 """
 
@@ -102,7 +104,8 @@ def kill_and_resume(
 ) -> Resumed:
     """Run over a folder of readable, different pictures; kill -9 when it is `due`; run again, and look at the rows.
 
-    Each picture has BOXES boxes, each part `part` images, and `folder` is to be new.
+    Each picture has BOXES boxes, each part `part` images, and `folder` is to be new. What `simulated.hold` keeps back
+    is kept back until the kill.
     """
     simulated.boxes = lambda image: grid(BOXES)
     simulated.keep_bodies = False
@@ -113,6 +116,8 @@ def kill_and_resume(
     killed, seconds = child.poll() is None, time.perf_counter() - started
     child.kill()
     child.wait()
+    simulated.hold = lambda traffic, number: False
+    simulated.settle()
     parts, safe = committed(folder)
     asked = max(simulated.model.requests - 1, 0)
     simulated.model.requests = 0

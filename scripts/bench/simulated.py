@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import itertools
 import json
 import threading
+import time
+import urllib.request
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import msgpack
@@ -21,6 +25,11 @@ Fault = Callable[[int], web.Response | Misbehaviour | None]
 """Given a request's number (from 1): a response or a misbehaviour in place of the answer, or None for the answer."""
 
 ANSWER = {"breed": "poodle", "coat_color": "white", "facing": "left"}
+
+# The longest that `hold` keeps an answer back.
+HELD_S = 20.0
+# The longest that the connections of a client that has ended are waited for.
+SETTLE_S = 20.0
 
 
 @dataclass
@@ -55,19 +64,37 @@ class Simulated:
     """That of the model alone, where it is another."""
     detector_fault: Fault = lambda number: None
     model_fault: Fault = lambda number: None
+    hold: Callable[[Traffic, int], bool] = lambda traffic, number: False
+    """Given a server's traffic and a request's number: whether its answer, not begun, is kept back for now."""
     restart: Callable[[int], float | None] = lambda number: None
-    """Given the number of a request to the model: how many seconds both servers go away now, or None."""
+    """Given the number of a request to the model, as it arrives: how many seconds both servers go away, or None."""
+    arrivals: Iterator[int] = field(default_factory=partial(itertools.count, 1))
     restarts: int = 0
     """How often they did."""
     keep_bodies: bool = True
     away_s: asyncio.Queue[float] = field(default_factory=asyncio.Queue)
     metrics: Callable[[], str] | None = None
     """What both servers say of themselves, in Prometheus' text format; by default they have no such page."""
+    connections: Callable[[], int] = lambda: 0
+    """How many clients' connections are open."""
 
     @property
     def settings(self) -> dict[str, str]:
         """The pipeline's environment variables that lead here."""
         return {"SPOTTER_DETECTOR_URL": self.url, "SPOTTER_MODEL_URL": f"{self.url}/v1"}
+
+    def settle(self) -> None:
+        """After a client's end: return when all that it had sent is counted, which may lie in a socket still.
+
+        Raises:
+            TimeoutError: some client is connected still.
+        """
+        urllib.request.urlopen(self.url).close()  # connections are taken in order: now each of its own is
+        deadline = time.monotonic() + SETTLE_S
+        while self.connections():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{self.connections()} connections are open after {SETTLE_S:g} s")
+            time.sleep(0.01)
 
     async def observed(
         self, traffic: Traffic, fault: Fault, request: web.Request, answer: Callable[[], web.Response]
@@ -78,6 +105,10 @@ class Simulated:
         traffic.in_flight += 1
         traffic.peak_in_flight = max(traffic.peak_in_flight, traffic.in_flight)
         try:
+            for _ in range(round(HELD_S / 0.01)):
+                if not self.hold(traffic, number):
+                    break
+                await asyncio.sleep(0.01)
             await asyncio.sleep(self.seconds(traffic))
             instead = fault(number)
             if instead is None:
@@ -113,7 +144,7 @@ class Simulated:
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
         """POST /v1/chat/completions."""
-        if seconds := self.restart(self.model.requests + 1):
+        if seconds := self.restart(next(self.arrivals)):
             self.away_s.put_nowait(seconds)
         text = await request.text()
         body = json.loads(text) if self.keep_bodies or self.answer else {}
@@ -174,6 +205,11 @@ def completion(content: str, finish_reason: str = "stop") -> web.Response:
     return web.json_response({"choices": [choice], "usage": usage})
 
 
+def open_connections(runner: web.AppRunner) -> int:
+    """Of a server that runs; 0 of one that does not."""
+    return len(runner.server.connections) if runner.server else 0
+
+
 async def listen(simulated: Simulated, port: int, ready: Callable[[], object]) -> None:
     """Serve both on a port of loopback (0: a free one) until cancelled; `restart` cuts all connections for a while."""
     while True:
@@ -183,6 +219,7 @@ async def listen(simulated: Simulated, port: int, ready: Callable[[], object]) -
             await web.TCPSite(runner, "127.0.0.1", port, reuse_address=True).start()
             port = runner.addresses[0][1]
             simulated.url = f"http://127.0.0.1:{port}"
+            simulated.connections = partial(open_connections, runner)
             ready()
             away_s = await simulated.away_s.get()
         finally:

@@ -16,7 +16,7 @@ from scripts.bench.compare import CEILING, OURS, Result
 from scripts.bench.memory import Look
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 def test_the_quick_bench_measures_every_client(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     figures = tmp_path / "figures.json"
     assert compare.main(["--quick", "--only", "simulated", "--json", str(figures)]) == 0
@@ -92,7 +92,7 @@ def test_clients_take_turns_to_and_fro(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rows_fails_where_spotter_is_too_slow(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["--rows=300", "--concurrency=16", "--latency=0.01", "--ratio=50", "--limit=100000"]
+    options = ["--rows=300", "--concurrency=16", "--latency=0.1", "--ratio=50", "--limit=100000"]
     monkeypatch.setattr("sys.argv", ["rows", *options])
     assert rows.main() == 1
     said = capsys.readouterr()

@@ -448,12 +448,10 @@ def test_the_hubs_refusals_are_told_apart(
     simulated_hub.status = status
     simulated_hub.headers = {"X-Error-Code": code} if code else {}
     variables = {"HF_ENDPOINT": simulated_hub.url, **({"HF_TOKEN": token} if token else {})}
-    begin = time.monotonic()
     finding = one(hub.check(host(variables, **GATED)), "error")
-    assert time.monotonic() - begin < 2
     assert found in finding.found
     assert remedy in finding.remedy
-    ((path, authorization),) = simulated_hub.asked
+    ((path, authorization),) = simulated_hub.asked  # once: a refusal is not tried again
     assert path.startswith("/google/gemma-3n-E4B-it/resolve/c1221e9c62e34a43")
     assert authorization == (f"Bearer {token}" if token else None)
     assert "hf_x" not in str(finding)
@@ -525,17 +523,17 @@ def test_a_check_that_fails_is_never_green(host: Hosts) -> None:
 
 
 def test_a_check_that_hangs_does_not_hold_up_the_others(host: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "LIMIT_S", 0.3)
-    release = threading.Event()
+    monkeypatch.setattr(command, "LIMIT_S", 1.0)
+    release, ended = threading.Event(), threading.Event()
 
     def hanging(_: Context) -> list[Finding]:
-        release.wait(10)
+        release.wait(60)
+        ended.set()
         return []
 
-    begin = time.monotonic()
     findings = command.examine(host(), {"hanging": hanging, "fine": lambda _: [Finding("fine", "ok", "yes")]})
+    assert not ended.is_set()
     release.set()
-    assert time.monotonic() - begin < 2
     assert {each.check: each.severity for each in findings} == {"hanging": "unchecked", "fine": "ok"}
 
 

@@ -54,7 +54,10 @@ def run_with(simulated: Simulated, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def patience(kind: str, tries: int, timeout_s: str) -> list[str]:
-    """Only what never answers has to be given up; else a busy machine would add tries of its own."""
+    """Only what never answers has to be given up; else a busy machine would add tries of its own.
+
+    Where some are answered, the time is longer than such a machine stops for.
+    """
     return ["--attempts", str(tries), "--request-timeout-s", timeout_s if kind in SILENT else "30"]
 
 
@@ -74,7 +77,7 @@ def test_a_model_server_that_misbehaves_now_and_then(
 ) -> None:
     """What heals costs attempts, what does not costs exactly the rows that it met."""
     simulated.model_fault = fault = now_and_then(kind, MODEL_FAULTS)
-    done = run_with(simulated, tmp_path, monkeypatch, *patience(kind, TRIES_NOW_AND_THEN, "2"))
+    done = run_with(simulated, tmp_path, monkeypatch, *patience(kind, TRIES_NOW_AND_THEN, "5"))
     counts = done.manifest["counts"]["detections"]
     met = struck(fault, simulated.model.requests)
     assert met > 0
@@ -111,7 +114,7 @@ def test_a_detector_that_misbehaves_now_and_then(
 ) -> None:
     """What heals costs attempts, what does not costs exactly the images that it met, or the boxes that it made up."""
     simulated.detector_fault = fault = now_and_then(kind, DETECTOR_FAULTS)
-    done = run_with(simulated, tmp_path, monkeypatch, *patience(kind, TRIES_NOW_AND_THEN, "2"))
+    done = run_with(simulated, tmp_path, monkeypatch, *patience(kind, TRIES_NOW_AND_THEN, "5"))
     met = struck(fault, simulated.detector.requests)
     assert met > 0
     failed = 0 if kind in HEALING or kind in BAD_BOXES else met

@@ -4,6 +4,7 @@ import asyncio
 import pickle
 import socket
 import statistics
+import time
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -52,10 +53,11 @@ def ask(handler: Handler, rows: int = 1, **options: float) -> tuple[list[Reply |
 
 
 def test_an_answer() -> None:
+    began = time.perf_counter()
     (reply,), _ = ask(lambda number: web.Response(text="yes"))
     assert isinstance(reply, Reply)
     assert (reply.body, reply.attempts) == (b"yes", 1)
-    assert 0 < reply.latency_s < 5
+    assert 0 < reply.latency_s < time.perf_counter() - began
 
 
 @pytest.mark.parametrize("status", sorted(http.TEMPORARY))
@@ -263,13 +265,15 @@ def test_a_frozen_server_is_waited_out_and_costs_one_attempt(monkeypatch: pytest
         runner = web.AppRunner(app)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
-        limits = Limits(concurrency=4, timeout_s=0.2, attempts=2, outage_s=30)
+        limits = Limits(concurrency=4, timeout_s=2, attempts=2, outage_s=30)
         client = HttpClient(f"http://127.0.0.1:{runner.addresses[0][1]}", limits)
         waiting = asyncio.gather(*(client.post("/ask", b"", "text/plain") for _ in range(50)))
-        await asyncio.sleep(2)
-        assert not waiting.done()
-        assert client.connection
+        async with asyncio.timeout(20):
+            while client.connection is None or client.connection.outage.since is None:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        await asyncio.sleep(1)  # it is looked for meanwhile, and not found
         assert client.connection.outage.since is not None
+        assert not waiting.done()
         thawed.set()
         replies = await waiting
         await client.aclose()

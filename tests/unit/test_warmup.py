@@ -8,10 +8,12 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from rich.console import Console
 
@@ -145,9 +147,16 @@ def test_the_wait_itself_costs_little(engine: ProcessEngine, service: Callable[.
     """In CPU time, which other programs do not change: the host belongs to the service that is starting."""
     slow = service("import time; time.sleep(3)" + SERVER)
     engine.start(slow)
-    before, begin = time.process_time(), time.monotonic()
+    others = {thread.id for thread in psutil.Process().threads()} - {threading.get_native_id()}
+
+    def cpu_s() -> float:
+        """Of this process, but for threads that other tests have left."""
+        left = (each for each in psutil.Process().threads() if each.id in others)
+        return time.process_time() - sum(each.user_time + each.system_time for each in left)
+
+    before, begin = cpu_s(), time.monotonic()
     warmup.wait(engine, [slow], 50, Waited().console, ask=lambda _: None)
-    assert time.process_time() - before < 0.2 * (time.monotonic() - begin)
+    assert cpu_s() - before < 0.2 * (time.monotonic() - begin)
 
 
 def test_a_refused_first_request_ends_the_wait(engine: ProcessEngine, service: Callable[..., Service]) -> None:
@@ -177,8 +186,17 @@ def test_a_death_during_the_first_request_is_told_with_the_cause(
 
 
 def test_a_death_is_told_within_a_second_with_cause_and_remedy(
-    engine: ProcessEngine, service: Callable[..., Service]
+    engine: ProcessEngine, service: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """By what is slept until then: a busy machine takes its time besides."""
+    slept: list[float] = []
+    sleep = time.sleep
+
+    def noted(seconds: float) -> None:
+        slept.append(seconds)
+        sleep(seconds)
+
+    monkeypatch.setattr(time, "sleep", noted)
     toy = service(
         "print('(Worker pid=3) ERROR 11-22 06:54:35 [multiproc_executor.py:953] torch.OutOfMemoryError: CUDA out of '"
         "'memory. Tried to allocate 2.00 GiB.')\n"
@@ -186,10 +204,10 @@ def test_a_death_is_told_within_a_second_with_cause_and_remedy(
     )
     engine.start(toy)
     engine.children["vllm"].wait(10)
-    begin = time.monotonic()
+    slept.clear()
     with pytest.raises(StackError) as failure:
         warmup.wait(engine, [toy], 600, Waited().console)
-    assert time.monotonic() - begin < 1.0
+    assert sum(slept) < 1.0
     assert "The cause: torch.OutOfMemoryError: CUDA out of memory" in str(failure.value)
     assert "What helps: lower `gpu-memory-utilization`" in str(failure.value)
 
@@ -237,10 +255,12 @@ def test_a_start_is_written_down_and_one_that_was_ready_is_not(
 ) -> None:
     toy = service()
     engine.start(toy)
+    began = time.monotonic()
     for _ in range(2):  # the second time it is up already
         warmup.wait(engine, [toy], 20, Waited().console, state=tmp_path, ask=lambda _: None)
     (start,) = StartHistory(tmp_path).read("process/vllm/test_warmup")
-    assert start.ready_s < 20
+    assert 0 < start.ready_s <= time.monotonic() - began
+    assert sum(start.phases.values()) == pytest.approx(start.ready_s, abs=0.1)
     assert "first request" in start.phases
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
 from collections.abc import Iterator
@@ -41,11 +42,13 @@ def clients() -> Iterator[Clients]:
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     waiting = [asyncio.run_coroutine_threadsafe(ask(), loop) for _ in range(3)]
+    asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop).result(20)  # its turn comes after theirs: they wait now
     http = SimpleNamespace(connection=SimpleNamespace(loop=loop))
     named = SimpleNamespace(http=http)
     yield cast(Clients, SimpleNamespace(detector=named, model=named, waiting_for=lambda: "model: 3 requests in flight"))
     for request in waiting:
         request.cancel()
+    asyncio.run_coroutine_threadsafe(asyncio.sleep(0.01), loop).result(20)
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()
@@ -88,18 +91,30 @@ def test_the_stacks_of_threads_and_tasks_are_kept(tmp_path: Path, clients: Clien
 
 def test_what_follows_the_flow_is_watched_too(tmp_path: Path, clients: Clients) -> None:
     left = Left()
-    with Watchdog(tmp_path, 0.1, Stop(), clients, left) as watchdog:
-        watchdog.now("writing the rows")
+    watchdog = Watchdog(tmp_path, 0.1, Stop(), clients, left)
+    watchdog.now("writing the rows")
+    with watchdog:
         wait_for(left)
     assert left.reason.startswith("writing the rows did not end within 0.3 s; stacks in")
 
 
-def test_what_moves_is_left_alone(tmp_path: Path, clients: Clients) -> None:
+def test_what_moves_is_left_alone(tmp_path: Path, clients: Clients, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looked at twenty times a second for a minute, by a clock of the test's own."""
     stop, left = Stop(), Left()
-    with Watchdog(tmp_path, LIMIT_S, stop, clients, left) as watchdog:
-        for _ in range(20):
-            time.sleep(LIMIT_S / 6)
+    seconds = 0.0
+    monkeypatch.setattr(watch, "time", SimpleNamespace(monotonic=lambda: seconds))
+    watchdog = Watchdog(tmp_path, LIMIT_S, stop, clients, left)
+    moves = itertools.cycle([False] * 4 + [True])  # every 0.25 s, and 0.3 s would be too late
+
+    def wait(tick_s: float) -> bool:
+        nonlocal seconds
+        seconds += tick_s
+        if next(moves):
             watchdog.moved()
+        return seconds > 60
+
+    monkeypatch.setattr(watchdog._ended, "wait", wait)
+    watchdog._run()
     assert (stop.reason, left.is_set()) == (None, False)
 
 
