@@ -36,18 +36,11 @@ from tests.configurations import TINY_VLM
 from tests.conftest import ROOT
 from tests.simulated_hub import MODEL, TOKEN, of_folder, serve
 from tests.stack.conftest import RunningStack, free_port
-from tests.stack.container_stack import project
+from tests.stack.container_stack import docker, project
 from tests.stack.test_compose_fetch import on_bridge
 
 # Columns that say how long something took, or when.
 TIMINGS = re.compile(r"_ms$|_s$|latency|modified|attempts")
-
-
-def docker(*arguments: str) -> str:
-    """What a docker command prints; it has to work."""
-    done = subprocess.run(["docker", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert done.returncode == 0, done.stdout
-    return done.stdout.strip()
 
 
 def inspect(stack: RunningStack, service: str) -> dict[str, Any]:
