@@ -68,6 +68,10 @@ ALLOWED_STOPPING = {
 }
 
 
+# What `clean` leaves in the state's folder: runs, which are the person's, how long starts took, and the commands' lock.
+KEPT = ("runs", "starts.jsonl", "stack.lock")
+
+
 class SmokeFailed(Exception):
     """A step found something wrong; the message says what."""
 
@@ -163,8 +167,10 @@ class Smoke:
         return f"{agreement.found} of {agreement.drawn} dogs found, {agreement.false} false; right: {right}"
 
     def down(self) -> str:
-        """Take the stack down."""
-        return last_line(self.operate("down"))
+        """Take the stack down, and see that no process, port, container or network is left."""
+        said = last_line(self.operate("down"))
+        refuse_left([*self.left_running(), *self.left_at_docker()])  # now: what cleans up takes down once more
+        return said
 
     def logs(self) -> str:
         """See that the services did not complain, but for what is known to be harmless."""
@@ -176,18 +182,25 @@ class Smoke:
         return f"{count} lines, no complaint"
 
     def nothing_left(self) -> str:
-        """See that no process, port, container, network or volume is left; then remove state and caches."""
+        """Remove state and caches, and see that nothing but the runs is left."""
         self.operate("clean", "--yes", "--caches")
-        left = [f"port {port}" for port in self.ports if answers_at(port)]
-        left += [f"process {each.pid}" for each in psutil.process_iter(["environ"]) if self.is_ours(each)]
-        if docker_host.answers():
-            containers, networks = compose_project.left_over(self.project)
-            left += [f"container {found}" for found in containers] + [f"network {found}" for found in networks]
-            left += [f"volume {found}" for found in compose_project.volumes(self.project)]
-        if left:
-            raise SmokeFailed(f"left behind: {', '.join(left)}")
+        left = [f"volume {found}" for found in compose_project.volumes(self.project)] if docker_host.answers() else []
+        left += [str(path) for path in sorted(self.state.iterdir()) if path.name not in KEPT]
+        refuse_left([*self.left_running(), *self.left_at_docker(), *left])
         shutil.rmtree(self.state)
-        return "no process, port, container, network or volume"
+        return "no process, port, container, network or volume, and no state"
+
+    def left_running(self) -> list[str]:
+        """This host's ports that something listens on, and processes of this pass."""
+        ports = [f"port {port}" for port in self.ports if answers_at(port)]
+        return ports + [f"process {each.pid}" for each in psutil.process_iter(["environ"]) if self.is_ours(each)]
+
+    def left_at_docker(self) -> list[str]:
+        """Containers and networks of this pass."""
+        if not docker_host.answers():
+            return []
+        containers, networks = compose_project.left_over(self.project)
+        return [f"container {found}" for found in containers] + [f"network {found}" for found in networks]
 
     def is_ours(self, process: psutil.Process) -> bool:
         """Whether a process was started by this pass."""
@@ -259,6 +272,16 @@ def refuse_complaints(name: str, lines: list[str]) -> None:
     if strange := complaints(lines):
         shown = "\n".join(strange)
         raise SmokeFailed(f"{name} complains of what nothing allows (scripts/smoke.py has the list):\n{shown}")
+
+
+def refuse_left(left: list[str]) -> None:
+    """See that nothing is left behind.
+
+    Raises:
+        SmokeFailed: something is; says what.
+    """
+    if left:
+        raise SmokeFailed(f"left behind: {', '.join(left)}")
 
 
 def free_port() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -172,9 +173,9 @@ def test_a_gpu_stack_reserves_the_first_gpu_and_uses_the_preset(preset: str, tmp
         assert mounts["/cache/hub"]["read_only"] is True
     vllm = content["services"]["vllm"]
     mounts = {mount["target"]: mount for mount in vllm["volumes"]}
-    mounted = Path(mounts["/spotter/preset.yaml"]["source"])
+    assert vllm["configs"] == [{"source": "preset", "target": "/spotter/preset.yaml"}]
+    mounted = Path(content["configs"]["preset"]["file"])
     assert mounted.read_text() == (VLLM_PRESETS / f"{preset}.yaml").read_text()
-    assert mounts["/spotter/preset.yaml"]["read_only"] is True
     assert mounts["/cache/vllm"]["source"] == "vllm-cache"
     key = cache_key(files.settings, "cuda", files.preset)
     for name in ("VLLM_CACHE_ROOT", "TRITON_CACHE_DIR", "FLASHINFER_WORKSPACE_BASE"):
@@ -235,7 +236,7 @@ def test_no_variable_of_the_shell_wins_over_the_stacks(tmp_path: Path, monkeypat
     content = json.loads(done.stdout)
     vllm = content["services"]["vllm"]
     written = {name: value.replace("$", "$$") for name, value in expected.items()}  # as a compose file has it
-    assert {mount["source"] for mount in vllm["volumes"]} >= {written["VLLM_PRESET"]}
+    assert content["configs"]["preset"]["file"] == written["VLLM_PRESET"]
     assert int(vllm["mem_limit"]) == 6 * 2**30
     assert content["secrets"]["api_key"]["file"] == written["API_KEY_FILE"]
 
@@ -307,7 +308,8 @@ def test_every_variable_is_set_by_the_engine_documented_and_has_a_default(tmp_pa
             used.add(name)
     assert used == set(ComposeFiles(StackSettings(state=tmp_path), "cpu", "cpu").variables())
     head = COMPOSE_FILE.read_text().split("\nname:")[0]
-    assert set(re.findall(r"\b(?:VLLM|DETECTOR|PUBLISH|API|HUB|START|MEMORY|GPU)_[A-Z_]+\b", head)) == used
+    documented = re.findall(r"^#   ((?:[A-Z_]+, )*[A-Z_]+)  ", head, re.MULTILINE)
+    assert {name for line in documented for name in line.split(", ")} == used
 
 
 def test_vllm_has_one_version() -> None:
@@ -393,12 +395,18 @@ def test_compose_takes_every_name_as_it_is(tmp_path: Path, name: str) -> None:
     assert not mount["bind"].get("create_host_path")
 
 
-def test_overlays_repeat_nothing_of_the_topology() -> None:
-    base = yaml.safe_load(COMPOSE_FILE.read_text())["services"]
-    for path in OVERLAYS.glob("*.yaml"):
-        for name, service in yaml.safe_load(path.read_text())["services"].items():
-            for key in set(service) & set(base.get(name, {})) - {"networks", "volumes", "environment"}:
-                pytest.fail(f"{path.name}: {name}.{key} stands in compose.yaml already")
+def said(content: Any, place: tuple[str, ...] = ()) -> set[tuple[str, ...]]:
+    """All that a compose file says, down to single values, each with its place."""
+    if isinstance(content, dict):
+        return {each for key, value in content.items() for each in said(value, (*place, key))}
+    if isinstance(content, list):  # of several entries those with the same value count as one
+        return {each for value in content for each in said(value, place)}
+    return {(*place, str(content))}
+
+
+@pytest.mark.parametrize(("one", "other"), list(itertools.combinations(FILES, 2)), ids=lambda path: path.name)
+def test_no_compose_file_repeats_another(one: Path, other: Path) -> None:
+    assert said(yaml.safe_load(one.read_text())) & said(yaml.safe_load(other.read_text())) == set()
 
 
 def mounted(told: Told) -> dict[str, str]:

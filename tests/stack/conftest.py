@@ -6,17 +6,24 @@ import os
 import re
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 from scripts import api_key, docker_host, environments
+from scripts.compose_project import left_over, project_name
 from tests.conftest import ROOT, environment_python
 
 # Where no Docker engine is to be had, `.ci/run` says so.
 collect_ignore_glob = [] if docker_host.answers() else ["test_compose_*.py"]
+
+
+# `status` gives a service 2 s to answer.
+READY_S = 60.0
 
 
 def free_port() -> int:
@@ -58,10 +65,21 @@ class RunningStack:
             timeout=600,
         )
 
+    def status(self) -> str:
+        """What `status` shows once it calls both services ready: on a busy machine one may answer it too late."""
+        deadline = time.monotonic() + READY_S
+        while (shown := self.operate("status", COLUMNS="200").stdout).count(" ready ") < 2:
+            assert time.monotonic() < deadline, shown
+            time.sleep(0.5)
+        return shown
+
+    def ids(self) -> dict[str, str]:
+        """The services' process ids or containers."""
+        return dict(re.findall(r"^(\w+)\s+ready\s+(\w+)", self.status(), re.MULTILINE))
+
     def pids(self) -> dict[str, int]:
-        """The services' process ids, as `status` shows them."""
-        shown = self.operate("status", COLUMNS="200").stdout
-        return {name: int(pid) for name, pid in re.findall(r"^(\w+)\s+ready\s+(\d+)", shown, re.MULTILINE)}
+        """The services' process ids, where they are processes."""
+        return {name: int(pid) for name, pid in self.ids().items()}
 
 
 def up_and_down(engine: str, state: Path) -> Iterator[RunningStack]:
@@ -72,9 +90,18 @@ def up_and_down(engine: str, state: Path) -> Iterator[RunningStack]:
     running.operate("down")  # what a killed test run may have left
     up = running.operate("up")
     assert up.returncode == 0, up.stdout + up.stderr
+    assert processes_of(state) if engine == "process" else left_over(project_name(state))[0]  # they are seen below
     yield running
     down = running.operate("down")
     assert down.returncode == 0, down.stdout + down.stderr
+    assert processes_of(state) == []
+    assert engine == "process" or left_over(project_name(state)) == ([], [])
+
+
+def processes_of(state: Path) -> list[psutil.Process]:
+    """The processes that were started for the stack with this state, and what these have started."""
+    every = psutil.process_iter(["environ"])
+    return [each for each in every if (each.info["environ"] or {}).get("STACK_STATE") == str(state)]
 
 
 # Both go when the last test of this folder has ended, and not when all have: it takes a while, in which the other test

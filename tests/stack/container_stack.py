@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -33,3 +34,10 @@ def pytest_report_header() -> str:
 def project(stack: RunningStack) -> str:
     """The Compose project of a stack."""
     return project_name(Path(stack.variables["STACK_STATE"]))
+
+
+def docker(*arguments: str) -> str:
+    """What a docker command prints; it has to work."""
+    done = subprocess.run(["docker", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, done.stdout
+    return done.stdout.strip()

@@ -16,8 +16,7 @@ from scripts.compose_project import other_checkout, volumes
 from scripts.docker_host import client_config
 from scripts.settings import StackSettings
 from tests.stack.conftest import RunningStack
-from tests.stack.container_stack import project
-from tests.stack.test_compose_stack import docker
+from tests.stack.container_stack import docker, project
 
 # What the other checkout runs: a service under the name that ours has, with a volume of models.
 TOY = """

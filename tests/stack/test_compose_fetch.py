@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -19,14 +18,10 @@ from tests.configurations import TINY_VLM
 from tests.conftest import environment_python
 from tests.simulated_hub import COMMIT, MODEL, TOKEN, SimulatedHub, of_folder, serve
 from tests.stack.conftest import RunningStack
+from tests.stack.container_stack import docker
 
 # What ends a name in Compose's short form of a mount, and in a line of CSV.
 STATE = 'a: state, "of" $its own'
-
-
-def docker(*arguments: str) -> str:
-    """What a docker command prints; it has to work."""
-    return subprocess.run(["docker", *arguments], check=True, capture_output=True, text=True).stdout.strip()
 
 
 def on_bridge() -> str:

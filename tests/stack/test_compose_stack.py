@@ -26,6 +26,7 @@ import pytest
 from rich.console import Console
 
 from scripts import api_key, environments, fetch, images, warmup
+from scripts.bench.outages import draw
 from scripts.compose_engine import PORTS, ComposeEngine
 from scripts.compose_project import left_over, volumes
 from scripts.containers import STATE_AGE_S
@@ -36,18 +37,11 @@ from tests.configurations import TINY_VLM
 from tests.conftest import ROOT
 from tests.simulated_hub import MODEL, TOKEN, of_folder, serve
 from tests.stack.conftest import RunningStack, free_port
-from tests.stack.container_stack import project
+from tests.stack.container_stack import docker, project
 from tests.stack.test_compose_fetch import on_bridge
 
 # Columns that say how long something took, or when.
 TIMINGS = re.compile(r"_ms$|_s$|latency|modified|attempts")
-
-
-def docker(*arguments: str) -> str:
-    """What a docker command prints; it has to work."""
-    done = subprocess.run(["docker", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert done.returncode == 0, done.stdout
-    return done.stdout.strip()
 
 
 def inspect(stack: RunningStack, service: str) -> dict[str, Any]:
@@ -66,12 +60,6 @@ def status(url: str, key: str | None = None) -> int:
         return error.code
 
 
-def ids(stack: RunningStack) -> dict[str, str]:
-    """The services' containers, as `status` shows them."""
-    shown = stack.operate("status", COLUMNS="200").stdout
-    return dict(re.findall(r"^(\w+)\s+ready\s+([0-9a-f]{12})", shown, re.MULTILINE))
-
-
 def rows(run: Path, table: str) -> list[dict[str, Any]]:
     """A table's rows without their timings, in the order of paths."""
     content = pq.read_table(run / f"{table}.parquet").to_pylist()
@@ -80,12 +68,11 @@ def rows(run: Path, table: str) -> list[dict[str, Any]]:
 
 
 def test_up_again_changes_nothing(containers: RunningStack) -> None:
-    before = ids(containers)
-    assert set(before) == {"detector", "vllm"}
+    before = containers.ids()
     again = containers.operate("up")
     assert again.returncode == 0
     assert "engine compose" in again.stdout
-    assert ids(containers) == before
+    assert containers.ids() == before
 
 
 def test_both_services_become_healthy(containers: RunningStack) -> None:
@@ -193,11 +180,12 @@ def test_images_that_are_not_there_are_told_before_anything_starts(containers: R
 
 
 def test_a_job_that_needs_more_memory_than_it_may_use_says_so(containers: RunningStack, tmp_path: Path) -> None:
+    before = containers.ids()
     killed = containers.operate("run", "--output", str(tmp_path), STACK_PIPELINE_MEMORY="64MiB")
     assert killed.returncode == 137
     assert "the job was killed for using more than 64.0MiB of memory" in killed.stderr
     assert "raise STACK_PIPELINE_MEMORY" in killed.stderr
-    assert set(ids(containers)) == {"detector", "vllm"}
+    assert containers.ids() == before
 
 
 def test_logs_and_shell(containers: RunningStack) -> None:
@@ -340,12 +328,42 @@ def test_the_files_that_hold_the_key_are_closed_to_others(containers: RunningSta
             assert (read.returncode, read.stdout) == (1, b"")
 
 
-def test_ctrl_c_ends_the_job_in_its_container(containers: RunningStack, tmp_path: Path) -> None:
+# With one question at a time they take 15 s or more: a signal that a busy machine sends late is still in the middle.
+PICTURES = 100
+SLOW = {"SPOTTER_MODEL_CONCURRENCY": "1"}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of drawn scenes, enough for a job that is to be interrupted."""
+    folder = tmp_path_factory.mktemp("interrupted") / "images"
+    draw(folder, PICTURES)
+    return folder
+
+
+def assert_cut_off(run: Path) -> None:
+    """See that a run has ended early, with a row for each picture that it reached."""
+    manifest = json.loads((run / "run.json").read_text())
+    counts = manifest["counts"]["images"]
+    assert manifest["status"] == "interrupted"
+    assert counts["total"] == PICTURES
+    assert counts["not_reached"] > 0
+    assert len(rows(run, "images")) == PICTURES - counts["not_reached"]
+
+
+def interruptible(pictures: Path, output: Path) -> list[str]:
+    """The command of a job that takes a while."""
+    where = ("--images", str(pictures), "--output", str(output), "--run-name", "run")
+    return [str(environments.python("operator")), "-m", "scripts", "run", *where]
+
+
+def test_ctrl_c_ends_the_job_in_its_container(containers: RunningStack, pictures: Path, tmp_path: Path) -> None:
     """What was done is kept, the container goes, and the services stay."""
+    before = containers.ids()
     job = subprocess.Popen(
-        [environments.python("operator"), "-m", "scripts", "run", "--output", str(tmp_path), "--run-name", "run"],
+        interruptible(pictures, tmp_path),
         cwd=ROOT,
-        env={**os.environ, **containers.variables},
+        env={**os.environ, **containers.variables, **SLOW},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -358,21 +376,23 @@ def test_ctrl_c_ends_the_job_in_its_container(containers: RunningStack, tmp_path
         time.sleep(0.1)
     os.killpg(job.pid, signal.SIGINT)
     output, _ = job.communicate(timeout=60)
-    assert job.returncode in (0, 130), output
+    assert job.returncode == 130, output
     assert "spotter-job-" not in docker("ps", "--all", "--format", "{{.Names}}")
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["counts"]["images"]["total"] == 26
-    assert set(ids(containers)) == {"detector", "vllm"}
+    assert_cut_off(tmp_path / "run")
+    assert containers.ids() == before
 
 
-def test_ctrl_c_in_a_terminal_ends_the_job_in_its_container(containers: RunningStack, tmp_path: Path) -> None:
+def test_ctrl_c_in_a_terminal_ends_the_job_in_its_container(
+    containers: RunningStack, pictures: Path, tmp_path: Path
+) -> None:
     """There the container has the terminal: it draws the progress, and the key's byte goes through to it."""
+    before = containers.ids()
     ours, theirs = os.openpty()
     # The terminal is the job's own: what is typed there reaches its processes and no others.
-    command = ["setsid", "--ctty", "--wait", str(environments.python("operator")), "-m", "scripts", "run"]
     job = subprocess.Popen(
-        [*command, "--output", str(tmp_path), "--run-name", "run"],
+        ["setsid", "--ctty", "--wait", *interruptible(pictures, tmp_path)],
         cwd=ROOT,
-        env={**os.environ, **containers.variables, "TERM": "xterm", "SPOTTER_MODEL_CONCURRENCY": "1"},
+        env={**os.environ, **containers.variables, **SLOW, "TERM": "xterm"},
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
@@ -392,19 +412,19 @@ def test_ctrl_c_in_a_terminal_ends_the_job_in_its_container(containers: RunningS
     assert "\x1b[" in text  # drawn, not printed
     assert "the same command again does the rest" in text
     assert "spotter-job-" not in docker("ps", "--all", "--format", "{{.Names}}")
-    counts = json.loads((tmp_path / "run" / "run.json").read_text())["counts"]["images"]
-    assert counts["total"] == 26
-    assert counts["not_reached"] > 0
-    assert set(ids(containers)) == {"detector", "vllm"}
+    assert_cut_off(tmp_path / "run")
+    assert containers.ids() == before
 
 
 def test_a_service_that_dies_comes_back(containers: RunningStack) -> None:
     """Killed from outside: Docker starts it again, and it answers."""
+    before = containers.ids()
     os.kill(inspect(containers, "detector")["State"]["Pid"], signal.SIGKILL)
     deadline = time.monotonic() + 90
-    while set(ids(containers)) != {"detector", "vllm"} or not inspect(containers, "detector")["RestartCount"]:
+    while not inspect(containers, "detector")["RestartCount"]:
         assert time.monotonic() < deadline, inspect(containers, "detector")["State"]
         time.sleep(0.5)
+    assert containers.ids() == before
 
 
 def died_at(state: Path, begin: datetime) -> datetime:

@@ -1,12 +1,17 @@
-"""What the smoke test takes for a complaint, of the services and of the job."""
+"""What the smoke test takes for a complaint, of the services and of the job, and for left behind."""
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 
 import pytest
 
-from scripts import smoke
+from scripts import compose_project, docker_host, smoke
 from scripts.settings import StackSettings
 
 KNOWN = "WARNING 11-22 06:54:26 [cpu.py:224] Triton is not installed. triton-cpu is expected on x86 CPUs."
@@ -70,3 +75,83 @@ def test_a_job_that_complains_fails_the_smoke_test(tmp_path: Path, monkeypatch: 
     with pytest.raises(smoke.SmokeFailed, match="the job complains") as raised:
         smoke.Smoke(StackSettings(state=tmp_path), "process").job()
     assert line in str(raised.value)
+
+
+@pytest.fixture
+def one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> smoke.Smoke:
+    """A pass whose commands all say that they did something, on a host without Docker."""
+    monkeypatch.setattr(smoke.Smoke, "operate", lambda *_: "stopped vllm, detector\n")
+    monkeypatch.setattr(docker_host, "answers", lambda: False)
+    made = smoke.Smoke(StackSettings(state=tmp_path), "process")
+    made.output.mkdir(parents=True)
+    return made
+
+
+@contextmanager
+def process(one: smoke.Smoke) -> Iterator[str]:
+    """A process that a command of this pass has started."""
+    with subprocess.Popen(["sleep", "60"], env={**os.environ, **one.variables}) as child:
+        yield f"process {child.pid}"
+        child.kill()
+
+
+@contextmanager
+def port(one: smoke.Smoke) -> Iterator[str]:
+    """A listener where a service of this pass was."""
+    with closing(socket.create_server(("127.0.0.1", one.ports[1]))):
+        yield f"port {one.ports[1]}"
+
+
+@contextmanager
+def at_docker(one: smoke.Smoke, place: str, found: object, shown: str) -> Iterator[str]:
+    """Something of this pass's project at Docker, of which `place` tells."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(docker_host, "answers", lambda: True)
+        patch.setattr(compose_project, "left_over", lambda project: ([], []))
+        patch.setattr(compose_project, "volumes", lambda project: [])
+        patch.setattr(compose_project, place, lambda project: found if project == one.project else None)
+        yield shown
+
+
+def container(one: smoke.Smoke) -> AbstractContextManager[str]:
+    return at_docker(one, "left_over", (["d0d0"], []), "container d0d0")
+
+
+def network(one: smoke.Smoke) -> AbstractContextManager[str]:
+    return at_docker(one, "left_over", ([], ["inside"]), "network inside")
+
+
+def volume(one: smoke.Smoke) -> AbstractContextManager[str]:
+    return at_docker(one, "volumes", ["hub-cache"], "volume hub-cache")
+
+
+@contextmanager
+def state(one: smoke.Smoke) -> Iterator[str]:
+    """A file in the state's folder that `clean` should have removed."""
+    (one.state / "api_key").touch()
+    yield str(one.state / "api_key")
+
+
+@pytest.mark.parametrize("leave", [process, port, container, network])
+def test_what_down_leaves_fails_the_smoke_test(
+    one: smoke.Smoke, leave: Callable[[smoke.Smoke], AbstractContextManager[str]]
+) -> None:
+    """At once: the step that cleans up would take it down."""
+    assert one.down() == "stopped vllm, detector"
+    with leave(one) as left, pytest.raises(smoke.SmokeFailed, match=rf"^left behind: {left}$"):
+        one.down()
+
+
+@pytest.mark.parametrize("leave", [process, port, container, network, volume, state])
+def test_what_clean_leaves_fails_the_smoke_test(
+    one: smoke.Smoke, leave: Callable[[smoke.Smoke], AbstractContextManager[str]]
+) -> None:
+    with leave(one) as left, pytest.raises(smoke.SmokeFailed, match=rf"^left behind: {left}$"):
+        one.nothing_left()
+
+
+def test_the_smoke_test_leaves_no_state(one: smoke.Smoke) -> None:
+    for name in smoke.KEPT:
+        (one.state / name).mkdir(exist_ok=True)
+    assert one.nothing_left().startswith("no process, ")
+    assert not one.state.exists()
