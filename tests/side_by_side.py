@@ -1,7 +1,8 @@
 """Which tests stay together where several run at once (`pytest -n 3`), as a plugin of the test run.
 
 The stack, in containers and as processes, is one group: it is started once, and no test meets another's requests or
-faults. Each other file is a group, so that what its tests share is made once.
+faults. Each other file is a group, so that what its tests share is made once. The tests of tests/clocked share nothing,
+and wait most of their time: each is a group.
 
 xdist has marks for this (`--dist loadgroup`). With pytest 9.2 they are ignored without a word (pytest-xdist, issue
 1386), so the scheduler is told here.
@@ -19,11 +20,15 @@ STACK_FIXTURES = frozenset({"stack", "containers"})
 OWN_SERVICES = frozenset(
     f"tests/stack/test_{name}.py" for name in ("detector_service", "gemma3n", "offline", "wrong_configurations")
 )
+# Its tests share a ladder that was climbed.
+LADDER = "tests/clocked/test_ladder.py"
 
 
 def group(nodeid: str) -> str:
     """The name of the group that a test belongs to."""
     path = nodeid.partition("::")[0]
+    if path.startswith("tests/clocked/") and path != LADDER:
+        return nodeid
     return "stack" if path.startswith("tests/stack/") and path not in OWN_SERVICES else path
 
 
@@ -35,11 +40,11 @@ ORDER = (
     "tests/stack/test_detector_service.py",
     *(f"tests/unit/test_{name}.py" for name in ("faults", "resume", "fetch", "inputs")),
     "tests/stack/test_wrong_configurations.py",
-    *(f"tests/unit/test_{name}.py" for name in ("held", "bench", "profiled_run")),
+    "tests/unit/test_bench.py",
     "tests/stack/test_gemma3n.py",
-    *(f"tests/unit/test_{name}.py" for name in ("sweep", "ladder")),
     "tests/stack/test_offline.py",
     "tests/unit/test_corpus.py",
+    LADDER,  # of those in its folder it takes the longest
     *(f"tests/{room}/" for room in ("contract", "browser", "stack", "unit")),  # last many small ones, which fill up
 )
 
