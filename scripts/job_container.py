@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,7 +21,7 @@ from pipeline.objects import Objects
 from pipeline.places import is_object
 from pipeline.settings import Settings
 from pipeline.sources import has_entries, list_images
-from scripts import api_key, containers, store_access
+from scripts import api_key, containers, foreground, store_access
 from scripts.job_user import User, files, make_folder, owner_of, refuse_unreachable, some
 from scripts.settings import StackError
 
@@ -252,27 +251,17 @@ def follow(command: list[str], name: str, arguments: list[str]) -> int:
     job goes on: it goes to the container, and this process waits until the job has written what it has. Compose may
     have gone with its terminal then: what is left of the container is stopped.
     """
-    in_terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    child: subprocess.Popen[bytes] | None = None
+    in_terminal = foreground.has_terminal() and sys.stdout.isatty()
 
-    def pass_on(signum: int, frame: FrameType | None) -> None:
-        if in_terminal and signum == signal.SIGINT:
-            return
-        # What the end of a terminal sends would end the job as it stands.
-        wanted = signal.SIGTERM if signum == signal.SIGHUP else signum
-        sent = subprocess.run(["docker", "kill", "--signal", str(wanted), name], capture_output=True)
-        if sent.returncode and child:  # the container is not there yet, or no more
-            child.send_signal(wanted)
+    def send(signum: int) -> bool:
+        """To the container; not where it is not there yet, or no more."""
+        sent = subprocess.run(["docker", "kill", "--signal", str(signum), name], capture_output=True)
+        return sent.returncode == 0
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
-        if in_terminal:
-            child = subprocess.Popen([*command, *arguments])
-        else:
-            child = subprocess.Popen([*command, "-T", *arguments], stdin=subprocess.DEVNULL, start_new_session=True)
-        return child.wait()
+        return foreground.run(
+            [*command, *([] if in_terminal else ["-T"]), *arguments], in_terminal=in_terminal, send=send
+        )
     finally:
         if not subprocess.run(["docker", "stop", "--time", str(END_S), name], capture_output=True).returncode:
             subprocess.run(["docker", "rm", "--force", name], capture_output=True)
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -13,7 +13,8 @@ import pytest
 
 from scripts.environments import ROOT
 
-FOLLOW = "import sys; from scripts.job_container import follow; sys.exit(follow(sys.argv[1:], 'job', []) % 256)"
+# The shell that is followed takes the `-T`, which is Compose's, for its own name.
+FOLLOW = "import sys; from scripts.job_container import follow; sys.exit(follow(sys.argv[1:], 'job', []))"
 
 
 @pytest.fixture
@@ -42,6 +43,19 @@ def start(tmp_path: Path, script: str) -> subprocess.Popen[bytes]:
 def test_the_exit_code_is_the_jobs(docker: Path, tmp_path: Path) -> None:
     assert start(tmp_path, "exit 3").wait(60) == 3
     assert docker.read_text().splitlines()[0] == "stop --time 60 job"
+
+
+def test_nohup_is_heeded(docker: Path, tmp_path: Path) -> None:
+    """The end of a terminal ends no job that was to outlive it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        child = start(tmp_path, f"until [ -e {tmp_path}/go ]; do sleep 0.05; done; exit 4")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    child.send_signal(signal.SIGHUP)
+    (tmp_path / "go").touch()
+    assert child.wait(60) == 4
+    assert "kill" not in docker.read_text()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
