@@ -161,8 +161,14 @@ def uses_store(settings: Settings) -> bool:
 
 
 def image_folders(settings: Settings) -> set[Path]:
-    """The folders that a container has to see for the job's images; those that a list names are looked up in it."""
+    """The folders that a container has to see for the job's images; those that a list names are looked up in it.
+
+    Raises:
+        UsageError: there are no images, or a container cannot have their folder.
+    """
     named = set() if is_object(settings.images) else {place_to_mount(settings.images)}
+    for place in named:
+        refuse_mount(place)  # before all of it is searched
     names: Iterable[str] = [] if is_object(settings.images) else files(settings.images)
     if has_entries(settings.images):
         sources = list_images(settings.images, settings.column, Objects(settings.endpoint))
@@ -175,16 +181,19 @@ def image_folders(settings: Settings) -> set[Path]:
 
 
 def behind_links(names: Iterable[str], seen: set[Path]) -> set[Path]:
-    """The folders that links among some files lead to, out of those that are `seen`: a hub's cache is made of such."""
+    """The folders that links among some files lead to, out of those that are `seen`: a hub's cache is made of such.
+
+    Of a folder that the container has itself, the file alone.
+    """
     found: set[Path] = set()
     for name in names:
         for _ in range(MOST_LINKS):
             if not os.path.islink(name):  # noqa: PTH114 100,000 of them
                 break
             name = os.path.normpath(os.path.join(os.path.dirname(name), os.readlink(name)))  # noqa: PTH115 PTH118 PTH120
-            folder = Path(name).parent
-            if folder not in found and not {folder, *folder.parents} & seen and folder.is_dir():
-                found.add(folder)
+            place = Path(name) if Path(name).parent in OF_CONTAINER else Path(name).parent
+            if place not in found and not {place, *place.parents} & seen and (place.is_dir() or place.is_file()):
+                found.add(place)
     return found if len(found) <= MOST_FOLDERS else {Path(os.path.commonpath(found))}
 
 

@@ -484,9 +484,18 @@ def test_the_job_sees_what_links_among_its_images_lead_to(tmp_path: Path) -> Non
     (photos / "1.jpg").symlink_to("../../blobs/link")
     (photos / "2.jpg").symlink_to("1.jpg")
     (photos / "3.jpg").symlink_to("/no/such/picture")
+    (photos / "4.jpg").symlink_to("/dev/null")
     for given in (photos, photos / "*.jpg", photos / "2.jpg"):
         told = tell(Settings(images=str(given), output=str(tmp_path / "runs")), {}, [], tmp_path / "secrets")
         assert mounted(told) == {**dict.fromkeys(map(str, (photos, blobs, far)), "ro"), f"{tmp_path}/runs": "rw"}
+
+
+def test_a_link_into_a_folder_of_the_containers_own_brings_its_file_alone(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    with tempfile.NamedTemporaryFile(dir="/tmp") as picture:
+        (tmp_path / "photos" / "1.jpg").symlink_to(picture.name)
+        told = tell(Settings(images=str(tmp_path / "photos"), output=str(tmp_path)), {}, [], tmp_path / "secrets")
+        assert mounted(told) == {f"{tmp_path}/photos": "ro", picture.name: "ro", str(tmp_path): "rw"}
 
 
 def test_links_to_very_many_folders_are_mounted_as_one(tmp_path: Path) -> None:
