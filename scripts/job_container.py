@@ -26,9 +26,6 @@ from scripts import api_key, containers, store_access
 from scripts.job_user import User, make_folder, owner_of, refuse_unreachable, some
 from scripts.settings import StackError
 
-# The exit code of what SIGKILL has ended.
-KILLED = 128 + signal.SIGKILL
-
 # What the container has itself, with its own content: mounted over, it could not run.
 SYSTEM = ("bin", "dev", "etc", "lib", "lib64", "proc", "run", "sbin", "sys", "tmp", "usr")
 OF_CONTAINER = frozenset(Path("/", place) for place in ("", *SYSTEM, "spotter", "spotter/pipeline"))
@@ -208,7 +205,7 @@ def run(compose: list[str], name: str, arguments: list[str], memory: ByteSize) -
     begun = datetime.now(UTC)
     command = [*compose, "--progress", "quiet", "run", "--rm", "--no-deps", "--name", name]
     code = follow(command, name, arguments)
-    if code == KILLED and containers.events(name, "oom", begun):
+    if code == containers.KILLED and containers.events(name, "oom", begun, containers.LATE_S):
         print(
             f"error: the job was killed for using more than {memory.human_readable()} of memory: lower "
             "SPOTTER_BYTES_IN_FLIGHT or SPOTTER_MODEL_CONCURRENCY, or raise STACK_PIPELINE_MEMORY; the same command "
