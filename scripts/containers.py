@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from datetime import datetime
@@ -15,6 +16,12 @@ from scripts.compose_project import CHECKOUT_LABEL, is_elsewhere
 
 # A container's state is asked for this often at most: asking takes 30 ms of CPU.
 STATE_AGE_S = 0.5
+# The exit code of what was killed. Whether it was for its memory Docker tells in an event, which may come this late.
+KILLED = 128 + signal.SIGKILL
+LATE_S = 5.0
+# An event of the current second is not always among the answers.
+EVENT_S = 1.5
+LOOK_S = 0.4
 
 
 class Containers:
@@ -84,10 +91,11 @@ class Containers:
         container = self.find(name)
         if container is None or not container.host_config.memory:
             return None
-        # By now its end is known, and this came before.
-        seen = events(container.id, "oom", container.created, looks=1)
-        killed = container.state.oom_killed or seen
-        return container.host_config.memory if killed else None
+        if container.state.oom_killed:
+            return container.host_config.memory
+        # Of a process in it this was told long before the container's end.
+        wait_s = LATE_S if self.exit_code(name) == KILLED else 0.0
+        return container.host_config.memory if events(container.id, "oom", container.created, wait_s) else None
 
     def address(self, name: str, network: str) -> str | None:
         """The address of a service's container in a network of the project; None where it has none."""
@@ -145,14 +153,14 @@ def log(identifier: str, count: int | None = None, begun: datetime | None = None
     return images.feed(["docker", "logs", "--tail", str(count or "all"), *since, identifier], "")[1]
 
 
-def events(container: str, action: str, since: datetime, *, looks: int = 4) -> list[str]:
+def events(container: str, action: str, since: datetime, wait_s: float = EVENT_S) -> list[str]:
     """Docker's events of a kind about a container (its name or id), which may be gone: each one's exit code, if any."""
-    for _ in range(looks):  # an event of the current second is not always among the answers
+    deadline = time.monotonic() + wait_s
+    while True:
         seen = images.docker(
             *("events", "--since", since.isoformat(), "--until", "0s", "--filter", f"event={action}"),
             *("--filter", f"container={container}", "--format", "-{{.Actor.Attributes.exitCode}}"),
         )
-        if seen:
-            return [line.removeprefix("-") for line in seen.splitlines()]
-        time.sleep(0.4)
-    return []
+        if seen or time.monotonic() >= deadline:
+            return [line.removeprefix("-") for line in (seen or "").splitlines()]
+        time.sleep(LOOK_S)

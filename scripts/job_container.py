@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -24,9 +23,6 @@ from pipeline.sources import has_entries, list_images
 from scripts import api_key, containers, foreground, store_access
 from scripts.job_user import User, files, make_folder, owner_of, refuse_unreachable, some
 from scripts.settings import StackError
-
-# The exit code of what SIGKILL has ended.
-KILLED = 128 + signal.SIGKILL
 
 # Links that lead to links are followed so far: as far as Linux does.
 MOST_LINKS = 40
@@ -243,7 +239,7 @@ def run(compose: list[str], name: str, arguments: list[str], memory: ByteSize) -
     begun = datetime.now(UTC)
     command = [*compose, "--progress", "quiet", "run", "--rm", "--no-deps", "--name", name]
     code = follow(command, name, arguments)
-    if code == KILLED and containers.events(name, "oom", begun):
+    if code == containers.KILLED and containers.events(name, "oom", begun, containers.LATE_S):
         print(
             f"error: the job was killed for using more than {memory.human_readable()} of memory: lower "
             "SPOTTER_BYTES_IN_FLIGHT or SPOTTER_MODEL_CONCURRENCY, or raise STACK_PIPELINE_MEMORY; the same command "
