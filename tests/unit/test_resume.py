@@ -487,12 +487,15 @@ def test_a_full_disk_is_a_clear_stop_and_the_rest_follows_when_there_is_room(
     for number in range(10, 200):
         (photos / f"{number}.jpg").write_bytes(encoded(gradient(600 + number, 400)))
     (tmp_path / "disk").mkdir()
+    # Slowly enough that a part is committed before crops have filled the disk, which a busy host may collect late.
+    simulated.model_latency_s = 0.1
+    slowly = {"SPOTTER_MODEL_CONCURRENCY": "4"}
     python, _, small_parts = pipeline(part=5)
     told = [*(str(tmp_path / name) for name in ("disk", "photos", "run.json")), python, small_parts]
     done = subprocess.run(
         ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", FULL_DISK, "sh", *told],
         cwd=ROOT,
-        env={**os.environ, **simulated.settings},
+        env={**os.environ, **simulated.settings, **slowly},
         capture_output=True,
         text=True,
         timeout=120,
