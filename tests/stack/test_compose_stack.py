@@ -429,22 +429,6 @@ def test_a_service_that_dies_comes_back(containers: RunningStack) -> None:
     assert containers.ids() == before
 
 
-def follow(program: list[str], containers: RunningStack, state: Path) -> tuple[int, list[tuple[datetime, str]]]:
-    """Run a program on a stack of its own: its exit code, and each line that it printed, with the time."""
-    ports = {"STACK_DETECTOR_PORT": str(free_port()), "STACK_VLLM_PORT": str(free_port())}
-    with subprocess.Popen(
-        [environments.python("operator"), *program],
-        cwd=ROOT,
-        env={**os.environ, **containers.variables, **ports, "STACK_STATE": str(state)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as child:
-        assert child.stdout is not None
-        said = [(datetime.now(UTC), line.rstrip("\n")) for line in child.stdout]
-    return child.returncode, said
-
-
 def told_after_s(said: list[tuple[datetime, str]], words: str, state: Path, event: str, begin: datetime) -> float:
     """How long after Docker's first such event since `begin`, of a stack's detector, a line with these words came."""
     (told, *_) = (at for at, line in said if words in line)
@@ -464,13 +448,11 @@ def assert_nothing_is_left(state: Path) -> None:
         docker("volume", "rm", volume)
 
 
-def test_a_service_that_crashes_at_start_is_told_at_once(
-    containers: RunningStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_service_that_crashes_at_start_is_told_at_once(containers: RunningStack, tmp_path: Path) -> None:
     """The detector with a model that is not there: name, exit code and last lines; and nothing is left."""
-    monkeypatch.setenv("DETECTOR_MODEL", "no/such/folder/at/all")
     state, begin = tmp_path / "state", datetime.now(UTC)
-    code, said = follow(["-m", "scripts", "up"], containers, state)
+    variables = {"STACK_STATE": str(state), "DETECTOR_MODEL": "no/such/folder/at/all"}
+    code, said = containers.follow("-m", "scripts", "up", **variables)
     output = "\n".join(line for _, line in said)
     assert code == 1, output
     assert "no/such/folder/at/all" in output
@@ -514,7 +496,7 @@ def test_a_container_that_turns_unhealthy_is_told_at_once(containers: RunningSta
     for name, changes in yaml.safe_load(TURNS_UNHEALTHY)["services"].items():
         overlay["services"][name] |= changes
     (tmp_path / "toy.yaml").write_text(yaml.safe_dump(overlay))
-    code, said = follow(["-c", UP.format(overlay=str(tmp_path / "toy.yaml"))], containers, state)
+    code, said = containers.follow("-c", UP.format(overlay=str(tmp_path / "toy.yaml")), STACK_STATE=str(state))
     output = "\n".join(line for _, line in said)
     assert code == 1, output
     for part in (
