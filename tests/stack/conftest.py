@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
@@ -64,6 +65,20 @@ class RunningStack:
             text=True,
             timeout=600,
         )
+
+    def follow(self, *program: str, **variables: str) -> tuple[int, list[tuple[datetime, str]]]:
+        """Run a program of the operator's environment: its exit code, and each line that it printed, with the time."""
+        with subprocess.Popen(
+            [environments.python("operator"), *program],
+            cwd=ROOT,
+            env={**os.environ, **self.variables, **variables},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as child:
+            assert child.stdout is not None
+            said = [(datetime.now(UTC), line.rstrip("\n")) for line in child.stdout]
+        return child.returncode, said
 
     def status(self) -> str:
         """What `status` shows once it calls both services ready: on a busy machine one may answer it too late."""

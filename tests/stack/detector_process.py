@@ -25,7 +25,7 @@ POLL_S = 0.1
 
 
 class DetectorProcess:
-    """A detector service as a child process, with its own log and, unless told otherwise, a free port."""
+    """A detector service in a session of its own, with its own log and, unless told otherwise, a free port."""
 
     def __init__(self, python: Path, log: Path, **variables: str) -> None:
         """Start the service; `variables` are set beside the environment of the test run."""
@@ -40,6 +40,7 @@ class DetectorProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
 
     @property

@@ -14,8 +14,9 @@ from scripts.settings import StackSettings
 from tests.stack.conftest import RunningStack
 
 PICTURES = 200
-# So few that vLLM has work for long enough: with 64 all was asked on a busy machine before its last fault came.
-QUESTIONS_AT_ONCE = "16"
+# Each service has work until its last fault has come: few questions at once, and so little in memory that detection,
+# which is quick, waits for them.
+SLOWLY = {"SPOTTER_MODEL_CONCURRENCY": "16", "SPOTTER_BYTES_IN_FLIGHT": "2MB"}
 
 # Shorter than a minute, which shows nothing more here: the probes of pipeline/clients/sockets.py give up a peer that
 # vanished after 20 s, and a frozen one is waited for until its request's limit, as a slow one is.
@@ -33,7 +34,8 @@ def test_every_row_is_answered_while_both_services_go_away_in_every_way(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each service has its three faults one after the other, each while it has requests open."""
-    monkeypatch.setenv("SPOTTER_MODEL_CONCURRENCY", QUESTIONS_AT_ONCE)
+    for name, value in SLOWLY.items():
+        monkeypatch.setenv(name, value)
     draw(tmp_path / "images", PICTURES)
     result = bench.run(tmp_path / "images", tmp_path, dict.fromkeys(SERVICES, SCHEDULE))
     assert result.shortfall(PICTURES) is None, result

@@ -23,11 +23,13 @@ from typing import Any
 import psutil
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from rich.console import Console
 
 from scripts import api_key, environments, fetch, images, warmup
 from scripts.bench.outages import draw
 from scripts.compose_engine import PORTS, ComposeEngine
+from scripts.compose_files import OVERLAYS
 from scripts.compose_project import left_over, volumes
 from scripts.containers import STATE_AGE_S
 from scripts.preflight.tables import MODEL_INFOS
@@ -427,95 +429,87 @@ def test_a_service_that_dies_comes_back(containers: RunningStack) -> None:
     assert containers.ids() == before
 
 
-def died_at(state: Path, begin: datetime) -> datetime:
-    """When the detector of a stack first ended by itself, by Docker's events since `begin`."""
+def told_after_s(said: list[tuple[datetime, str]], words: str, state: Path, event: str, begin: datetime) -> float:
+    """How long after Docker's first such event since `begin`, of a stack's detector, a line with these words came."""
+    (told, *_) = (at for at, line in said if words in line)
     name = f"{project(RunningStack({'STACK_STATE': str(state)}))}-detector-1"
-    filters = ("--filter", "event=die", "--filter", f"container={name}")
-    events = docker("events", "--since", begin.isoformat(), "--until", "0s", *filters, "--format", "{{.TimeNano}}")
-    return datetime.fromtimestamp(int(events.split()[0]) / 1e9, UTC)
+    filters = ("--filter", f"container={name}", "--filter", f"event={event.partition(':')[0]}")
+    since = ("--since", begin.isoformat(), "--until", "0s", "--format", "{{.TimeNano}} {{.Action}}")
+    seen = [line.split(" ", 1) for line in docker("events", *filters, *since).splitlines()]
+    (happened, *_) = (int(at) / 1e9 for at, action in seen if action == event)
+    return told.timestamp() - happened
+
+
+def assert_nothing_is_left(state: Path) -> None:
+    """See that a failed start has taken down what it began; the caches' volumes, which stay, go now."""
+    name = project(RunningStack({"STACK_STATE": str(state)}))
+    assert left_over(name) == ([], [])
+    for volume in volumes(name):
+        docker("volume", "rm", volume)
 
 
 def test_a_service_that_crashes_at_start_is_told_at_once(containers: RunningStack, tmp_path: Path) -> None:
     """The detector with a model that is not there: name, exit code and last lines; and nothing is left."""
-    ports = {"STACK_DETECTOR_PORT": str(free_port()), "STACK_VLLM_PORT": str(free_port())}
-    state = tmp_path / "state"
-    begin = datetime.now(UTC)
-    failed = containers.operate("up", STACK_STATE=str(state), DETECTOR_MODEL="no/such/folder/at/all", **ports)
-    told = datetime.now(UTC)
-    output = failed.stdout + failed.stderr
-    assert failed.returncode == 1
-    assert "detector ended with exit code 2" in output
+    state, begin = tmp_path / "state", datetime.now(UTC)
+    variables = {"STACK_STATE": str(state), "DETECTOR_MODEL": "no/such/folder/at/all"}
+    code, said = containers.follow("-m", "scripts", "up", **variables)
+    output = "\n".join(line for _, line in said)
+    assert code == 1, output
     assert "no/such/folder/at/all" in output
     assert "no/such/folder/at/all" in (state / "logs" / "detector.log").read_text()
-    assert (told - died_at(state, begin)).total_seconds() < 10
-    label = f"label=com.docker.compose.project={project(RunningStack({'STACK_STATE': str(state)}))}"
-    assert not docker("ps", "--all", "--quiet", "--filter", label)
-    assert not docker("network", "ls", "--quiet", "--filter", label)
-    for volume in docker("volume", "ls", "--quiet", "--filter", label).split():
-        docker("volume", "rm", volume)
+    assert told_after_s(said, "detector ended with exit code 2", state, "die", begin) < 10
+    assert_nothing_is_left(state)
 
 
-# Each answers 200 from the first moment. The first is healthy once, and then no more; the second never becomes ready.
+# Over the CPU's overlay: the detector is healthy once, as soon as it answers, and then no more; vLLM is never ready.
 TURNS_UNHEALTHY = """
 services:
-  detector: &toy
-    image: spotter-pipeline:local
-    init: true
-    read_only: true
-    tmpfs: [/tmp]
-    networks: [inside]
-    working_dir: /spotter
-    entrypoint: [sh, -c, "echo the last line; exec python -m http.server 8001"]
+  detector:
     healthcheck:
-      test: [CMD-SHELL, "test ! -e /tmp/once && touch /tmp/once || { echo the GPU fell off the bus; exit 1; }"]
+      test:
+        - CMD-SHELL
+        - |
+          python3 /spotter/health.py http://127.0.0.1:8001/ || exit 1
+          test -e /tmp/once || { touch /tmp/once; exit 0; }
+          echo the GPU fell off the bus
+          exit 1
       interval: 1s
       retries: 2
-      start_period: 30m
   vllm:
-    <<: *toy
-    entrypoint: [sleep, "600"]
+    entrypoint: [sh, -c, sleep 600]
     healthcheck: {disable: true}
-networks:
-  inside: {internal: true}
+"""
+# `make up`, with another overlay.
+UP = """
+import sys
+from scripts import compose_files
+compose_files.OVERLAY_OF_DEVICE = {{"cpu": {overlay!r}}}
+from scripts.__main__ import main
+sys.exit(main(["up"]))
 """
 
 
-def test_a_container_that_turns_unhealthy_is_told_at_once(tmp_path: Path) -> None:
+def test_a_container_that_turns_unhealthy_is_told_at_once(containers: RunningStack, tmp_path: Path) -> None:
     """Also when it was ready before, and another is waited for: name, what the check said, last lines."""
-    images.ensure(["pipeline"], tmp_path, Console(file=io.StringIO()))
-    settings = StackSettings(state=tmp_path / "state", engine="compose", device="cpu")
-    engine = ComposeEngine(settings, "cpu", "cpu")
-    (tmp_path / "toy.yaml").write_text(TURNS_UNHEALTHY)
-    engine.files.files = [tmp_path / "toy.yaml"]
-    services = make_stack(settings, "cpu", "cpu", {}).services
-    try:
-        for service in services:
-            engine.start(service)
-        with pytest.raises(StackError) as raised:
-            warmup.wait(
-                engine, [engine.locate(each) for each in services], 120, Console(file=io.StringIO()), ask=lambda _: None
-            )
-        told = datetime.now(UTC)
-        container = engine.containers.find("detector")
-        assert container is not None
-        assert container.state.health is not None
-        assert container.state.health.log
-        # Unhealthy since the second of two checks in a row that failed.
-        failed = [check.end for check in container.state.health.log if check.exit_code and check.end]
-        assert (told - failed[1]).total_seconds() < 10
-    finally:
-        for service in services:
-            engine.stop(service.name, grace_s=0)
-        engine.tear_down()
+    state, begin = tmp_path / "state", datetime.now(UTC)
+    overlay = yaml.safe_load((OVERLAYS / "cpu.yaml").read_text())
+    for name, changes in yaml.safe_load(TURNS_UNHEALTHY)["services"].items():
+        overlay["services"][name] |= changes
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(overlay))
+    code, said = containers.follow("-c", UP.format(overlay=str(tmp_path / "toy.yaml")), STACK_STATE=str(state))
+    output = "\n".join(line for _, line in said)
+    assert code == 1, output
     for part in (
-        "detector turned unhealthy before the stack was ready.",
+        "detector: ready after",
         "The cause: its health check says: the GPU fell off the bus",
         "What helps: ",
-        "Its last lines:\nthe last line",
-        f"Whole log: {engine.log('detector')}",
+        "Its last lines:\n",
+        f"Whole log: {state}/logs/detector.log",
     ):
-        assert part in str(raised.value)
-    assert left_over(engine.project) == ([], [])
+        assert part in output
+    words = "detector turned unhealthy before the stack was ready."
+    assert told_after_s(said, words, state, "health_status: unhealthy", begin) < 10
+    assert_nothing_is_left(state)
 
 
 # Takes memory until it is killed, over and over.
@@ -547,7 +541,8 @@ def test_a_service_that_dies_of_its_memory_limit_is_told_the_limit(tmp_path: Pat
         engine.tear_down()
 
 
-# Dies once, and lives on when Docker has started it again.
+# Dies once, and lives on when Docker has started it again. Docker stamps a line when it copies it: that is to be before
+# the end.
 DIES_ONCE = """
 services:
   detector:
@@ -556,7 +551,12 @@ services:
     entrypoint:
       - sh
       - -c
-      - test -e /tmp/once && echo loading && exec sleep 600; touch /tmp/once; echo RuntimeError of the first; exit 1
+      - |
+        test -e /tmp/once && echo loading && exec sleep 600
+        touch /tmp/once
+        echo RuntimeError of the first
+        sleep 1
+        exit 1
 """
 
 
@@ -698,6 +698,7 @@ def test_ctrl_c_during_a_build_leaves_no_container(tmp_path: Path) -> None:
     os.killpg(child.pid, signal.SIGINT)
     output, _ = child.communicate(timeout=30)
     assert "KeyboardInterrupt" in output
+    deadline = time.monotonic() + 60
     while set(docker("ps", "--all", "--quiet").split()) - before:  # the engine's own clean-up takes a moment
         assert time.monotonic() < deadline, docker("ps", "--all")
         time.sleep(0.2)

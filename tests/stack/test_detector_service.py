@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
 import re
 import shutil
 import signal
@@ -13,7 +14,7 @@ import struct
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ MODEL = ROOT / "samples" / "models" / "tiny-detector"
 
 # Boxes of one image differ in the last digits between batch sizes; a pixel is 1/480 of the smaller side.
 SAME_BOX_PX = 0.05
+COUNTED_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,14 @@ def metric(text: str, name: str, **labels: str) -> float:
     """The sum of a metric's samples that carry these labels."""
     samples = re.findall(rf"^{name}(?:\{{(.*)\}})? (\S+)$", text, re.MULTILINE)
     return sum(float(value) for found, value in samples if all(f'{k}="{v}"' in found for k, v in labels.items()))
+
+
+def assert_soon(check: Callable[[str], bool], url: str) -> None:
+    """See that the metrics come to pass a check: one may be counted after its answer was sent."""
+    deadline = time.monotonic() + COUNTED_S
+    while not check(text := metrics(url)):
+        assert time.monotonic() < deadline, text
+        time.sleep(0.05)
 
 
 def iou(a: Iterable[float], b: Iterable[float]) -> float:
@@ -290,8 +300,8 @@ def test_a_full_queue_and_a_small_body_limit(start_detector: Start) -> None:
     replies = ask_at_once(url, [request(image)] * 64)
     assert {reply.status for reply in replies} == {200, 429}
     assert all("too many" in reply.body.lower() for reply in replies if reply.status == 429)
-    text = metrics(url)
-    assert metric(text, "detector_throughput_total", code="429") == sum(reply.status == 429 for reply in replies)
+    refused = sum(reply.status == 429 for reply in replies)
+    assert_soon(lambda text: metric(text, "detector_throughput_total", code="429") == refused, url)
     assert ask(url, request(image)).boxes
     assert ask(url, request(image + bytes(1 << 20))).status == 413
 
@@ -311,11 +321,13 @@ def test_metrics_count_statuses(detector_url: str) -> None:
     before = metrics(detector_url)
     ask(detector_url, request(scene_bytes(12)))
     ask(detector_url, request(scene_bytes(12), "zebra"))
-    after = metrics(detector_url)
-    for code in ("200", "422"):
-        name = "detector_throughput_total"
-        assert metric(after, name, code=code) - metric(before, name, code=code) == 1
-    assert metric(after, "detector_remaining_task") == 0
+    name = "detector_throughput_total"
+
+    def counted(after: str) -> bool:
+        ones = [metric(after, name, code=code) - metric(before, name, code=code) for code in ("200", "422")]
+        return ones == [1, 1] and metric(after, "detector_remaining_task") == 0
+
+    assert_soon(counted, detector_url)
 
 
 def test_a_model_from_the_hub_carries_its_commit(start_detector: Start, tmp_path: Path) -> None:
@@ -369,7 +381,7 @@ def test_truncated_weights_end_the_start(launch_detector: Launch, model_copy: Pa
     assert service.wait() == 1
     assert f"error: cannot load the model {model_copy}: " in service.log
     # Mosec's own last words come from another process, and may come later.
-    assert any(line.startswith("error: the detector service stopped: ") for line in service.log.splitlines()[-3:])
+    assert any(line.startswith("error: the detector service stopped: ") for line in service.log.splitlines())
 
 
 def test_a_model_whose_output_is_not_finite_ends_the_start(launch_detector: Launch, model_copy: Path) -> None:
@@ -378,7 +390,7 @@ def test_a_model_whose_output_is_not_finite_ends_the_start(launch_detector: Laun
     assert service.wait() == 1
     assert f"error: the model {model_copy} gives values that are not finite in torch.float32 on cpu" in service.log
     # Mosec's own last words come from another process, and may come later.
-    assert any(line.startswith("error: the detector service stopped: ") for line in service.log.splitlines()[-3:])
+    assert any(line.startswith("error: the detector service stopped: ") for line in service.log.splitlines())
 
 
 # --- readiness and stops
@@ -390,21 +402,23 @@ def test_sigterm_answers_the_open_requests_and_ends_with_0(launch_detector: Laun
     body = request(scene_bytes(15, "JPEG"))
     count = 200
 
-    async def run() -> tuple[list[Reply], float]:
+    async def run() -> list[Reply]:
         async with client() as session:
-            open_requests = [asyncio.create_task(post(session, service.url, body)) for _ in range(count)]
-            while True:
-                async with session.get(f"{service.url}/metrics") as response:
-                    text = await response.text()
-                waiting = metric(text, "detector_remaining_task")
-                if waiting + metric(text, "detector_throughput_total") >= count:
-                    break
+            sent: list[asyncio.Task[Reply]] = []
+            waiting = 0.0
+            while not waiting:  # a busy machine may ask so late that every request has been answered
+                assert len(sent) < 10 * count
+                sent += [asyncio.create_task(post(session, service.url, body)) for _ in range(count)]
+                arrived = 0.0
+                while arrived < len(sent):
+                    async with session.get(f"{service.url}/metrics") as response:
+                        text = await response.text()
+                    waiting = metric(text, "detector_remaining_task")
+                    arrived = waiting + metric(text, "detector_throughput_total")
             service.signal(signal.SIGTERM)
-            return await asyncio.gather(*open_requests), waiting
+            return await asyncio.gather(*sent)
 
-    replies, waiting = asyncio.run(run())
-    assert waiting > 0, "every request was answered before the signal"
-    assert Counter(reply.status for reply in replies) == {200: count}
+    assert {reply.status for reply in asyncio.run(run())} == {200}
     assert service.wait() == 0
 
 
@@ -418,8 +432,7 @@ def test_the_port_opens_when_the_model_is_ready_and_ctrl_c_leaves_nothing(launch
     assert ask(service.url, request(scene_bytes(13))).boxes
     assert service.answers()
     family = [psutil.Process(service.process.pid), *service.workers()]
-    for process in family:  # as a terminal does it: to every process of the foreground group
-        process.send_signal(signal.SIGINT)
+    os.killpg(service.process.pid, signal.SIGINT)  # as a terminal does it: to every process of the foreground group
     assert service.wait() == 0, service.log
     assert psutil.wait_procs(family, timeout=START_S)[1] == []
     assert "Traceback" not in service.log
