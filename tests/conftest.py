@@ -35,8 +35,9 @@ for name in [name for name in os.environ if name.startswith(("SPOTTER_", "STACK_
     del os.environ[name]
 os.environ["DO_NOT_TRACK"] = "true"
 os.environ["DAFT_PROGRESS_BAR"] = "0"
-# A shell's background job ignores Ctrl-C, and so would all that the tests start.
+# A shell's background job ignores Ctrl-C, one of `nohup` the end of a terminal, and so would all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture
