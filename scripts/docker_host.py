@@ -22,6 +22,10 @@ OWN_CLIENT_CONFIG = STATE / "docker" / "config"
 # Some clients fill this in with nothing where no engine answers, and end with 0 (docker/cli, issue 5900).
 ABOUT = "{{.ServerVersion}} / {{.OperatingSystem}} {{json .SecurityOptions}}"
 
+# What an engine says to a user who may not use it, and what helps him.
+DENIED = "permission denied"
+JOIN_GROUP = "join the group docker and log in anew, or set STACK_ENGINE=process"
+
 # What keeps the stack out of an engine's containers, by what `docker info` says then.
 OUT_OF_REACH = {
     "Docker Desktop": "Docker Desktop keeps containers in a machine of its own, where this host does not reach them",
@@ -94,11 +98,8 @@ def client_config() -> Path | None:
             Compose that reads the compose files.
     """
     engine, reason = find_engine()
-    if engine is None and "permission denied" in reason:
-        raise StackError(
-            "this user may not use the Docker engine (`docker info`): join the group docker and log in anew, or set "
-            "STACK_ENGINE=process"
-        )
+    if engine is None and DENIED in reason:
+        raise StackError(f"this user may not use the Docker engine (`docker info`): {JOIN_GROUP}")
     if engine is None:
         raise StackError("no Docker engine answers (`docker info`): start one, or set STACK_ENGINE=process")
     if engine.out_of_reach:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scripts.docker_host import find_compose, find_engine
+from scripts.docker_host import DENIED, JOIN_GROUP, find_compose, find_engine
 from scripts.doctor import floors
 from scripts.doctor.context import Context
 from scripts.findings import Finding, Severity
@@ -19,9 +19,7 @@ def check(context: Context) -> list[Finding]:
     if engine is None:
         wanted = f"Docker Engine {dotted(floors.DOCKER_ENGINE)}"
         if context.settings.engine == "compose":
-            denied = "permission denied" in reason
-            remedy = "join the group docker and log in anew, or set STACK_ENGINE=process" if denied else REMEDY
-            return [Finding("docker", "error", reason, wanted, remedy)]
+            return [Finding("docker", "error", reason, wanted, JOIN_GROUP if DENIED in reason else REMEDY)]
         return [Finding("docker", "ok", f"none: the services run as processes ({reason})")]
     if engine.out_of_reach:
         if context.settings.engine == "compose":
