@@ -36,9 +36,9 @@ def main(arguments: list[str]) -> int:
     console = Console(stderr=False)
     try:
         settings = load(arguments)
-        from pipeline.display import show_next, show_summary  # after the settings: a wrong one is told at once
-        from pipeline.interrupts import INTERRUPTED
         from pipeline.run import STOPPED, run
+        from pipeline.runtime.display import show_next, show_summary  # after the settings: a wrong one is told at once
+        from pipeline.runtime.interrupts import INTERRUPTED
 
         collect_rarely()
         done = run(settings, console)

@@ -16,29 +16,33 @@ from typing import Any
 import pyarrow as pa
 from rich.console import Console
 
-from pipeline import daft_plan, display, flow, profiler, run_folder, tables
-from pipeline.account import Account
-from pipeline.breakdown import AGAIN, explain, one_line
+from pipeline import tables
 from pipeline.clients.connect import Clients, make_clients
-from pipeline.collector import Collector
+from pipeline.clients.probe import Services, probe
 from pipeline.errors import RunStopped
-from pipeline.held import Held
-from pipeline.interrupts import INTERRUPTED, OneInterrupt
 from pipeline.job import Job
 from pipeline.job import load as load_job
-from pipeline.manifest import begun, ended, identify
-from pipeline.objects import Objects
-from pipeline.outstanding import Outstanding, outstanding
-from pipeline.parts import Parts
-from pipeline.probe import Services, probe
-from pipeline.profiler import Profiler
-from pipeline.progress import Progress
-from pipeline.publish import Publication
-from pipeline.report import write_report
+from pipeline.metrics import daft_plan, profiler
+from pipeline.metrics.profiler import Profiler
+from pipeline.metrics.stage import Account
+from pipeline.output import run_folder
+from pipeline.output.breakdown import AGAIN, explain, one_line
+from pipeline.output.collector import Collector
+from pipeline.output.manifest import begun, ended, identify
+from pipeline.output.parts import Parts
+from pipeline.output.publish import Publication
+from pipeline.output.report import write_report
+from pipeline.output.resume import Outstanding, outstanding
+from pipeline.runtime import display
+from pipeline.runtime.cancellation import Stop
+from pipeline.runtime.interrupts import INTERRUPTED, OneInterrupt
+from pipeline.runtime.memory_budget import Held
+from pipeline.runtime.progress import Progress
+from pipeline.runtime.watchdog import Stream, Watchdog, follow
 from pipeline.settings import Settings
-from pipeline.sources import Reader, Source, list_images
-from pipeline.stop import Stop
-from pipeline.watch import Stream, Watchdog, follow
+from pipeline.sources.listing import Reader, Source, list_images
+from pipeline.sources.objects import Objects
+from pipeline.stages import flow
 
 COMPLETE = "complete"
 STOPPED = "stopped"

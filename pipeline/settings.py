@@ -23,7 +23,7 @@ from pydantic_settings import (
 )
 
 from pipeline.errors import UsageError
-from pipeline.places import is_object
+from pipeline.locations import is_object
 
 PREFIX = "SPOTTER_"
 ENV_FILE = Path(".env")

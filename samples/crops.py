@@ -6,10 +6,10 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pipeline.crop import cut
+from pipeline.stages.crop import cut
 from samples.scenes import SceneObject, make_scene
 
-# What the pipeline cuts with: see `pipeline/crop.py`.
+# What the pipeline cuts with: see `pipeline/stages/crop.py`.
 MARGIN = 0.05
 MAX_SIDE = 512
 

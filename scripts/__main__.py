@@ -9,11 +9,12 @@ from python_on_whales import DockerException
 from rich.console import Console
 
 from pipeline.errors import UsageError
-from scripts import offline, stack
-from scripts.docker_host import docker_said
-from scripts.preflight import command as preflight
+from scripts import offline
+from scripts.checks.preflight import command as preflight
+from scripts.commands import stack
+from scripts.docker.host import docker_said
 from scripts.settings import StackError, load
-from scripts.startup_causes import remedy_for
+from scripts.vllm.startup_causes import remedy_for
 
 SERVICES = ("detector", "vllm")
 
@@ -109,7 +110,7 @@ def command(parsed: argparse.Namespace, console: Console) -> int:
     elif parsed.command == "build":
         stack.build(settings, console)
     elif parsed.command == "smoke":
-        from scripts import smoke
+        from scripts.commands import smoke
 
         return smoke.run(settings, console)
     elif parsed.command == "logs":
@@ -117,11 +118,11 @@ def command(parsed: argparse.Namespace, console: Console) -> int:
     elif parsed.command == "shell":
         stack.shell(settings, parsed.service)
     elif parsed.command == "clean":
-        from scripts import clean
+        from scripts.commands import clean
 
         return clean.run(settings, console, caches=parsed.caches, confirmed=parsed.yes)
     elif parsed.command == "doctor":
-        from scripts.doctor import command as doctor
+        from scripts.checks.doctor import command as doctor
 
         return doctor.run(settings, console, json_output=parsed.json)
     elif parsed.command == "preflight":

@@ -17,7 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts import bases, whole_file
+from scripts import files as whole_file
+from scripts.docker import bases
 from scripts.environments import LOCKS, NAMES, PYTHON, EnvironmentFailed, ensure_uv, run, torch_arguments, uv
 from scripts.environments import uv_environment as uv_settings
 

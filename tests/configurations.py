@@ -11,10 +11,10 @@ from typing import Any
 import yaml
 
 from pipeline import job as jobs
+from scripts.checks.preflight import command, static
+from scripts.checks.preflight.memory import Host
 from scripts.environments import ROOT
-from scripts.preflight import command, static
-from scripts.preflight.memory import Host
-from scripts.services import VLLM_PRESETS
+from scripts.stack.services import VLLM_PRESETS
 
 TINY_VLM = ROOT / "samples" / "models" / "tiny-vlm"
 

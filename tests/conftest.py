@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from scripts import environments
-from scripts.bench.simulated import Simulated, serve
+from tests.doubles.simulated import Simulated, serve
 
 if TYPE_CHECKING:
     from tests.s3 import Store

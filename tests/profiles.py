@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from pipeline.profile import (
+from pipeline.metrics.profile import (
     FILE,
     Advice,
     Concurrency,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.account import Account
 from pipeline.clients.detector import DetectorClient
 from pipeline.clients.http import HttpClient, Limits
 from pipeline.clients.model import ModelClient
+from pipeline.clients.probe import Services, model_headers
 from pipeline.job import Job
-from pipeline.probe import Services, model_headers
+from pipeline.metrics.stage import Account
+from pipeline.runtime.cancellation import Stop
 from pipeline.settings import Settings
-from pipeline.stop import Stop
 
 
 @dataclass(frozen=True, slots=True)

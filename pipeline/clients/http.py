@@ -17,11 +17,11 @@ from typing import Any
 import aiohttp
 import tenacity
 
-from pipeline.account import StageAccount, Unaccounted
-from pipeline.clients.limits import Slots
+from pipeline.clients.limiter import Slots
 from pipeline.clients.outage import Outage
 from pipeline.clients.sockets import make_socket
-from pipeline.stop import Stop
+from pipeline.metrics.stage import StageAccount, Unaccounted
+from pipeline.runtime.cancellation import Stop
 
 # Statuses that a later try can change: a full queue, a server that restarts or is behind.
 TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
-from pipeline.stop import Stop
+from pipeline.runtime.cancellation import Stop
 
 # How often a server that is away is looked for: a restart takes seconds at least.
 CHECK_S = 1.0

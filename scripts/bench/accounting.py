@@ -28,9 +28,9 @@ from rich.console import Console
 
 from pipeline import run as runs
 from pipeline.__main__ import collect_rarely
-from pipeline.account import Account
 from pipeline.job import Job
-from pipeline.profiler import START, Profiler
+from pipeline.metrics.profiler import START, Profiler
+from pipeline.metrics.stage import Account
 from pipeline.settings import Settings
 from scripts.bench.own_process import simulated_process
 

@@ -19,9 +19,9 @@ from typing import Any
 
 from PIL import Image, ImageChops, ImageStat
 
-from pipeline.images import decode
-from scripts.bench.capacity import Capacity, Limited
+from pipeline.sources.images import decode
 from scripts.environments import ROOT
+from tests.doubles.capacity import Capacity, Limited
 
 FIRST_S, TUNED_S = 72.0, 24.0
 

@@ -53,7 +53,7 @@ def spotter(work: Work) -> Answers:
     """The pipeline's own stage, on Daft: bounded by rows, with retries, every answer checked."""
     import daft
 
-    from pipeline import flow
+    from pipeline.stages import flow
 
     collect_rarely()  # as the pipeline's command does
     client = ModelClient(HttpClient(work.model_url, Limits(work.concurrency), headers=work.headers), work.model, JOB)
@@ -162,7 +162,7 @@ def friction_udf(work: Work) -> Answers:
 
 
 CLIENTS: dict[str, tuple[Callable[[Work], Answers], tuple[str, ...]]] = {
-    "Spotter": (spotter, ("daft", "pipeline.flow")),
+    "Spotter": (spotter, ("daft", "pipeline.stages.flow")),
     "asyncio script": (plain_asyncio, ("aiohttp",)),
     "openai, threads": (thread_pool, ("openai",)),
     "Daft prompt": (daft_prompt, ("daft.ai.openai.provider", "openai")),

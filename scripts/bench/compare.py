@@ -29,14 +29,15 @@ from rich.console import Console
 from rich.table import Table
 
 from examples.ladder.servers import JOB, question
-from pipeline.crop import cut
 from pipeline.errors import UsageError
-from pipeline.images import decode
-from scripts import api_key, environments
+from pipeline.sources.images import decode
+from pipeline.stages.crop import cut
+from scripts import environments
 from scripts.bench import machine, running
 from scripts.bench.clients import CLIENTS, read_crops
 from scripts.bench.own_process import simulated_process
 from scripts.environments import ROOT
+from scripts.stack import api_key
 
 OURS = "Spotter"
 CEILING = "vllm bench serve"

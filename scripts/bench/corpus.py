@@ -26,8 +26,8 @@ from rich.table import Table
 
 from pipeline import settings as pipeline_settings
 from pipeline.run import run
-from scripts.bench.simulated import serve
 from tests import corpus
+from tests.doubles.simulated import serve
 
 
 def kind_of(row: dict[str, Any]) -> str:

@@ -27,15 +27,15 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.run_folder import COMMITTED
-from scripts.bench.faults import grid
-from scripts.bench.simulated import Simulated, serve
+from pipeline.output.run_folder import COMMITTED
 from scripts.environments import ROOT
+from tests.doubles.faults import grid
+from tests.doubles.simulated import Simulated, serve
 
 BOXES = 2
 # Questions at the model at once, which bounds the rows on their way.
 CONCURRENCY = 16
-# How long a part's commit may take on a busy host: Daft does not wait meanwhile (see pipeline/watch.py), and what it
+# How long a part's commit may take on a busy host: Daft does not wait meanwhile (see runtime/watchdog.py), and what it
 # answers then is on its way.
 COMMIT_S = 1.5
 # Images of a part here.
@@ -44,7 +44,7 @@ PART = 100
 # wait for the disk, whose seconds would be questions on their way: what is written outlives kill -9 in memory.
 PIPELINE = """
 import os, runpy
-from pipeline import parts
+from pipeline.output import parts
 parts.PART_IMAGES = {part}
 parts.sync_disk = os.fsync = lambda written: None
 runpy.run_module("pipeline", run_name="__main__", alter_sys=True)
@@ -127,7 +127,7 @@ def kill_and_resume(
     wrong = [f"the second run ended with {code}: {folder.with_suffix('.txt')}"] if code else examine(folder, pictures)
     if again != BOXES * (pictures - safe):
         wrong.append(f"{again} questions were asked after {safe} of {pictures} images were committed")
-    # A part, batches that wait for their last answer (twice those in flight, see pipeline/flow.py), and as many that
+    # A part, batches that wait for their last answer (twice those in flight, see stages/flow.py), and as many that
     # wait for the next batch, with which Daft hands them on.
     most = BOXES * part + 4 * CONCURRENCY + COMMIT_S * CONCURRENCY / max(simulated.latency_s, 1e-3)
     if asked - BOXES * safe > most:

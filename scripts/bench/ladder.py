@@ -27,8 +27,8 @@ from pipeline.settings import Settings
 from scripts.bench import blog_shape, recorder, running
 from scripts.bench.blog_shape import Shape
 from scripts.bench.recorder import Recorder, Span
-from scripts.bench.simulated import serve
 from scripts.environments import ROOT
+from tests.doubles.simulated import serve
 
 STEPS = {
     "step1_massive_udf": "1 one massive UDF",

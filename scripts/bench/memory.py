@@ -28,10 +28,10 @@ from pathlib import Path
 import psutil
 from PIL import Image
 
-from pipeline.run_folder import read_manifest
-from scripts.bench.faults import grid
-from scripts.bench.simulated import Simulated, serve
+from pipeline.output.run_folder import read_manifest
 from scripts.environments import ROOT
+from tests.doubles.faults import grid
+from tests.doubles.simulated import Simulated, serve
 
 LOOK_S = 0.1
 

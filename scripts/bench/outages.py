@@ -38,12 +38,14 @@ from rich.console import Console
 from rich.table import Table
 
 from samples.scenes import make_scene
-from scripts import clean, environments, images, stack
+from scripts import environments
 from scripts import settings as stack_settings
-from scripts.compose_engine import ComposeEngine
+from scripts.commands import clean, stack
+from scripts.docker import images
+from scripts.docker.engine import ComposeEngine
 from scripts.environments import ROOT
-from scripts.services import Service
 from scripts.settings import StackError, StackSettings
+from scripts.stack.services import Service
 
 # A service is in the middle of its work when it has answered this many requests, and has others open.
 AT_WORK_ANSWERS = 8

@@ -9,19 +9,19 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from scripts.commands.smoke import free_port
 from scripts.environments import ROOT
-from scripts.smoke import free_port
 
 
 @contextmanager
 def simulated_process(**options: float) -> Iterator[str]:
-    """Both servers' address without a path, until the block ends; `options` are those of `scripts.bench.faults`.
+    """Both servers' address without a path, until the block ends; `options` are those of `tests.doubles.faults`.
 
     Raises:
         RuntimeError: they did not start.
     """
     url = f"http://127.0.0.1:{(port := free_port())}"
-    command = [sys.executable, "-m", "scripts.bench.faults", f"--port={port}"]
+    command = [sys.executable, "-m", "tests.doubles.faults", f"--port={port}"]
     command += [f"--{name}={value}" for name, value in options.items()]
     server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     try:

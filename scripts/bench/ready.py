@@ -24,13 +24,13 @@ from rich.console import Console
 from rich.table import Table
 
 from scripts import environments
+from scripts.commands.smoke import free_port
 from scripts.environments import ROOT, STATE
-from scripts.services import make_stack
 from scripts.settings import PREFIX, StackSettings
-from scripts.smoke import free_port
-from scripts.start_history import Start, StartHistory
-from scripts.startup_phases import LAST_PHASE
-from scripts.warmup import is_ready
+from scripts.stack.services import make_stack
+from scripts.stack.start_history import Start, StartHistory
+from scripts.stack.warmup import is_ready
+from scripts.vllm.startup_phases import LAST_PHASE
 
 LOOK_S = 0.02
 SERVICE = "vllm"

@@ -23,11 +23,11 @@ from typing import Any
 import aiohttp
 import daft
 
-from pipeline import flow
 from pipeline import job as jobs
 from pipeline.__main__ import collect_rarely
 from pipeline.clients.http import HttpClient, Limits
 from pipeline.clients.model import ModelClient, data_url
+from pipeline.stages import flow
 from scripts.bench.own_process import simulated_process
 
 # About the size of a crop of a dog in a park, of 150 x 100 pixels.

@@ -8,13 +8,13 @@ from urllib.parse import urlsplit
 from pydantic import AnyHttpUrl, SecretStr
 
 from pipeline import settings as job_settings
+from pipeline.clients.probe import Services, probe
 from pipeline.errors import UsageError
 from pipeline.job import load as load_job
-from pipeline.probe import Services, probe
 from pipeline.settings import Settings
-from scripts import api_key
 from scripts import settings as stack_settings
-from scripts.services import make_stack
+from scripts.stack import api_key
+from scripts.stack.services import make_stack
 
 
 def settings() -> Settings:

@@ -24,10 +24,10 @@ from rich.table import Table
 from pipeline import settings as pipeline_settings
 from pipeline.clients.http import HttpClient, Limits, RequestFailed
 from pipeline.clients.model import Answer, BadAnswer, ModelClient
+from pipeline.clients.probe import model_headers
 from pipeline.errors import UsageError
 from pipeline.job import Job
 from pipeline.job import load as load_job
-from pipeline.probe import model_headers
 from pipeline.settings import Settings
 from scripts.bench import running
 from scripts.bench.clients import read_crops

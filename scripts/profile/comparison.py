@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.profile import Profile, Stage
+from pipeline.metrics.profile import Profile, Stage
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from pipeline.profile import Profile
+from pipeline.metrics.profile import Profile
 from scripts.profile.comparison import Comparison, parts
 from scripts.profile.mermaid import flowchart
 from scripts.profile.table import STAGE_HEADS, changed_settings, compared_cells, stage_figures
@@ -88,7 +88,7 @@ def comparison_section(comparison: Comparison) -> str:
 
 
 def page(profile: Profile, daft: str | None = None, compared: Comparison | None = None) -> str:
-    """The whole page; `daft` is pipeline/daft_plan.py's page about the same run."""
+    """The whole page; `daft` is pipeline/metrics/daft_plan.py's page about the same run."""
     diagnosis = profile.diagnosis
     cost = diagnosis.cost_s.get(diagnosis.bottleneck, 0.0)
     sections = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 
-from pipeline.profile import Profile, Stage
+from pipeline.metrics.profile import Profile, Stage
 from scripts.profile.units import number, seconds, share, size
 
 # Colours that can be read on a light and on a dark page, whatever theme the page has.

@@ -8,7 +8,7 @@ from typing import Any
 
 import jinja2
 
-from pipeline.profile import Profile
+from pipeline.metrics.profile import Profile
 from scripts.profile import units
 from scripts.profile.comparison import Comparison, parts
 from scripts.profile.table import STAGE_HEADS, compared_cells, stage_figures

@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.profile import Advice, Profile, Stage
+from pipeline.metrics.profile import Advice, Profile, Stage
 from scripts.profile.comparison import Comparison, Line, parts
 from scripts.profile.units import number, seconds, share, size
 

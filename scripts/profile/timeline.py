@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pipeline.profile import Profile, Stage
+from pipeline.metrics.profile import Profile, Stage
 from scripts.profile.mermaid import SERVICE_OF
 from scripts.profile.units import number, size
 

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from pipeline.profile import Profile, Span
+from pipeline.metrics.profile import Profile, Span
 
 Event = dict[str, Any]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page
 
-from pipeline.daft_plan import Plan
+from pipeline.metrics.daft_plan import Plan
 from scripts.profile import markdown
 from tests.profiles import NASTY, make_profile
 
@@ -72,7 +72,7 @@ def test_dafts_own_diagram_is_drawn_beside_it(drawing_board: Page) -> None:
     plan = Plan()
     plan.plan = {
         "id": 2,
-        "name": 'UDF "pipeline.flow.Ask" <1> #2',
+        "name": 'UDF "pipeline.stages.flow.Ask" <1> #2',
         "children": [{"id": 1, "name": "Into Batches of 8", "children": []}],
     }
     own, dafts = diagrams(markdown.page(make_profile(), daft=plan.page()))

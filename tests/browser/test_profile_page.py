@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page
 
-from pipeline.profile import Profile, Samples
+from pipeline.metrics.profile import Profile, Samples
 from scripts.profile.comparison import Comparison
 from scripts.profile.page import page
 from tests.browser.chromium import Open

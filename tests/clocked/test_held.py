@@ -11,11 +11,11 @@ import pytest
 from rich.console import Console
 
 from pipeline import settings
-from pipeline.flow import BATCH
-from pipeline.held import Held
 from pipeline.run import run
-from pipeline.stop import Stop
-from scripts.bench.simulated import Simulated
+from pipeline.runtime.cancellation import Stop
+from pipeline.runtime.memory_budget import Held
+from pipeline.stages.flow import BATCH
+from tests.doubles.simulated import Simulated
 from tests.pictures import encoded, gradient
 
 MB = 1024**2
@@ -65,19 +65,19 @@ def test_an_image_above_the_bound_goes_alone() -> None:
 
 def test_crops_alone_close_the_gate_for_a_while_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """They may wait for others to fill their batch."""
-    monkeypatch.setattr("pipeline.held.PATIENCE_S", 60.0)
+    monkeypatch.setattr("pipeline.runtime.memory_budget.PATIENCE_S", 60.0)
     held = Held(10 * MB, Stop())
     assert passes(held, a=1 * MB)
     held.cut(b"a", 20 * MB)
     assert not passes(held, b=1 * MB)
-    monkeypatch.setattr("pipeline.held.PATIENCE_S", 0.0)
+    monkeypatch.setattr("pipeline.runtime.memory_budget.PATIENCE_S", 0.0)
     assert passes(held, b=1 * MB)
     assert not passes(held, c=1 * MB)  # one is on its way
 
 
 def test_crops_that_are_asked_about_keep_the_gate_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     """However long that takes, and without any patience: the model server is slow, or away."""
-    monkeypatch.setattr("pipeline.held.PATIENCE_S", 0.0)
+    monkeypatch.setattr("pipeline.runtime.memory_budget.PATIENCE_S", 0.0)
     held = Held(10 * MB, Stop())
     assert passes(held, a=1 * MB)
     held.cut(b"a", 20 * MB)
@@ -91,7 +91,7 @@ def test_a_slow_model_server_does_not_fill_the_memory(
     simulated: Simulated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its first answers take many times as long as the gate's patience, and no more images are let in for that."""
-    monkeypatch.setattr("pipeline.held.PATIENCE_S", 0.5)
+    monkeypatch.setattr("pipeline.runtime.memory_budget.PATIENCE_S", 0.5)
     images = tmp_path / "images"
     images.mkdir()
     for number in range(8 * BATCH):
@@ -184,7 +184,7 @@ def test_one_large_image_leaves_as_many_at_the_detector(
 def test_a_run_with_hardly_any_room_goes_a_batch_at_a_time_and_ends(
     simulated: Simulated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: str, bounded: bool
 ) -> None:
-    monkeypatch.setattr("pipeline.held.PATIENCE_S", 0.2)
+    monkeypatch.setattr("pipeline.runtime.memory_budget.PATIENCE_S", 0.2)
     images = tmp_path / "images"
     images.mkdir()
     for number in range(2 * BATCH):

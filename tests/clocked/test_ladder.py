@@ -13,7 +13,7 @@ from scripts.bench import blog_shape, ladder, recorder
 from scripts.bench.blog_shape import DOGS, PICTURES
 from scripts.bench.ladder import STEPS, Climbed, Under
 from scripts.bench.recorder import Span
-from scripts.bench.simulated import Simulated
+from tests.doubles.simulated import Simulated
 
 SILENT = Console(file=io.StringIO())
 # A file system in memory, where there is one.

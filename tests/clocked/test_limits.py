@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipeline import sampler, settings
-from pipeline.clients.limits import LEAST_IN_QUEUE, Slots
-from pipeline.profile import Profile
+from pipeline import settings
+from pipeline.clients.limiter import LEAST_IN_QUEUE, Slots
+from pipeline.metrics import sampler
+from pipeline.metrics.profile import Profile
 from pipeline.run import run
-from scripts.bench.capacity import Capacity, Limited
-from scripts.bench.faults import grid
-from scripts.bench.simulated import serve
+from tests.doubles.capacity import Capacity, Limited
+from tests.doubles.faults import grid
+from tests.doubles.simulated import serve
 from tests.pictures import encoded, gradient
 
 

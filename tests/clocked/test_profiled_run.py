@@ -20,13 +20,15 @@ from aiohttp import web
 from PIL import Image
 from rich.console import Console
 
-from pipeline import crop, flow, images, tables
 from pipeline import job as jobs
 from pipeline import settings as pipeline_settings
-from pipeline.profile import Profile
-from pipeline.profiler import cores
+from pipeline import tables
+from pipeline.metrics.profile import Profile
+from pipeline.metrics.profiler import cores
 from pipeline.run import run
-from scripts.bench.simulated import ANSWER, Fault, Simulated, completion
+from pipeline.sources import images
+from pipeline.stages import crop, flow
+from tests.doubles.simulated import ANSWER, Fault, Simulated, completion
 from tests.pictures import encoded, gradient
 
 IMAGES = 32

@@ -13,10 +13,10 @@ from aiohttp import web
 from pipeline.job import load as load_job
 from pipeline.settings import Settings
 from scripts.bench import sweep
-from scripts.bench.capacity import Capacity, Limited
 from scripts.bench.compare import write_crops
-from scripts.bench.simulated import serve
 from scripts.bench.sweep import Level, Sweep, knee
+from tests.doubles.capacity import Capacity, Limited
+from tests.doubles.simulated import serve
 
 AT_ONCE, LATENCY_S = 8, 0.1
 

@@ -18,15 +18,17 @@ from pydantic import SecretStr
 
 from pipeline.errors import UsageError
 from pipeline.settings import Settings
-from pipeline.sources import list_images
-from scripts import docker_gpu, docker_host, images
-from scripts.compose_engine import PORTS, READY_PATHS, ComposeEngine
-from scripts.compose_files import COMPOSE_FILE, OVERLAY_OF_DEVICE, OVERLAYS, ComposeFiles
-from scripts.compose_project import project_name
-from scripts.job_container import Mount, Told, overlay, place_to_mount, tell
-from scripts.job_user import User
-from scripts.services import DETECTOR_PRESETS, STOP_GRACE_S, VLLM_PRESETS, cache_key, make_stack
+from pipeline.sources.listing import list_images
+from scripts.docker import gpu as docker_gpu
+from scripts.docker import host as docker_host
+from scripts.docker import images
+from scripts.docker.engine import PORTS, READY_PATHS, ComposeEngine
+from scripts.docker.files import COMPOSE_FILE, OVERLAY_OF_DEVICE, OVERLAYS, ComposeFiles
+from scripts.docker.job import Mount, Told, overlay, place_to_mount, tell
+from scripts.docker.job_user import User
+from scripts.docker.project import project_name
 from scripts.settings import StackError, StackSettings
+from scripts.stack.services import DETECTOR_PRESETS, STOP_GRACE_S, VLLM_PRESETS, cache_key, make_stack
 from tests.conftest import ROOT
 
 SERVICES = ("detector", "vllm")

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ByteSize
 from pipeline import job, tables
 from pipeline import settings as pipeline_settings
 from scripts import settings as stack_settings
-from scripts.services import VLLM_PRESETS
+from scripts.stack.services import VLLM_PRESETS
 from services.detector import settings as detector_settings
 from tests.conftest import ROOT
 

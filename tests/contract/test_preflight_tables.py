@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from scripts.environments import LOCKS, ROOT
-from scripts.preflight import tables
-from scripts.preflight.options import read_options
-from scripts.services import VLLM_PRESETS, read_variables
+from scripts.stack.services import VLLM_PRESETS, read_variables
+from scripts.vllm import tables
+from scripts.vllm.options import read_options
 
 PARSE = Path(__file__).with_name("parse_preset.py")
 

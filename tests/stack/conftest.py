@@ -15,8 +15,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from scripts import api_key, docker_host, environments
-from scripts.compose_project import left_over, project_name
+from scripts import environments
+from scripts.docker import host as docker_host
+from scripts.docker.project import left_over, project_name
+from scripts.stack import api_key
 from tests.conftest import ROOT, environment_python
 
 # Where no Docker engine is to be had, `.ci/run` says so.

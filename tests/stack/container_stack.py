@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.compose_project import project_name
-from scripts.docker_host import answers
+from scripts.docker.host import answers
+from scripts.docker.project import project_name
 from tests.stack.conftest import RunningStack
 
 # Set by `.ci/run` once it has started an engine: that no container test is left out there without a word.

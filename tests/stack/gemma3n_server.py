@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scripts import environments
-from scripts.process_engine import ProcessEngine
-from scripts.services import VLLM_PRESETS, Service, read_variables
-from scripts.warmup import is_ready
+from scripts.stack.process_engine import ProcessEngine
+from scripts.stack.services import VLLM_PRESETS, Service, read_variables
+from scripts.stack.warmup import is_ready
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
 SHIM = MODELS / "shim"

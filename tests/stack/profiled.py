@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pipeline.profile import Profile
+from pipeline.metrics.profile import Profile
 from tests.stack.conftest import RunningStack
 from tests.trace_reader import load
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from scripts import images
-from scripts.compose_engine import ComposeEngine
-from scripts.compose_project import other_checkout, volumes
-from scripts.docker_host import client_config
+from scripts.docker import images
+from scripts.docker.engine import ComposeEngine
+from scripts.docker.host import client_config
+from scripts.docker.project import other_checkout, volumes
 from scripts.settings import StackSettings
 from tests.stack.conftest import RunningStack
 from tests.stack.container_stack import docker, project

@@ -12,8 +12,8 @@ import psutil
 import pytest
 import yaml
 
-from scripts import images
-from scripts.services import VLLM_PRESETS
+from scripts.docker import images
+from scripts.stack.services import VLLM_PRESETS
 from tests.configurations import TINY_VLM
 from tests.conftest import environment_python
 from tests.simulated_hub import COMMIT, MODEL, TOKEN, SimulatedHub, of_folder, serve

@@ -26,15 +26,18 @@ import pytest
 import yaml
 from rich.console import Console
 
-from scripts import api_key, environments, fetch, images, warmup
+from scripts import environments
 from scripts.bench.outages import draw
-from scripts.compose_engine import PORTS, ComposeEngine
-from scripts.compose_files import OVERLAYS
-from scripts.compose_project import left_over, volumes
-from scripts.containers import STATE_AGE_S
-from scripts.preflight.tables import MODEL_INFOS
-from scripts.services import Service, make_stack
+from scripts.commands import fetch
+from scripts.docker import images
+from scripts.docker.containers import STATE_AGE_S
+from scripts.docker.engine import PORTS, ComposeEngine
+from scripts.docker.files import OVERLAYS
+from scripts.docker.project import left_over, volumes
 from scripts.settings import StackError, StackSettings
+from scripts.stack import api_key, warmup
+from scripts.stack.services import Service, make_stack
+from scripts.vllm.tables import MODEL_INFOS
 from tests.configurations import TINY_VLM
 from tests.conftest import ROOT
 from tests.simulated_hub import MODEL, TOKEN, of_folder, serve
@@ -482,7 +485,7 @@ services:
 # `make up`, with another overlay.
 UP = """
 import sys
-from scripts import compose_files
+from scripts.docker import files as compose_files
 compose_files.OVERLAY_OF_DEVICE = {{"cpu": {overlay!r}}}
 from scripts.__main__ import main
 sys.exit(main(["up"]))

@@ -18,7 +18,8 @@ import jsonschema_rs
 import pytest
 from PIL import Image
 
-from pipeline import crop, job
+from pipeline import job
+from pipeline.stages import crop
 from tests.stack import gemma3n_server
 from tests.stack.gemma3n_server import Server
 

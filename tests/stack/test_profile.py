@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.profile import Profile
+from pipeline.metrics.profile import Profile
 from scripts import environments
-from scripts.bench.simulated import Simulated
 from tests.conftest import ROOT, environment_python
+from tests.doubles.simulated import Simulated
 from tests.stack.conftest import RunningStack
 from tests.stack.profiled import check, profile
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 from scripts import environments
-from scripts.services import STOP_GRACE_S
+from scripts.stack.services import STOP_GRACE_S
 from tests.conftest import ROOT
 from tests.stack.conftest import RunningStack, free_port
 

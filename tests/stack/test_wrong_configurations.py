@@ -18,14 +18,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from scripts import warmup
+from scripts.checks.preflight import full
 from scripts.environments import ROOT
 from scripts.findings import Finding
-from scripts.preflight import full
-from scripts.preflight.tables import MODEL_INFOS
-from scripts.process_engine import ProcessEngine
-from scripts.services import VLLM_PRESETS, Service, vllm
 from scripts.settings import StackError, StackSettings
+from scripts.stack import warmup
+from scripts.stack.process_engine import ProcessEngine
+from scripts.stack.services import VLLM_PRESETS, Service, vllm
+from scripts.vllm.checker import in_environment
+from scripts.vllm.tables import MODEL_INFOS
 from tests.configurations import Configuration
 from tests.stack.conftest import free_port
 
@@ -51,7 +52,7 @@ def full_check(configuration: Configuration, python: Path, record_property: Call
         return used.ru_utime + used.ru_stime
 
     before, begin = cpu_s(), time.monotonic()
-    (finding,) = full.check(configuration.server, configuration.asked, ROOT, full.in_environment(python))
+    (finding,) = full.check(configuration.server, configuration.asked, ROOT, in_environment(python))
     record_property("cpu_s", round(cpu_s() - before, 1))
     record_property("wall_s", round(time.monotonic() - begin, 1))
     assert cpu_s() - before < FULL_LIMIT_S

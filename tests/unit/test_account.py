@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from pipeline.account import KEPT_STEPS, Account, Histogram, Selection, StageAccount, Traced
+from pipeline.metrics.stage import KEPT_STEPS, Account, Histogram, Selection, StageAccount, Traced
 
 
 @pytest.fixture

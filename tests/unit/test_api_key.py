@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from scripts import api_key, compose_files
+from scripts.docker import files as compose_files
 from scripts.environments import ROOT
-from scripts.process_engine import environment_of
-from scripts.services import Service, make_stack
 from scripts.settings import StackError, StackSettings
+from scripts.stack import api_key
+from scripts.stack.process_engine import environment_of
+from scripts.stack.services import Service, make_stack
 
 
 def stored(state: Path) -> str:

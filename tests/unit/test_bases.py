@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import bases, images
+from scripts.docker import bases, images
 
 OLD, NEW = "sha256:" + "a" * 64, "sha256:" + "b" * 64
 

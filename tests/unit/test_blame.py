@@ -2,8 +2,8 @@
 
 import pytest
 
-from pipeline.account import STAGES
-from pipeline.blame import Blame, Moment, limiting
+from pipeline.metrics.bottleneck import Blame, Moment, limiting
+from pipeline.metrics.stage import STAGES
 
 LIMITS = {"read": 2, "detect": 16, "crop": 2, "ask": 64, "store": 2, "collect": 1}
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts import compose_project, images
+from scripts.docker import images
+from scripts.docker import project as compose_project
 from scripts.environments import ROOT
 
 

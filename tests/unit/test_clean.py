@@ -8,9 +8,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from scripts import api_key, clean, compose_project, docker_host, images
-from scripts.containers import Containers
+from scripts.commands import clean
+from scripts.docker import host as docker_host
+from scripts.docker import images
+from scripts.docker import project as compose_project
+from scripts.docker.containers import Containers
 from scripts.settings import StackError, StackSettings
+from scripts.stack import api_key
 
 
 @pytest.fixture

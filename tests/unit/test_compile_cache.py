@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from scripts import clean, compile_cache, services
-from scripts.doctor import compile_caches
-from scripts.doctor.context import Context
-from scripts.preflight.options import Options
-from scripts.preflight.tables import MODEL_INFOS
-from scripts.services import VLLM_PRESETS
+from scripts.checks.doctor import compile_caches
+from scripts.checks.doctor.context import Context
+from scripts.commands import clean
 from scripts.settings import StackSettings
+from scripts.stack import services
+from scripts.stack.services import VLLM_PRESETS
+from scripts.vllm import compile_cache
+from scripts.vllm.options import Options
+from scripts.vllm.tables import MODEL_INFOS
 
 OPTIONS = Options({"model": "owner/model", "revision": "a" * 40, "dtype": "bfloat16", "max-num-seqs": 8})
 

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from scripts import images
-from scripts.containers import KILLED, LATE_S, Containers
+from scripts.docker import images
+from scripts.docker.containers import KILLED, LATE_S, Containers
 
 LIMIT = 2**30
 
@@ -30,7 +30,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
     monkeypatch.setattr(images, "docker", docker)
     clock = SimpleNamespace(monotonic=lambda: sum(slept), sleep=slept.append)
-    monkeypatch.setattr("scripts.containers.time", clock)
+    monkeypatch.setattr("scripts.docker.containers.time", clock)
     return asked
 
 

@@ -14,8 +14,8 @@ from rich.console import Console
 from pipeline import settings as pipeline_settings
 from pipeline.run import Run, run
 from pipeline.tables import shown_path
-from scripts.bench.simulated import serve
 from tests import corpus
+from tests.doubles.simulated import serve
 
 
 @pytest.fixture(scope="module")

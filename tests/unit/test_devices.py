@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from scripts.devices import Gpu, choose, find_gpus
-from scripts.services import make_stack
 from scripts.settings import StackError, StackSettings
+from scripts.stack.devices import Gpu, choose, find_gpus
+from scripts.stack.services import make_stack
 
 A100_80, A100_40 = Gpu("NVIDIA A100-SXM4-80GB", 81920), Gpu("NVIDIA A100-SXM4-40GB", 40960)
 L4, T4 = Gpu("NVIDIA L4", 23034), Gpu("Tesla T4", 15360)

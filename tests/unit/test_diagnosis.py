@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.account import STAGES, Traced
-from pipeline.diagnosis import diagnose
-from pipeline.levers import Evidence
-from pipeline.profile import Advice, Concurrency, Machine, Percentiles, Stage
+from pipeline.metrics.advice import Evidence
+from pipeline.metrics.diagnosis import diagnose
+from pipeline.metrics.profile import Advice, Concurrency, Machine, Percentiles, Stage
+from pipeline.metrics.stage import STAGES, Traced
 
 
 def stage(name: str, **said: Any) -> Stage:

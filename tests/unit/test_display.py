@@ -8,9 +8,9 @@ import time
 import pytest
 from rich.console import Console
 
-from pipeline import display
-from pipeline.display import live, show_summary
-from pipeline.progress import Progress
+from pipeline.runtime import display
+from pipeline.runtime.display import live, show_summary
+from pipeline.runtime.progress import Progress
 
 
 def manifest(**changes: object) -> dict[str, object]:

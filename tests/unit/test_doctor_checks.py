@@ -20,8 +20,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from scripts import compose_project
-from scripts.doctor import (
+from scripts.checks.doctor import (
     caches,
     clock,
     command,
@@ -35,7 +34,8 @@ from scripts.doctor import (
     ports,
     proxy,
 )
-from scripts.doctor.context import Context
+from scripts.checks.doctor.context import Context
+from scripts.docker import project as compose_project
 from scripts.environments import LOCKS, ROOT
 from scripts.findings import Finding, exit_code
 from scripts.settings import StackError, StackSettings

@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from scripts import compose_engine, docker_gpu, docker_host, images, stack
-from scripts.services import make_stack
+from scripts.commands import stack
+from scripts.docker import engine as compose_engine
+from scripts.docker import gpu as docker_gpu
+from scripts.docker import host as docker_host
+from scripts.docker import images
 from scripts.settings import StackError, StackSettings
+from scripts.stack.services import make_stack
 
 CACHED = (docker_host.client_config, docker_gpu.driver, images.why_not_buildable, images.at_registry)
 

@@ -14,8 +14,8 @@ from rich.console import Console
 
 from pipeline import settings as pipeline_settings
 from pipeline.run import Run, run
-from scripts.bench.faults import BAD_BOXES, DETECTOR_FAULTS, HEALING, MODEL_FAULTS, grid, misbehave, parse_fault
-from scripts.bench.simulated import Fault, Misbehaviour, Simulated
+from tests.doubles.faults import BAD_BOXES, DETECTOR_FAULTS, HEALING, MODEL_FAULTS, grid, misbehave, parse_fault
+from tests.doubles.simulated import Fault, Misbehaviour, Simulated
 from tests.pictures import encoded, gradient
 
 IMAGES, BOXES = 20, 10

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from scripts import fetch
+from scripts.commands import fetch
 from scripts.environments import ROOT
-from scripts.process_engine import ProcessEngine, environment_of
-from scripts.services import Service
 from scripts.settings import StackError
+from scripts.stack.process_engine import ProcessEngine, environment_of
+from scripts.stack.services import Service
 from tests.configurations import TINY_VLM
 from tests.disks import read_only, small_disk
 from tests.simulated_hub import COMMIT, MODEL, TOKEN, SimulatedHub, of_folder, serve

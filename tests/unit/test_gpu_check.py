@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from scripts import gpu_check
-from scripts.devices import Gpu
+from scripts.checks import gpu_check
 from scripts.settings import StackSettings
+from scripts.stack.devices import Gpu
 from tests.configurations import write_safetensors
 
 

@@ -15,7 +15,7 @@ from aiohttp import web
 from pipeline.clients import http, sockets
 from pipeline.clients.http import HttpClient, Limits, Reply, RequestFailed, Temporary, retry_after, wait_time
 from pipeline.clients.sockets import make_socket
-from pipeline.stop import Stop, Stopped
+from pipeline.runtime.cancellation import Stop, Stopped
 
 Handler = Callable[[int], web.StreamResponse]
 

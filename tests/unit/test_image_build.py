@@ -16,7 +16,7 @@ import psutil
 import pytest
 from rich.console import Console
 
-from scripts import images
+from scripts.docker import images
 from tests.conftest import ROOT
 
 OCI = "org.opencontainers.image."

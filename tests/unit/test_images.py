@@ -5,8 +5,8 @@ import io
 import pytest
 from PIL import Image
 
-from pipeline import images
-from pipeline.images import BadImage, content_key, decode, for_detector
+from pipeline.sources import images
+from pipeline.sources.images import BadImage, content_key, decode, for_detector
 from tests.pictures import animated, as_phones_take_it, encoded, gradient, rotated_by_exif, sixteen_bit
 
 

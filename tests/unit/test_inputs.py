@@ -20,11 +20,11 @@ from rich.console import Console
 
 from pipeline import settings as pipeline_settings
 from pipeline.errors import RunStopped, UsageError
+from pipeline.output.run_folder import write_atomically
 from pipeline.run import Run, run
-from pipeline.run_folder import write_atomically
 from scripts.bench.kills import committed, pipeline
-from scripts.bench.simulated import Simulated
 from tests.conftest import ROOT, Cli
+from tests.doubles.simulated import Simulated
 from tests.parquet_reads import Reads
 from tests.pictures import encoded, gradient
 from tests.s3 import BUCKET, Store
@@ -197,7 +197,7 @@ def test_an_object_that_is_too_large_is_not_fetched(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Where its size is known; where it is not, it is known then."""
-    monkeypatch.setattr("pipeline.sources.MAX_FILE_BYTES", 10_000)
+    monkeypatch.setattr("pipeline.sources.listing.MAX_FILE_BYTES", 10_000)
     store.put("photos/large.jpg", bytes(10_001))
     store.put("list.txt", f"{photos}large.jpg\n".encode())
     for place, fetched in ((photos, False), (f"{THERE}/list.txt", True)):
@@ -275,7 +275,7 @@ def dies_at(call: int, function: Callable[..., Any]) -> Callable[..., Any]:
 
 @pytest.mark.parametrize(
     "killed_at",
-    ["pipeline.publish.Publication._put_manifest", "pipeline.run.make_clients"],
+    ["pipeline.output.publish.Publication._put_manifest", "pipeline.run.make_clients"],
     ids=["before its manifest is there", "before its first row"],
 )
 def test_no_host_goes_on_from_what_was_begun_anew(
@@ -328,7 +328,7 @@ def test_taking_a_run_over_that_was_cut_short_is_done_again(
     run_job(photos, output=THERE)
     move_to_another_host(tmp_path, "one")
     with monkeypatch.context() as patched:
-        patched.setattr("pipeline.publish.write_atomically", dies_at(call, write_atomically))
+        patched.setattr("pipeline.output.publish.write_atomically", dies_at(call, write_atomically))
         with pytest.raises(Killed):
             run_job(photos, output=THERE)
     asked(simulated)

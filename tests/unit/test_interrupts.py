@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from pipeline.interrupts import INTERRUPTED, SIGNALS, OneInterrupt
-from pipeline.stop import Stop
+from pipeline.runtime.cancellation import Stop
+from pipeline.runtime.interrupts import INTERRUPTED, SIGNALS, OneInterrupt
 
 
 def ctrl_c(number: int = signal.SIGINT) -> None:

@@ -14,7 +14,7 @@ import pytest
 from scripts.environments import ROOT
 
 # The shell that is followed takes the `-T`, which is Compose's, for its own name.
-FOLLOW = "import sys; from scripts.job_container import follow; sys.exit(follow(sys.argv[1:], 'job', []))"
+FOLLOW = "import sys; from scripts.docker.job import follow; sys.exit(follow(sys.argv[1:], 'job', []))"
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UsageError
-from scripts.job_user import User, make_folder, may, owner_of, refuse_unreachable, some
+from scripts.docker.job_user import User, make_folder, may, owner_of, refuse_unreachable, some
 
 ROOT = User(0, 0, ())
 ANNA = User(1234, 4321, (100,))

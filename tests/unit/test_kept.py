@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.kept import KeptAnswers
+from pipeline.stages.reusable import KeptAnswers
 
 
 def row(key: str, box: list[float], raw: str) -> dict[str, object]:

@@ -88,7 +88,7 @@ def test_a_group_that_cannot_be_resolved_holds_up_no_other(
     del resolved["pipeline"]
     asked = list[Callable[[str], None]]()
     monkeypatch.setattr(lock, "ensure_uv", lambda: None)
-    monkeypatch.setattr("scripts.bases.refresh", asked.append)
+    monkeypatch.setattr("scripts.docker.bases.refresh", asked.append)
     monkeypatch.setattr("sys.argv", ["lock.py"])
     assert lock.main() == 1
     assert "group pipeline of pyproject.toml cannot be resolved" in capsys.readouterr().err

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from pipeline import parts as parts_module
-from pipeline.outstanding import still_to_do
-from pipeline.parts import Parts
-from pipeline.sources import Source
+from pipeline.output import parts as parts_module
+from pipeline.output.parts import Parts
+from pipeline.output.resume import still_to_do
+from pipeline.sources.listing import Source
 
 PROPERTIES: dict[str, dict[str, Any]] = {
     "breed": {"type": "string", "enum": ["pug"]},

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from scripts.checks.preflight import full
+from scripts.checks.preflight.command import asked_of, server_of, user_job
 from scripts.environments import ROOT
-from scripts.preflight import full
-from scripts.preflight.command import asked_of, server_of, user_job
-from scripts.preflight.full import Place
-from scripts.services import VLLM_PRESETS
+from scripts.stack.services import VLLM_PRESETS
+from scripts.vllm.checker import Place
 
 
 @pytest.mark.parametrize("command", [("sleep", "60"), ("sh", "-c", "echo '{}'")])

@@ -13,14 +13,14 @@ import pytest
 from rich.console import Console
 
 from pipeline import job as jobs
-from scripts.devices import Gpu
+from scripts.checks.preflight import command, static
+from scripts.checks.preflight.memory import Host
 from scripts.environments import ROOT
 from scripts.findings import exit_code
-from scripts.preflight import command, static
-from scripts.preflight.memory import Host
-from scripts.preflight.model_files import Model, check_layers
-from scripts.services import VLLM_PRESETS
+from scripts.models.model_files import Model, check_layers
 from scripts.settings import StackError, StackSettings
+from scripts.stack.devices import Gpu
+from scripts.stack.services import VLLM_PRESETS
 from tests.configurations import Configuration, cache_model, drop_tensor, write_safetensors
 
 # What the issue allows the static tier, with imports; a check itself takes hundredths of it. As CPU time, which is all

@@ -15,10 +15,10 @@ import psutil
 import pytest
 from rich.console import Console
 
-from scripts import warmup
-from scripts.process_engine import ProcessEngine, session_members
-from scripts.services import Service
 from scripts.settings import StackError
+from scripts.stack import warmup
+from scripts.stack.process_engine import ProcessEngine, session_members
+from scripts.stack.services import Service
 
 # Answers 200 on every path, with a child of its own that would outlive it.
 SERVER = """
@@ -163,7 +163,7 @@ def test_ctrl_c_while_a_service_is_started_leaves_none_that_nobody_knows(
                 os.kill(os.getpid(), signal.SIGINT)
             return super().create_time()
 
-    monkeypatch.setattr("scripts.process_engine.psutil.Process", Interrupted)
+    monkeypatch.setattr("scripts.stack.process_engine.psutil.Process", Interrupted)
     with pytest.raises(KeyboardInterrupt):
         engine.start(service())
     known = engine.started("toy")

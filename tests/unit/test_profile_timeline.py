@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from pipeline.profile import Samples
+from pipeline.metrics.profile import Samples
 from scripts.profile.page import ticks
 from scripts.profile.timeline import MOST_POINTS, path, thin, timeline
 from tests.profiles import make_profile

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.profile import Profile, Samples, Span
+from pipeline.metrics.profile import Profile, Samples, Span
 from scripts.profile.trace import trace
 from tests.profiles import NASTY, make_profile
 from tests.trace_reader import BadTrace, Loaded, load

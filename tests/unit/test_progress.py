@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.progress import JUDGED_ROWS, LATELY_ROWS, Progress
+from pipeline.runtime.progress import JUDGED_ROWS, LATELY_ROWS, Progress
 
 
 def test_few_rows_are_not_judged() -> None:

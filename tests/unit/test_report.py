@@ -14,11 +14,12 @@ from PIL import ExifTags, Image
 from rich.console import Console
 
 from pipeline import job as jobs
-from pipeline import report, tables
-from pipeline.annotate import annotate_all, annotated, place
-from pipeline.manifest import ended
-from pipeline.objects import Objects
-from pipeline.sources import Reader, Row, Source
+from pipeline import tables
+from pipeline.output import report
+from pipeline.output.annotate import annotate_all, annotated, place
+from pipeline.output.manifest import ended
+from pipeline.sources.listing import Reader, Row, Source
+from pipeline.sources.objects import Objects
 from tests.pictures import encoded, gradient, rotated_by_exif
 
 NASTY = '<script>alert("x")</script>&.jpg'

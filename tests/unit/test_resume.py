@@ -27,13 +27,13 @@ from pipeline import run as run_module
 from pipeline import settings as pipeline_settings
 from pipeline.clients.connect import Clients
 from pipeline.errors import RunStopped, UsageError
-from pipeline.interrupts import SIGNALS
-from pipeline.parts import Parts
+from pipeline.output.parts import Parts
 from pipeline.run import Run, run
-from scripts.bench.faults import hang
+from pipeline.runtime.interrupts import SIGNALS
 from scripts.bench.kills import BOXES, CONCURRENCY, committed, kill_and_resume, make_pictures, pipeline
-from scripts.bench.simulated import ANSWER, Simulated
 from tests.conftest import ROOT
+from tests.doubles.faults import hang
+from tests.doubles.simulated import ANSWER, Simulated
 from tests.pictures import encoded, gradient
 
 RunJob = Callable[..., tuple[Run, str]]

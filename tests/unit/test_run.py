@@ -16,8 +16,8 @@ from rich.console import Console
 
 from pipeline import settings as pipeline_settings
 from pipeline.run import Run, run
-from scripts.bench.simulated import Simulated
 from tests.conftest import Cli
+from tests.doubles.simulated import Simulated
 from tests.pictures import awkward_folder, encoded, gradient, rotated_by_exif
 
 RunJob = Callable[..., Run]

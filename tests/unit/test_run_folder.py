@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from pipeline.errors import UsageError
-from pipeline.parts import Parts
-from pipeline.run_folder import (
+from pipeline.output.parts import Parts
+from pipeline.output.run_folder import (
     COMMITTED,
     CONTENTS,
     open_run_folder,

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.errors import UsageError
 from scripts.bench import running
-from scripts.bench.simulated import Simulated
+from tests.doubles.simulated import Simulated
 
 
 @pytest.fixture(autouse=True)

@@ -9,11 +9,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline import sampler as sampler_module
-from pipeline.account import Account
-from pipeline.gpu import Gpus
-from pipeline.sampler import Sampler, Series, Usage
-from pipeline.service_metrics import GIVE_UP_AFTER, Service, detector, model_server, of_detector, of_model, parse
+from pipeline.metrics import sampler as sampler_module
+from pipeline.metrics.gpu import Gpus
+from pipeline.metrics.sampler import Sampler, Series, Usage
+from pipeline.metrics.services import GIVE_UP_AFTER, Service, detector, model_server, of_detector, of_model, parse
+from pipeline.metrics.stage import Account
 
 NO_GPU = "no-such-program"
 

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from scripts import compose_project, docker_host, smoke
+from scripts.commands import smoke
+from scripts.docker import host as docker_host
+from scripts.docker import project as compose_project
 from scripts.settings import StackSettings
 
 KNOWN = "WARNING 11-22 06:54:26 [cpu.py:224] Triton is not installed. triton-cpu is expected on x86 CPUs."

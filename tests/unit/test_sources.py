@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import sources
 from pipeline.errors import UsageError
-from pipeline.images import BadImage
-from pipeline.objects import NoObject, Objects
-from pipeline.parquet import Rows
-from pipeline.sources import Reader, Source, canonical, list_images
+from pipeline.sources import listing as sources
+from pipeline.sources.images import BadImage
+from pipeline.sources.listing import Reader, Source, canonical, list_images
+from pipeline.sources.objects import NoObject, Objects
+from pipeline.sources.parquet import Rows
 from tests.parquet_reads import Reads
 from tests.pictures import encoded, gradient
 from tests.s3 import BUCKET, Store

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.job_user import User
-from scripts.store_access import files, variables
+from scripts.docker.job_user import User
+from scripts.docker.store_access import files, variables
 
 ME = User(os.getuid(), os.getgid(), ())
 

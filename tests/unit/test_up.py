@@ -16,16 +16,20 @@ from python_on_whales import DockerException
 from rich.console import Console
 
 from scripts import __main__ as operator
-from scripts import compose_engine, containers, docker_host, fetch, images, offline, settings, stack
-from scripts.compile_cache import Kept
-from scripts.containers import Containers
-from scripts.doctor import caches, disk, hub
-from scripts.engine import Engine
+from scripts import offline, settings
+from scripts.checks.doctor import caches, disk, hub
+from scripts.checks.preflight import command
+from scripts.commands import fetch, stack
+from scripts.docker import containers, images
+from scripts.docker import engine as compose_engine
+from scripts.docker import host as docker_host
+from scripts.docker.containers import Containers
 from scripts.environments import ROOT
 from scripts.findings import Finding
-from scripts.preflight import command
-from scripts.services import VLLM_PRESETS, Service, make_stack
 from scripts.settings import StackError, StackSettings, user_variables
+from scripts.stack.engine import Engine
+from scripts.stack.services import VLLM_PRESETS, Service, make_stack
+from scripts.vllm.compile_cache import Kept
 
 DOG_BREEDS = ROOT / "pipeline" / "jobs" / "dog_breeds.yaml"
 

@@ -17,14 +17,14 @@ import psutil
 import pytest
 from rich.console import Console
 
-from scripts import first_request, warmup
-from scripts.bench.simulated import Simulated
-from scripts.process_engine import ProcessEngine
-from scripts.services import Service
 from scripts.settings import StackError
-from scripts.start_history import StartHistory
-from scripts.startup_causes import find_cause, remedy_for
-from scripts.startup_phases import Phases, summary
+from scripts.stack import first_request, warmup
+from scripts.stack.process_engine import ProcessEngine
+from scripts.stack.services import Service
+from scripts.stack.start_history import StartHistory
+from scripts.vllm.startup_causes import find_cause, remedy_for
+from scripts.vllm.startup_phases import Phases, summary
+from tests.doubles.simulated import Simulated
 
 # The lines of vLLM 0.32 that open phases, shortened, with others between them that must not mislead.
 STARTUP = (

@@ -13,11 +13,11 @@ from typing import Any, cast
 
 import pytest
 
-from pipeline import watch
-from pipeline.breakdown import FlowFailed
 from pipeline.clients.connect import Clients
-from pipeline.stop import Stop
-from pipeline.watch import Stream, Watchdog
+from pipeline.output.breakdown import FlowFailed
+from pipeline.runtime import watchdog as watch
+from pipeline.runtime.cancellation import Stop
+from pipeline.runtime.watchdog import Stream, Watchdog
 
 LIMIT_S = 0.3
 

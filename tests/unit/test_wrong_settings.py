@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.bench.simulated import Simulated
 from tests.conftest import ROOT, Cli
+from tests.doubles.simulated import Simulated
 from tests.pictures import encoded, gradient
 
 NO_SCHEMA = """

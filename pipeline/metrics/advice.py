@@ -1,0 +1,361 @@
+"""The levers that are known: when one helps, the setting that moves it, and what the run is expected to gain.
+
+A gain is calculated from what the run measured, by two rules. A stage that is made faster by a factor loses that part
+of the time that it is to blame for; and the flow never gets faster than the next stage allows, at the same number of
+threads and requests, nor than one row takes. What a server does with more work than it was given in this run is not
+known: a lever that would need that says what it takes for granted, or names no gain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from pipeline.metrics.bottleneck import FULL
+from pipeline.metrics.profile import Advice, Machine, Stage
+from pipeline.metrics.stage import ASK, CROP, DETECT, POOLED, READ, STAGES, STORE, Traced
+
+# A lever for less than this share of the wall time is not worth a change.
+WORTH = 0.05
+
+# As far as advice goes: vLLM's own default of max-num-seqs on large GPUs, and twice the detector's queue of a preset.
+MOST_MODEL_CONCURRENCY = 256
+MOST_DETECTOR_CONCURRENCY = 128
+# The detector's default of DETECTOR_MAX_BATCH.
+USUAL_BATCH = 8
+# The job file's default of crop.max_side; most vision towers scale to 512 pixels or less.
+USUAL_SIDE = 512
+
+# A server is full when it lets this share of its running requests wait as well.
+SERVER_FULL = 0.1
+# KV cache in use above which more requests would be preempted, and below which there is room for more.
+KV_FULL, KV_ROOM = 0.95, 0.7
+# From this many crops on, a relation between size and time is looked for; fewer tell nothing.
+ENOUGH_CROPS = 30
+# A slope counts when it is this many times as large as its own standard error.
+SIGNIFICANT = 4.0
+# The pool of threads computes when it takes this share of the cores, and else waits for files.
+COMPUTES = 0.6
+# All programs together leave less than this of the cores idle: who computes little then may be waiting for a core.
+BUSY_HOST = 0.85
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a run measured."""
+
+    wall_s: float
+    cost_s: Mapping[str, float]
+    stages: Mapping[str, Stage]
+    services: Mapping[str, Mapping[str, float]]
+    settings: Mapping[str, str | int | float | bool | None]
+    machine: Machine
+    steps: Sequence[Traced]
+    pipeline_cpu: float
+    """Cores that the pipeline took, mean over the flow."""
+    host_cpu: float
+    """Cores that all programs took."""
+
+    @property
+    def flow_s(self) -> float:
+        """The flow's time that stages are to blame for."""
+        return sum(self.cost_s.get(name, 0.0) for name in STAGES)
+
+    def needs_s(self, name: str) -> float:
+        """The least time in which a stage, or the pool that it shares, does its work within its limit."""
+        if name in POOLED:
+            return sum(self.stages[it].work_s for it in POOLED) / self.stages[name].concurrency.room
+        return self.stages[name].work_s / self.stages[name].concurrency.room
+
+    def floor_s(self, name: str, cpus: int | None = None) -> float:
+        """The flow's least time if a stage took none: what the others need, and the pipeline's CPU time."""
+        others = [it for it in STAGES if it != name and not (name in POOLED and it in POOLED)]
+        return max(*(self.needs_s(it) for it in others), self.pipeline_cpu * self.flow_s / (cpus or self.machine.cpus))
+
+    def saved_s(self, name: str, factor: float, least_s: float = 0.0) -> float:
+        """What the flow loses when a stage does its rows this many times as fast, but none in less than `least_s`."""
+        cost = self.cost_s.get(name, 0.0)
+        faster = max(cost / factor, min(least_s, cost))
+        return max(self.flow_s - max(self.flow_s - cost + faster, self.floor_s(name)), 0.0)
+
+    def worth(self, seconds: float) -> bool:
+        """Whether so much time is worth a change."""
+        return seconds >= WORTH * self.wall_s
+
+    def full(self, name: str) -> bool:
+        """Whether a stage mostly had all the requests in flight that it may have."""
+        return self.stages[name].concurrency.mean >= FULL * self.stages[name].concurrency.limit
+
+    def server_full(self) -> bool:
+        """Whether the model server kept requests waiting that the pipeline had sent."""
+        model = self.services.get("model", {})
+        return model.get("waiting_mean", 0.0) > SERVER_FULL * max(model.get("running_mean", 0.0), 1.0)
+
+    def crowded(self) -> bool:
+        """Whether the host's cores were busy, and mostly with others than the pipeline."""
+        cpus = self.machine.cpus
+        return self.host_cpu >= BUSY_HOST * cpus and self.pipeline_cpu < COMPUTES * cpus
+
+
+def power_of_two(value: float) -> int:
+    """The next one, not below."""
+    power = 1
+    while power < value:
+        power *= 2
+    return power
+
+
+def concurrency(evidence: Evidence, name: str, setting: str, most: int) -> Advice | None:
+    """More requests in flight, where all that are allowed were in use and the server did not wait for itself."""
+    stage = evidence.stages[name]
+    if not evidence.worth(evidence.cost_s.get(name, 0.0)) or not evidence.full(name):
+        return None
+    now = stage.concurrency.limit
+    wanted = now * evidence.cost_s[name] / max(evidence.floor_s(name), stage.latency_s.p50, 1e-3)
+    to = min(power_of_two(min(wanted, stage.rows)), most)
+    if to <= now:
+        return None
+    saved = evidence.saved_s(name, min(to, stage.rows) / now, stage.latency_s.p50)
+    if not evidence.worth(saved):
+        return None
+    why = (
+        f"{stage.concurrency.mean:.1f} of {now} requests were in flight and up to {stage.queue_peak} rows waited, at "
+        f"{stage.latency_s.p50:.3g} s a request; the gain is for a server that answers more at once as fast"
+    )
+    return Advice(setting=setting, now=str(now), to=str(to), why=why, seconds_saved=saved)
+
+
+def model_concurrency(evidence: Evidence) -> Advice | None:
+    """SPOTTER_MODEL_CONCURRENCY."""
+    if evidence.server_full():
+        return None
+    return concurrency(evidence, ASK, "SPOTTER_MODEL_CONCURRENCY", MOST_MODEL_CONCURRENCY)
+
+
+def detector_passes_one_by_one(evidence: Evidence) -> bool:
+    """Whether the detector took images singly although several were there."""
+    detector = evidence.services.get("detector", {})
+    return detector.get("batch_size", 0.0) == 1.0 and evidence.stages[DETECT].concurrency.mean >= 2
+
+
+def detector_concurrency(evidence: Evidence) -> Advice | None:
+    """SPOTTER_DETECTOR_CONCURRENCY; no faster than the detector's model, which works on one batch at a time."""
+    if detector_passes_one_by_one(evidence):
+        return None
+    advice = concurrency(evidence, DETECT, "SPOTTER_DETECTOR_CONCURRENCY", MOST_DETECTOR_CONCURRENCY)
+    passes = evidence.services.get("detector", {}).get("pass_total_s", 0.0)
+    if advice is None or advice.seconds_saved is None:
+        return advice
+    saved = min(advice.seconds_saved, max(evidence.cost_s[DETECT] - passes, 0.0))
+    return advice.model_copy(update={"seconds_saved": saved}) if evidence.worth(saved) else None
+
+
+def detector_batch(evidence: Evidence) -> Advice | None:
+    """DETECTOR_MAX_BATCH, where images that wait together pass through the model one by one."""
+    if not evidence.worth(evidence.cost_s.get(DETECT, 0.0)) or not detector_passes_one_by_one(evidence):
+        return None
+    in_flight = evidence.stages[DETECT].concurrency.mean
+    detector = evidence.services["detector"]
+    why = (
+        f"{in_flight:.1f} images were at the detector at once, and each passed through its model alone, in "
+        f"{detector.get('pass_s', 0.0):.3g} s"
+    )
+    saved: float | None = None
+    if evidence.machine.gpus:
+        why += f"; the gain is for a GPU that takes {USUAL_BATCH} images in the time of one, and so the most there is"
+        saved = evidence.saved_s(DETECT, min(USUAL_BATCH, in_flight))
+    else:
+        why += "; on a GPU a batch takes little longer than one image, on a CPU nothing is gained"
+    return Advice(setting="DETECTOR_MAX_BATCH", now="1", to=str(USUAL_BATCH), why=why, seconds_saved=saved)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A least-squares line."""
+
+    slope: float
+    error: float
+    """The slope's standard error."""
+
+
+def fit(points: Sequence[tuple[float, float]]) -> Line | None:
+    """A line through points (x, y); None where all x are the same."""
+    mean_x, mean_y = fmean(x for x, _ in points), fmean(y for _, y in points)
+    spread = sum((x - mean_x) ** 2 for x, _ in points)
+    if spread <= 0:
+        return None
+    slope = sum((x - mean_x) * (y - mean_y) for x, y in points) / spread
+    residual = sum((y - mean_y - slope * (x - mean_x)) ** 2 for x, y in points)
+    return Line(slope, (residual / (len(points) - 2) / spread) ** 0.5)
+
+
+def crop_size(evidence: Evidence) -> Advice | None:
+    """crop.max_side, where larger crops took the model longer."""
+    asked = [(*step.size, step.ended - step.began) for step in evidence.steps if step.stage == ASK and step.size]
+    now = int(evidence.settings["crop.max_side"] or 0)
+    to = USUAL_SIDE if now > USUAL_SIDE else now // 2
+    if not evidence.worth(evidence.cost_s.get(ASK, 0.0)) or len(asked) < ENOUGH_CROPS or evidence.server_full():
+        return None
+    line = fit([(width * height, seconds) for width, height, seconds in asked])
+    if line is None or line.slope < SIGNIFICANT * line.error:
+        return None
+    pixels = fmean(width * height for width, height, _ in asked)
+    spared = fmean(width * height * (1 - min(1.0, to / max(width, height)) ** 2) for width, height, _ in asked)
+    took = fmean(seconds for *_, seconds in asked)
+    factor = took / max(took - line.slope * spared, 0.05 * took)
+    saved = evidence.saved_s(ASK, factor)
+    if not evidence.worth(saved):
+        return None
+    why = (
+        f"a crop's answer takes {line.slope * 1e6:.2g} s longer for each megapixel that is sent, and crops have "
+        f"{pixels / 1e6:.2g} on average; see that the answers stay right"
+    )
+    return Advice(setting="crop.max_side", now=str(now), to=str(to), why=why, seconds_saved=saved)
+
+
+def running_sequences(evidence: Evidence) -> Advice | None:
+    """max-num-seqs, where the model server holds requests back although its cache has room."""
+    model = evidence.services.get("model", {})
+    if not evidence.worth(evidence.cost_s.get(ASK, 0.0)) or not evidence.server_full():
+        return None
+    if model.get("kv_cache_peak", 1.0) > KV_ROOM:
+        return None
+    running = round(model.get("running_peak", 0))
+    why = (
+        f"the model server ran at most {running} requests while {model['waiting_mean']:.0f} waited on average, with "
+        f"{model['kv_cache_peak']:.0%} of its KV cache in use; on a GPU more run at once at little cost, on a CPU not"
+    )
+    return Advice(setting="max-num-seqs", now=str(running), to=str(power_of_two(running + 1)), why=why)
+
+
+def kv_cache(evidence: Evidence) -> Advice | None:
+    """gpu-memory-utilization, where the KV cache is what is full."""
+    model = evidence.services.get("model", {})
+    if model.get("preemptions", 0.0) == 0 and model.get("kv_cache_peak", 0.0) < KV_FULL:
+        return None
+    why = (
+        f"the KV cache was {model.get('kv_cache_peak', 0.0):.0%} full and {model.get('preemptions', 0.0):.0f} answers "
+        "were thrown out and begun again: more memory for it, a smaller max-model-len, or fewer max-num-seqs"
+    )
+    return Advice(setting="gpu-memory-utilization", now="the preset's", to="more, if the GPU has it", why=why)
+
+
+def prefill_room(evidence: Evidence) -> Advice | None:
+    """max-num-batched-tokens, where reading the questions takes longer than writing the answers."""
+    model = evidence.services.get("model", {})
+    prefill, decode = model.get("prefill_s", 0.0), model.get("decode_s", 0.0)
+    if not evidence.worth(evidence.cost_s.get(ASK, 0.0)) or prefill <= decode or not evidence.server_full():
+        return None
+    why = (
+        f"a request spends {prefill:.3g} s on its question and picture and {decode:.3g} s on its answer, while others "
+        "wait: more tokens in a step let more pictures in at once, at the price of GPU memory"
+    )
+    return Advice(setting="max-num-batched-tokens", now="the preset's", to="twice as many", why=why)
+
+
+def image_cache(evidence: Evidence) -> Advice | None:
+    """mm-processor-cache-gb, which holds every picture that was asked about, for none to come back."""
+    model = evidence.services.get("model", {})
+    if model.get("image_cache_hit_rate", 1.0) > 0 or model.get("requests", 0.0) < ENOUGH_CROPS:
+        return None
+    why = "none of the pictures was in the server's cache, as each is asked about once: it only takes memory"
+    return Advice(setting="mm-processor-cache-gb", now="on", to="0", why=why)
+
+
+def prefix_cache(evidence: Evidence) -> Advice | None:
+    """enable-prefix-caching, when it finds nothing: the picture stands before the text, and no two are the same."""
+    model = evidence.services.get("model", {})
+    if model.get("prefix_cache_hit_rate", 1.0) > 0 or model.get("requests", 0.0) < ENOUGH_CROPS:
+        return None
+    why = "no request began like an earlier one; hashing their prefixes is a small cost for nothing"
+    return Advice(setting="enable-prefix-caching", now="true", to="false", why=why)
+
+
+def answer_length(evidence: Evidence) -> Advice | None:
+    """max_tokens, where answers were cut: each cost its whole time and is a failed row."""
+    cut = evidence.services.get("model", {}).get("cut_at_max_tokens", 0.0)
+    if not cut:
+        return None
+    now = evidence.settings["max_tokens"]
+    why = f"{cut:.0f} answers ran into it and failed: raise it, or bound the schema's strings with maxLength or enum"
+    return Advice(setting="max_tokens", now=str(now), to=str(2 * int(now or 0)), why=why)
+
+
+def cores(evidence: Evidence) -> Advice | None:
+    """More cores or smaller pictures, where decoding and cutting keep all busy; or a faster place for the files."""
+    cost = {name: evidence.cost_s.get(name, 0.0) for name in POOLED}
+    if not evidence.worth(sum(cost.values())) or evidence.crowded():
+        return None
+    name = max(cost, key=lambda it: cost[it])
+    stage, cpus = evidence.stages[name], evidence.machine.cpus
+    computing = (stage.cpu_s or 0.0) / max(stage.work_s, 1e-9)
+    if computing >= COMPUTES:
+        after = max(evidence.flow_s - sum(cost.values()) / 2, evidence.floor_s(name, 2 * cpus))
+        what = {READ: "decoding", CROP: "cutting and encoding crops", STORE: "writing crops"}[name]
+        kilobytes = stage.bytes_in / max(stage.rows, 1) / 1000
+        why = (
+            f"{what} took {stage.cpu_s:.1f} s of CPU on {cpus} cores, for {stage.rows} rows of {kilobytes:,.0f} kB; "
+            "images of half the width and height take a quarter of it"
+        )
+        return Advice(
+            setting="CPU cores", now=str(cpus), to=str(2 * cpus), why=why, seconds_saved=evidence.flow_s - after
+        )
+    setting = "SPOTTER_OUTPUT" if name == STORE else "SPOTTER_IMAGES"
+    why = (
+        f"{name} kept {stage.concurrency.mean:.1f} threads waiting, computing only {computing:.0%} of the time: the "
+        "files come from, or go to, a slow disk or network"
+    )
+    return Advice(setting=setting, now="where it is", to="a local disk", why=why)
+
+
+def crowded_host(evidence: Evidence) -> Advice | None:
+    """More cores, or services elsewhere, where the host's cores are taken by others than the pipeline."""
+    if not evidence.crowded() or not evidence.worth(evidence.flow_s):
+        return None
+    cpus = evidence.machine.cpus
+    why = (
+        f"all programs took {evidence.host_cpu:.1f} of {cpus} cores and the pipeline {evidence.pipeline_cpu:.1f}: the "
+        "rest went to services on this host, or to other programs"
+    )
+    return Advice(setting="CPU cores", now=str(cpus), to=f"more than {cpus}, or services on another host", why=why)
+
+
+def once_per_run(evidence: Evidence) -> Advice | None:
+    """More images in a run, where what is done once in each takes most of it."""
+    outside = evidence.wall_s - evidence.flow_s
+    if outside < 0.5 * evidence.wall_s or not evidence.cost_s:
+        return None
+    why = (
+        f"{outside:.1f} of {evidence.wall_s:.1f} s go to what a run does once, and {evidence.flow_s:.1f} s to its "
+        "images: give it more of them at once"
+    )
+    return Advice(setting="SPOTTER_IMAGES", now=f"{evidence.stages[READ].rows} images", to="more in one run", why=why)
+
+
+LEVERS: tuple[Callable[[Evidence], Advice | None], ...] = (
+    model_concurrency,
+    detector_concurrency,
+    detector_batch,
+    crop_size,
+    running_sequences,
+    kv_cache,
+    prefill_room,
+    cores,
+    crowded_host,
+    answer_length,
+    once_per_run,
+    image_cache,
+    prefix_cache,
+)
+
+
+def advise(evidence: Evidence) -> list[Advice]:
+    """The levers that apply: by the time that they save, then those of which that cannot be said."""
+
+    def applying() -> Iterator[Advice]:
+        for lever in LEVERS:
+            if (advice := lever(evidence)) is not None:
+                yield advice
+
+    return sorted(applying(), key=lambda advice: -(advice.seconds_saved or 0.0))

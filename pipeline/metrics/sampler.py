@@ -1,0 +1,225 @@
+"""Looks at a run some times a second: draws the stages' notes, says who is to blame, keeps a bounded series."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import psutil
+
+from pipeline.metrics.bottleneck import Blame, Moment
+from pipeline.metrics.gpu import Gpus
+from pipeline.metrics.profile import Samples
+from pipeline.metrics.services import TIMEOUT_S, Service
+from pipeline.metrics.stage import STAGES, Selection, StageAccount
+
+# How often the stages are looked at, and blamed: after a 25th of the time since the beginning, within these bounds. A
+# run of seconds is told apart to a twentieth of one, and a long one pays four looks a second, some 0.1 ms of CPU each.
+SHORTEST_TICK_S, LONGEST_TICK_S = 0.05, 0.25
+TICKS = 25
+# How often a sample is kept at first. A long run halves its samples whenever there are `MOST_SAMPLES`, and keeps them
+# half as often from then on: a run of any length has between 600 and 1,200 of them, in some 200 kB.
+SAMPLE_S = 0.25
+MOST_SAMPLES = 1200
+# Over less than this no use of CPU is told: the kernel counts the host's in hundredths of a second, and two of them
+# between looks that are milliseconds apart, as the last ones may be, read as several cores.
+LEAST_USAGE_S = 0.1
+# How often the services are asked for their metrics, which costs them a few milliseconds.
+SERVICES_S = 1.0
+# How long a run waits for them at its beginning and at its end: two services that answer just in time.
+SERVICES_LIMIT_S = 2 * TIMEOUT_S
+
+
+@dataclass
+class Series:
+    """Samples of many values at the same moments, at most `most`: each is the mean over the time since the last."""
+
+    most: int = MOST_SAMPLES
+    every_s: float = SAMPLE_S
+    t_s: list[float] = field(default_factory=list)
+    values: dict[str, list[float | None]] = field(default_factory=dict)
+
+    def add(self, at: float, values: Mapping[str, float | None]) -> None:
+        """Keep a sample; when there are too many, merge each two that follow each other."""
+        for name in {*self.values, *values}:
+            column = self.values.setdefault(name, [None] * len(self.t_s))
+            column.append(values.get(name))
+        self.t_s.append(at)
+        if len(self.t_s) >= self.most:
+            self.every_s *= 2
+            self.t_s = self.t_s[1::2]
+            self.values = {name: merge(column) for name, column in self.values.items()}
+
+    def result(self) -> Samples:
+        """The samples as the profile has them, to a thousandth."""
+        rounded = {
+            name: [value if value is None else round(value, 3) for value in column]
+            for name, column in self.values.items()
+        }
+        return Samples(t_s=[round(at, 3) for at in self.t_s], series=rounded)
+
+
+def merge(column: list[float | None]) -> list[float | None]:
+    """Means of each two values that follow each other; of one alone where the other is missing."""
+    merged: list[float | None] = []
+    for pair in zip(column[::2], column[1::2], strict=False):
+        known = [value for value in pair if value is not None]
+        merged.append(sum(known) / len(known) if known else None)
+    return merged
+
+
+@dataclass
+class Integrals:
+    """What a stage had done up to a moment."""
+
+    at: float
+    work_s: float = 0.0
+    waiting_s: float = 0.0
+    busy_s: float = 0.0
+
+    @classmethod
+    def of(cls, stage: StageAccount, at: float) -> Integrals:
+        """As of the last draw, at `at`."""
+        return cls(at, stage.work_s, stage.waiting_s, stage.busy_s)
+
+    def since(self, before: Integrals) -> Moment:
+        """The means between two moments."""
+        passed = self.at - before.at
+        return Moment(
+            working=(self.work_s - before.work_s) / passed,
+            waiting=(self.waiting_s - before.waiting_s) / passed,
+            active=(self.busy_s - before.busy_s) / passed,
+        )
+
+
+class Usage:
+    """CPU and memory of this process and of the host."""
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        self._before = self._cpu()
+
+    def _cpu(self) -> tuple[float, float, float]:
+        """Now; CPU seconds of this process and of the host until now."""
+        host = psutil.cpu_times()
+        idle = host.idle + getattr(host, "iowait", 0.0)
+        # Linux counts a guest's time in user's as well.
+        busy = sum(host) - idle - getattr(host, "guest", 0.0) - getattr(host, "guest_nice", 0.0)
+        return time.perf_counter(), time.process_time(), busy
+
+    def now(self) -> dict[str, float | None]:
+        """Bytes, and cores since they were last told, which they are not after less than LEAST_USAGE_S."""
+        memory = psutil.virtual_memory()
+        usage: dict[str, float | None] = {
+            "pipeline.memory_bytes": float(self._process.memory_info().rss),
+            "host.memory_bytes": float(memory.total - memory.available),
+        }
+        before, now = self._before, self._cpu()
+        passed = now[0] - before[0]
+        if passed < LEAST_USAGE_S:
+            return usage
+        self._before = now
+        return usage | {
+            "pipeline.cpu": (now[1] - before[1]) / passed,
+            "host.cpu": max(now[2] - before[2], 0.0) / passed,
+        }
+
+
+class Sampler:
+    """A thread beside a run's flow."""
+
+    def __init__(
+        self,
+        stages: Mapping[str, StageAccount],
+        selection: Selection,
+        services: Mapping[str, Service],
+        zero: float,
+        gpus: Gpus,
+    ) -> None:
+        self.stages = stages
+        self.selection = selection
+        self.services = services
+        self.zero = zero
+        self.gpus = gpus
+        self.series = Series()
+        self.blame = Blame({name: stage.limit for name, stage in stages.items()})
+        self.cpu_s = self.services_cpu_s = 0.0
+        """CPU time that looking at the stages and at the services took."""
+        self._usage = Usage()
+        self._stop = threading.Event()
+        self._began = now = time.perf_counter()
+        self._tick = {name: Integrals.of(stage, now) for name, stage in stages.items()}
+        self._sample = dict(self._tick)
+        self._looking = threading.Thread(target=self._run, name="sampler", daemon=True)
+        self._asking = threading.Thread(target=self._ask_services, name="service metrics", daemon=True)
+        self._asked = threading.Event()
+
+    def start(self) -> None:
+        """Begin to look; the services are read once before, but a page that drips is not waited for."""
+        self._asking.start()
+        self._asked.wait(SERVICES_LIMIT_S)
+        self._looking.start()
+
+    def stop(self) -> None:
+        """Look at the stages a last time, and let the services be read once more, which `finish` waits for."""
+        self._stop.set()
+        self._looking.join()
+        self._look(keep=True)
+
+    def finish(self) -> None:
+        """End, after `stop`."""
+        self._asking.join(SERVICES_LIMIT_S)
+        self.gpus.close()
+
+    def _run(self) -> None:
+        while not self._stop.wait(min(max(self._elapsed_s() / TICKS, SHORTEST_TICK_S), LONGEST_TICK_S)):
+            began = time.thread_time()
+            due = time.perf_counter() - self._sample[STAGES[0]].at >= self.series.every_s
+            self._look(keep=due)
+            self.cpu_s += time.thread_time() - began
+
+    def _elapsed_s(self) -> float:
+        """Since the sampler was made."""
+        return time.perf_counter() - self._began
+
+    def _ask_services(self) -> None:
+        self._ask_each(between=False)
+        self._asked.set()
+        while not self._stop.wait(SERVICES_S):
+            began = time.thread_time()
+            self._ask_each(between=True)
+            self.services_cpu_s += time.thread_time() - began
+        self._ask_each(between=False)
+
+    def _ask_each(self, between: bool) -> None:
+        for service in self.services.values():
+            service.look(between)
+
+    def _look(self, keep: bool) -> None:
+        now = time.perf_counter()
+        for stage in self.stages.values():
+            stage.draw(now)
+        self.selection.draw()
+        integrals = {name: Integrals.of(stage, now) for name, stage in self.stages.items()}
+        # Until the first row the flow only starts, which is a phase of its own and no stage's doing.
+        first = min((stage.first for stage in self.stages.values() if stage.first is not None), default=now)
+        since = max(self._tick[STAGES[0]].at, first)
+        if now > since:
+            self.blame.limits = {name: stage.room for name, stage in self.stages.items()}
+            before = {name: replace(it, at=since) for name, it in self._tick.items()}
+            self.blame.add(now - since, {name: it.since(before[name]) for name, it in integrals.items()})
+        self._tick = integrals
+        if keep and now > self._sample[STAGES[0]].at:
+            values: dict[str, float | None] = {}
+            for name, it in integrals.items():
+                moment = it.since(self._sample[name])
+                values |= {f"{name}.working": moment.working, f"{name}.waiting": moment.waiting}
+            self._sample = integrals
+            values |= self._usage.now()
+            if (gpu := self.gpus.now()) is not None:
+                values |= {"gpu.utilisation": gpu[0], "gpu.memory_bytes": gpu[1]}
+            for service in self.services.values():
+                values |= {series: service.now.get(series) for series in service.gauges} if service.readings else {}
+            self.series.add(now - self.zero, values)

@@ -1,0 +1,1 @@
+"""A run's folder: tables, parts, manifest, resume plan, report, publication."""

@@ -1,0 +1,121 @@
+"""Draw detections and answers onto images."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from PIL import Image, ImageDraw, ImageFont
+
+from pipeline.output.run_folder import whole
+from pipeline.sources.images import BadImage, decode
+from pipeline.sources.listing import Reader, Source
+from pipeline.sources.objects import StoreError
+from pipeline.stages.crop import BadBox, check_box
+
+# Large enough to read a caption on, small enough that 200 of them make a page.
+MAX_SIDE = 960
+
+# Okabe and Ito's palette for colour-blind readers (Color Universal Design, 2008), but for black and its yellow.
+PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+
+def color(caption: str) -> str:
+    """The same colour for the same caption, in every run."""
+    return PALETTE[zlib.crc32(caption.encode()) % len(PALETTE)]
+
+
+def annotated(data: bytes, detections: list[dict[str, Any]]) -> bytes:
+    """The JPEG of an encoded image, at most MAX_SIDE pixels wide and high, with a captioned box for each detection
+    that can be drawn.
+
+    A detection holds `box` (`xyxy`, pixels of the upright image) and `caption`.
+
+    Raises:
+        BadImage: the image cannot be decoded.
+    """
+    upright = decode(data, enough=MAX_SIDE)
+    image, decoded = upright.pixels, max(upright.pixels.size)
+    image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.BILINEAR)
+    scale = upright.scale * max(image.size) / decoded
+    draw = ImageDraw.Draw(image)
+    font = ImageFont.load_default(size=max(12, max(image.size) // 55))
+    line = max(2, max(image.size) // 320)
+    for found in detections:
+        x1, y1, x2, y2 = box = [value * scale for value in found["box"]]
+        try:
+            check_box(box, image.size)
+        except BadBox:
+            continue
+        ink = color(found["caption"])
+        draw.rectangle((x1, y1, x2, y2), outline=ink, width=line)
+        left, top, right, bottom = draw.textbbox((0, 0), found["caption"], font=font)
+        width, height = right - left + 8, bottom - top + 6
+        x = min(max(x1, 0), max(image.width - width, 0))
+        y = y1 - height if y1 >= height else y1
+        draw.rectangle((x, y, x + width, y + height), fill=ink)
+        draw.text((x + 4 - left, y + 3 - top), found["caption"], fill="white", font=font)
+    encoded = io.BytesIO()
+    image.save(encoded, "JPEG", quality=85)
+    return encoded.getvalue()
+
+
+def place(path: str) -> Path:
+    """Where the annotated copy of an image is, within the run's folder."""
+    # Of a name only what no browser, web server or shell stumbles over.
+    stem = re.sub(r"[^\w.-]+", "_", Path(path).stem)[:60]
+    return Path("annotated", f"{stem}-{hashlib.sha256(path.encode()).hexdigest()[:8]}.jpg")
+
+
+def is_there(copy: Path) -> bool:
+    """Whether a copy is there; one that a power cut left empty is not."""
+    try:
+        return copy.stat().st_size > 0
+    except FileNotFoundError:
+        return False
+
+
+def annotate_all(
+    found: dict[str, list[dict[str, Any]]],
+    sources: dict[str, Source],
+    reader: Reader,
+    folder: Path,
+    redone: set[str],
+    advance: Callable[[], None],
+) -> dict[str, str]:
+    """Annotate the images that have detections; the paths of the copies within `folder`, by image path.
+
+    A copy from an earlier call is kept unless its image is in `redone`. An image that has gone since, or a copy that
+    cannot be written, is left out: the rows are safe already. `advance` is called after each image.
+    """
+    for path in redone & found.keys():  # first of all: an interrupt must not leave a copy that is out of date
+        (folder / place(path)).unlink(missing_ok=True)
+
+    def one(path: str) -> tuple[str, str] | None:
+        target = place(path)
+        try:
+            if not is_there(folder / target):
+                source = sources[path]
+                copy = annotated(reader.read(source.path, source.row), found[path])
+                # Not waited for until it is on the disk, 1.4 ms each: after a power cut the next run makes it again.
+                with whole(folder / target, durable=False) as handle:
+                    handle.write(copy)
+        except (BadImage, StoreError, OSError, pa.ArrowException):
+            return None
+        finally:
+            advance()
+        return path, target.as_posix()
+
+    pool = ThreadPoolExecutor(os.cpu_count())  # Pillow works outside the interpreter's lock
+    try:
+        return dict(filter(None, pool.map(one, found)))
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C waits for the images that are being drawn, not for all

@@ -1,0 +1,52 @@
+"""What a run says when something breaks that is no row's: a full disk, an error of ours."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.errors import RunStopped, UsageError
+from pipeline.output.run_folder import ERROR, write_atomically
+
+# What an operating system says of a place that cannot be written, and what helps.
+MAKE_ROOM = "make room, then run again"
+SEE = "see that it can be written, then run again"
+REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), MAKE_ROOM),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE), SEE),
+}
+# For what should not have happened.
+AGAIN = "run again to do the rest; if it comes again, it is a bug worth reporting"
+
+
+class FlowFailed(Exception):
+    """The flow ended with an error, which is its cause."""
+
+
+def explain(error: BaseException, folder: Path) -> str:
+    """What broke, as one line; of what nobody expected, the stacks go into the run's folder."""
+    if isinstance(error, OSError) and error.errno in REMEDIES:
+        return f"cannot write {folder}: {error.strerror or error}: {REMEDIES[error.errno]}"
+    error = error.__cause__ or error if isinstance(error, FlowFailed) else error
+    with contextlib.suppress(OSError):
+        write_atomically(folder / ERROR, "".join(traceback.format_exception(error)).encode())
+    said = " ".join(str(error).split())[:300]
+    return f"unexpected {type(error).__name__}: {said} (more in {folder / ERROR}): {AGAIN}"
+
+
+@contextlib.contextmanager
+def one_line(folder: Path) -> Iterator[None]:
+    """Let what breaks within the block end the run with one line.
+
+    Raises:
+        RunStopped: it broke.
+    """
+    try:
+        yield
+    except (RunStopped, UsageError):
+        raise
+    except Exception as error:
+        raise RunStopped(f"{explain(error, folder)}; what was committed until then is safe") from error

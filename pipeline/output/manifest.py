@@ -1,0 +1,101 @@
+"""What run.json says of a run: whose it is, what it counted, what failed, what it cost."""
+
+from __future__ import annotations
+
+import platform
+from collections import Counter
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import tables
+from pipeline.clients.probe import Services
+from pipeline.job import Job
+from pipeline.runtime.progress import count
+from pipeline.settings import Settings
+from pipeline.sources.listing import canonical
+
+VERSION = "0.1.0"
+
+
+def count_reasons(written: dict[str, pa.Table]) -> list[dict[str, Any]]:
+    """The failures by stage and reason, the most frequent first."""
+    reasons = Counter(
+        (row["stage"], row["reason"])
+        for table in written.values()
+        for row in table.select(["stage", "reason"]).to_pylist()
+        if row["stage"]
+    )
+    return [{"stage": stage, "reason": reason, "rows": rows} for (stage, reason), rows in reasons.most_common()]
+
+
+def summarize(detections: pa.Table, job: Job) -> dict[str, int]:
+    """How often each answer was given to the property that the job counts."""
+    if job.summary is None:
+        return {}
+    answers = Counter(str(value) for value in detections[job.summary].to_pylist() if value is not None)
+    return dict(sorted(answers.items(), key=lambda item: (-item[1], item[0])))
+
+
+def totals(written: dict[str, pa.Table]) -> dict[str, float]:
+    """Time and tokens spent, summed over rows that were worked on side by side."""
+    names = {
+        "images": ("read_s", "detect_s", "crop_s"),
+        "detections": ("latency_s", "prompt_tokens", "completion_tokens"),
+    }
+    return {
+        name: round(pc.sum(written[table][name]).as_py() or 0, 3)
+        for table, columns in names.items()
+        for name in columns
+    }
+
+
+def identify(settings: Settings, job: Job, services: Services) -> dict[str, Any]:
+    """What decides a run's answers: a run with another identity is another run."""
+    return {
+        "images": canonical(settings.images, settings.column),
+        "job": job.fingerprint(),
+        "model": services.model,
+        "model_root": services.model_root,
+        "model_revision": settings.model_revision,
+        "detector": services.detector,
+        "detector_revision": services.detector_revision,
+        "detector_settings": services.detector_settings,
+        "table_format": tables.FORMAT,
+    }
+
+
+def begun(
+    folder: Path, started: str, identity: dict[str, Any], settings: Settings, job: Job, services: Services
+) -> dict[str, Any]:
+    """The manifest of a run that has begun."""
+    return {
+        "run": folder.name,
+        "status": "running",
+        "started": started,
+        "identity": identity,
+        "job": {"name": job.name, **job.model_dump(mode="json", by_alias=True)},
+        "settings": settings.public(),
+        "services": {
+            "detector": {"name": services.detector, "revision": services.detector_revision},
+            "model": {"name": services.model, "root": services.model_root, "revision": settings.model_revision},
+        },
+        "versions": {
+            "spotter": VERSION,
+            "python": platform.python_version(),
+            **{package: version(package) for package in ("daft", "pyarrow", "pillow", "aiohttp")},
+        },
+    }
+
+
+def ended(written: dict[str, pa.Table], listed: int, job: Job) -> dict[str, Any]:
+    """What the manifest says more when the run has ended, from its tables."""
+    return {
+        "counts": count(written, listed),
+        "summary": summarize(written["detections"], job),
+        "failures": count_reasons(written),
+        "totals": totals(written),
+    }

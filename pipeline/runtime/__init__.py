@@ -1,0 +1,1 @@
+"""What holds for a whole run: memory budget, cancellation, watchdog, progress."""

@@ -1,0 +1,178 @@
+"""What a person sees while a run goes on, and at its end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from pipeline.runtime.progress import Progress
+
+# Without a terminal (CI, a log file) a line this often shows that the run is alive.
+PLAIN_LINE_S = 10.0
+
+# Rows come by the thousand; nobody reads faster than this.
+REFRESH_S = 0.2
+
+
+class Display:
+    """A live line on a terminal, plain lines elsewhere."""
+
+    def __init__(self, console: Console, progress: Progress) -> None:
+        self.console = console
+        self.progress = progress
+        self.started = time.monotonic()
+        self.next_line = self.started + PLAIN_LINE_S
+        self.bar = Bar(
+            TextColumn("images"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]:.1f} rows/s"),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("elapsed"),
+            TimeElapsedColumn(),
+            TextColumn("[{task.fields[color]}]{task.fields[failures]} failed"),
+            TextColumn("[yellow]{task.fields[note]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.last_note = ""
+        self.shown = 0.0
+        self.task = self.bar.add_task("", total=progress.total, rate=0.0, failures=0, color="green", note="")
+
+    def note(self, text: str) -> None:
+        """Say what is being waited for: at the line's end, elsewhere once."""
+        if not self.console.is_terminal and text != self.last_note:
+            self.console.print(text, highlight=False)
+        self.last_note = text
+
+    def update(self, at_once: bool = False) -> None:
+        """Show the progress as it is now, a few times a second at most unless it is wanted at once."""
+        now = time.monotonic()
+        if now - self.shown < REFRESH_S and not at_once:
+            return
+        self.shown = now
+        rate, failures = self.rate(), self.progress.failures
+        self.bar.update(
+            self.task,
+            completed=self.progress.done,
+            rate=rate,
+            failures=failures,
+            color="red" if failures else "green",
+            note=self.last_note,
+        )
+        if not self.console.is_terminal and time.monotonic() >= self.next_line:
+            self.next_line += PLAIN_LINE_S
+            done, total = self.progress.done, self.progress.total
+            left = (time.monotonic() - self.started) / max(done, 1) * (total - done)
+            self.console.print(
+                f"images {done}/{total}, {rate:.1f} rows/s, about {left:.0f} s left, {failures} failed", highlight=False
+            )
+
+    def rate(self) -> float:
+        """Rows per second so far: detections, and images that have none."""
+        return self.progress.rows / max(time.monotonic() - self.started, 1e-3)
+
+
+@contextmanager
+def live(console: Console, progress: Progress) -> Iterator[Display]:
+    """Show a run's progress until the block ends."""
+    display = Display(console, progress)
+    with display.bar:
+        yield display
+        display.update(at_once=True)
+
+
+@contextmanager
+def counted(console: Console, what: str, total: int) -> Iterator[Callable[[], None]]:
+    """Show how far a count is, which the given function raises by one from any thread; short ones show nothing."""
+    bar = Bar(
+        TextColumn(what),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )
+    task = bar.add_task("", total=total)
+    lock = threading.Lock()
+    next_line = time.monotonic() + PLAIN_LINE_S
+
+    def advance() -> None:
+        nonlocal next_line
+        bar.advance(task)
+        with lock:
+            due = time.monotonic() >= next_line
+            if due:
+                next_line = time.monotonic() + PLAIN_LINE_S
+        if due and not console.is_terminal:
+            console.print(f"{what} {bar.tasks[0].completed:.0f}/{total}", highlight=False)
+
+    with bar:
+        yield advance
+
+
+@contextmanager
+def waiting(console: Console, what: str) -> Iterator[None]:
+    """Say what takes so long, if it does, until the block ends."""
+    ended = threading.Event()
+
+    def say() -> None:
+        seconds = 0.0
+        while not ended.wait(PLAIN_LINE_S / 2):
+            seconds += PLAIN_LINE_S / 2
+            console.print(f"{what}: {seconds:.0f} s so far", highlight=False, markup=False, soft_wrap=True)
+
+    thread = threading.Thread(target=say, name="waiting", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def show_summary(console: Console, manifest: dict[str, Any]) -> None:
+    """The table of answers and the counts."""
+    if manifest["summary"]:
+        table = Table("count", manifest["job"]["summary"], box=None, pad_edge=False)
+        table.columns[0].justify = "right"
+        for value, number in manifest["summary"].items():
+            table.add_row(str(number), value)
+        console.print(table)
+    images, found = manifest["counts"]["images"], manifest["counts"]["detections"]
+    label = manifest["job"]["label"]
+    console.print(
+        f"{images['total']} images: {images['detected']} with a {label}, {images['no_object']} without, "
+        f"{images['failed']} failed" + (f", {images['not_reached']} not reached" if images["not_reached"] else "")
+    )
+    console.print(f"{found['total']} {label} detections: {found['answered']} answered, {found['failed']} failed")
+    if "reason" in manifest:
+        console.print(f"stopped: {manifest['reason']}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+    for failure in manifest["failures"][:5]:
+        line = f"  failed at {failure['stage']}: {failure['reason']} ({failure['rows']} rows)"
+        console.print(line, style="red", markup=False, highlight=False)
+
+
+def show_next(console: Console, folder: Path, manifest: dict[str, Any]) -> None:
+    """Where the results are, and what to do with them."""
+    counts = manifest["counts"]
+    if counts["images"]["not_reached"]:
+        advice = "the same command again does the rest"
+    elif counts["images"]["failed"] + counts["detections"]["failed"]:
+        advice = "make run OPTIONS=--retry-failed, when the cause is gone"
+    else:
+        advice = "open the report; then your own: make run IMAGES=folder"
+    for name, text in (("rows", folder / "detections.parquet"), ("report", folder / "report.html"), ("next", advice)):
+        console.print(f"{name + ':':8}{text}", soft_wrap=True, highlight=False)

@@ -1,0 +1,1 @@
+"""The job's stages: read, detect, crop, ask, store, and the schema between them."""

@@ -1,0 +1,108 @@
+"""The folders that the services write: there is a right to, and the disk lets them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from scripts.checks.doctor.context import Context
+from scripts.checks.doctor.disk import existing, room
+from scripts.docker.images import IMAGES, OF_DEVICE
+from scripts.docker.project import project_name
+from scripts.environments import ROOT
+from scripts.findings import Finding, errors
+from scripts.models.model_files import hub_cache, is_hub_name, is_offline
+from scripts.programs import ask
+from scripts.settings import StackError
+from scripts.stack.services import cache_root
+
+# The volumes that containers write, where they have them, and what goes with one; see compose.yaml.
+VOLUMES = {
+    "vllm-cache": ("/cache/vllm", "whose content the next start makes anew"),
+    "hub-cache": ("/cache/hub", "whose models `make fetch` gets again"),
+}
+
+# A start writes logs, process ids and what it learns about the model: 6 MB with the tiny one.
+LEAST_GIB = 0.05
+
+
+def writable(name: str, path: Path, remedy: str) -> Finding:
+    """A folder can be written, or made; found out without writing."""
+    place = existing(path)
+    if not place.is_dir():
+        return Finding(name, "error", f"{place} is a file", "a folder", remedy)
+    if os.statvfs(place).f_flag & os.ST_RDONLY:
+        return Finding(name, "error", f"{place} is on a read-only file system", "one that can be written", remedy)
+    if not os.access(place, os.W_OK | os.X_OK):
+        return Finding(name, "error", f"{place} cannot be written by user {os.getuid()}", "the right to write", remedy)
+    return Finding(name, "ok", f"{path} can be written")
+
+
+def check(context: Context) -> list[Finding]:
+    """The state folder, the model cache, and the volumes of the containers."""
+    return on_host(context) + volumes(context)
+
+
+def on_host(context: Context) -> list[Finding]:
+    """The folders on this host."""
+    state = context.settings.state
+    findings = [writable("state folder", state, "correct its owner, or set STACK_STATE")]
+    if context.in_containers:  # the caches are in volumes
+        return findings
+    remedy = "correct its owner, or set STACK_STATE or VLLM_CACHE_ROOT elsewhere"
+    if not errors(findings) or not cache_root(state).is_relative_to(state):  # told once is enough
+        findings.append(writable("compile cache", cache_root(state), remedy))
+    model = context.options.text("model") if context.options else None
+    if model and is_hub_name(model) and not (ROOT / model).is_dir() and not is_offline(context.environment):
+        findings.append(writable("model cache", hub_cache(context.environment), "correct its owner, or set HF_HOME"))
+    return findings
+
+
+def require(context: Context) -> None:
+    """Let a start go on only if the services can write where they have to.
+
+    Raises:
+        StackError: they cannot; says where, and what to do.
+    """
+    findings = on_host(context)
+    if not errors(findings):
+        places = {context.settings.state: "set STACK_STATE", cache_root(context.settings.state): "set VLLM_CACHE_ROOT"}
+        findings += [
+            room("disk", path, LEAST_GIB, f"free some space there, or {other} elsewhere")
+            for path, other in places.items()
+            if not context.in_containers
+        ]
+    if wrong := errors(findings):
+        raise StackError(
+            "\n".join(["nothing was started, for this host could not hold it:", *(f"  {x}" for x in wrong)])
+        )
+
+
+def volumes(context: Context) -> list[Finding]:
+    """The container's user may write its cache volumes: one that was made by hand belongs to root."""
+    if not context.in_containers:
+        return []
+    tag = IMAGES[OF_DEVICE[context.device][1]].tag
+    findings = []
+    names, _ = ask("docker", "volume", "ls", "--format", "{{.Name}}")
+    for volume, (target, lost) in VOLUMES.items():
+        name = f"{project_name(context.settings.state)}_{volume}"
+        if name not in (names or "").splitlines():
+            continue  # none yet: a new one takes the owner that its image says
+        if ask("docker", "image", "inspect", "--format", "{{.Id}}", tag)[0] is None:
+            return [Finding("cache volume", "unchecked", f"{tag} is not built")]
+        findings.append(writable_inside(name, target, tag, lost))
+    return findings
+
+
+def writable_inside(name: str, target: str, tag: str, lost: str) -> Finding:
+    """A container of an image may write a volume."""
+    mount = f"type=volume,source={name},target={target},readonly=false"
+    test = ("--entrypoint=/usr/bin/test", tag, "-w", target)
+    written, reason = ask("docker", "run", "--rm", "--network=none", "--mount", mount, *test)
+    if written is not None:
+        return Finding("cache volume", "ok", f"{name} can be written")
+    if "test ended" in reason or reason.startswith("docker ended"):
+        remedy = f"remove the volume, {lost}: docker volume rm {name}"
+        return Finding("cache volume", "error", f"{name}: not for the container's user", "the right to write", remedy)
+    return Finding("cache volume", "unchecked", f"{name}: {reason}")

@@ -1,0 +1,124 @@
+"""What the checks may ask about: the settings, the host, what runs on it, and the preset that the host would get."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from scripts.docker import engine as compose_engine
+from scripts.docker import project as compose_project
+from scripts.docker.images import IMAGES, OF_DEVICE
+from scripts.environments import ROOT
+from scripts.models.model_files import locate_in_cache
+from scripts.programs import ask
+from scripts.settings import StackError, StackSettings, user_variables
+from scripts.stack.devices import Gpu, choose, find_gpus
+from scripts.stack.process_engine import ProcessEngine
+from scripts.stack.services import STOP_GRACE_S, preset_file, read_variables, start_arguments
+from scripts.vllm.options import Options, read_options
+
+# Says `there` in a container that has the volume of models, where it holds one (owner--name) at a revision.
+LOOK = """
+cd "$HF_HOME/hub/models--$1" 2>/dev/null || exit 0
+commit=$(cat "refs/$2" 2>/dev/null || echo "$2")
+[ ! -e "snapshots/$commit/config.json" ] || echo there
+"""
+
+
+@dataclass
+class Context:
+    """The host as the checks see it."""
+
+    settings: StackSettings
+
+    @cached_property
+    def gpus(self) -> list[Gpu]:
+        """The host's GPUs, unless the settings want none."""
+        return find_gpus(self.settings.gpu) if self.settings.device != "cpu" else []
+
+    @cached_property
+    def device(self) -> str:
+        """`cpu` or `cuda`: what the stack would run on."""
+        if self.settings.device != "auto":
+            return self.settings.device
+        return "cuda" if self.gpus else "cpu"
+
+    @cached_property
+    def preset(self) -> str | None:
+        """The preset that the stack would take; None where there is none for this host."""
+        try:
+            return choose(self.settings, self.gpus)[1]
+        except StackError:
+            return None
+
+    @cached_property
+    def environment(self) -> Mapping[str, str]:
+        """The variables that the model server would have."""
+        own = user_variables("HF_") | dict(os.environ)
+        if self.preset is None:
+            return own
+        try:
+            return own | read_variables(preset_file(self.preset).with_suffix(".env"))
+        except StackError:
+            return own
+
+    @cached_property
+    def options(self) -> Options | None:
+        """vLLM's options by the preset; None where there is none."""
+        if self.preset is None:
+            return None
+        try:
+            file = preset_file(self.preset)
+            return read_options(file, self.environment, self.device, start_arguments(self.settings))[0]
+        except StackError:
+            return None
+
+    @cached_property
+    def in_containers(self) -> bool:
+        """Whether the stack runs in containers, or would if it were started now."""
+        process = ProcessEngine(self.settings.state)
+        if self.settings.engine == "auto" and any(process.is_running(name) for name in STOP_GRACE_S):
+            return False
+        return compose_engine.chosen(self.settings, self.device)
+
+    def is_running(self, name: str) -> bool:
+        """Whether a service of this stack runs, on either engine."""
+        return ProcessEngine(self.settings.state).is_running(name) or self.container(name, "{{.ID}}") is not None
+
+    def container(self, name: str, shown: str) -> str | None:
+        """What `docker ps` shows of a service's container; None where none runs."""
+        if not (self.settings.state / "containers" / f"{name}.json").is_file():
+            return None
+        project = f"label=com.docker.compose.project={compose_project.project_name(self.settings.state)}"
+        service = f"label=com.docker.compose.service={name}"
+        return ask("docker", "ps", "--filter", project, "--filter", service, "--format", shown)[0] or None
+
+    @cached_property
+    def has_servers_model(self) -> bool:
+        """Whether the model server's model is where it looks; False where this host has no preset."""
+        name = self.options.text("model") if self.options else None
+        if self.options is None or not name:
+            return False
+        return self.has_model(name, self.options.text("revision"), Path(self.options.text("download-dir") or ""))
+
+    def has_model(self, name: str, revision: str | None, download_dir: Path = Path()) -> bool:
+        """Whether a model is where its service looks: a folder, the hub's cache on this host, the containers' volume.
+
+        In a volume that nothing can look into, no image being there, it is not.
+        """
+        if (ROOT / Path(name).expanduser()).is_dir():
+            return True
+        if not self.in_containers:
+            return locate_in_cache(name, revision, self.environment, download_dir)[0].folder is not None
+        volume = f"{compose_project.project_name(self.settings.state)}_{compose_engine.HUB_VOLUME}"
+        volumes, _ = ask("docker", "volume", "ls", "--format", "{{.Name}}")
+        if volume not in (volumes or "").splitlines():
+            return False
+        mount = f"type=volume,source={volume},target={compose_engine.HUB_CACHE},readonly"
+        shell = ("--entrypoint=/bin/sh", IMAGES[OF_DEVICE[self.device][0]].tag, "-c", LOOK, "sh")
+        wanted = (name.replace("/", "--"), revision or "main")
+        said, _ = ask("docker", "run", "--rm", "--network=none", "--pull=never", "--mount", mount, *shell, *wanted)
+        return said == "there"

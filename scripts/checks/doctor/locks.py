@@ -1,0 +1,61 @@
+"""The locked files: in step with pyproject.toml, and the environments with them."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+from scripts import environments
+from scripts.checks.doctor.context import Context
+from scripts.environments import LOCKS, NAMES, ROOT
+from scripts.findings import Finding
+
+
+def pins(groups: dict[str, list[str | dict[str, str]]], name: str) -> list[str]:
+    """The pinned versions of a dependency group and of those that it includes."""
+    found: list[str] = []
+    for entry in groups[name]:
+        found += pins(groups, entry["include-group"]) if isinstance(entry, dict) else [entry]
+    return found
+
+
+def normal(pin: str) -> str:
+    """A pin as lock files write it: no extras, dashes, lower case."""
+    name, _, version = re.sub(r"\[[^\]]*\]", "", pin).partition("==")
+    return f"{re.sub(r'[-_.]+', '-', name).lower()}=={version}"
+
+
+def missing_pins(project: Path, locks: Path) -> dict[str, list[str]]:
+    """The pins that a group's lock does not have, by group; a lock that is missing lacks them all."""
+    groups = tomllib.loads(project.read_text())["dependency-groups"]
+    missing = {}
+    for name in groups:
+        lock = locks / f"{name}.lock"
+        if not lock.exists() and name not in ("uv", "pipeline", *NAMES):
+            continue  # a group that others include
+        lines = re.findall(r"^([\w.-]+==[^\s;\\]+)", lock.read_text(), re.MULTILINE) if lock.exists() else []
+        locked = {normal(line) for line in lines}
+        if absent := [pin for pin in pins(groups, name) if "==" in pin and normal(pin) not in locked]:
+            missing[name] = absent
+    return missing
+
+
+def check(context: Context) -> list[Finding]:
+    """Every pin of pyproject.toml is in its lock; the environments were made from the locks as they are."""
+    findings = [
+        Finding(
+            "locks",
+            "error",
+            f"images/locks/{group}.lock has not {', '.join(absent)}",
+            "pyproject.toml's pins",
+            "make lock",
+        )
+        for group, absent in missing_pins(ROOT / "pyproject.toml", LOCKS).items()
+    ] or [Finding("locks", "ok", "in step with pyproject.toml")]
+    wanted = ("operator", f"vllm-{context.device}", f"detector-{context.device}")
+    stale = [name for name in wanted if environments.folder(name).exists() and not environments.is_current(name)]
+    if stale:
+        what = f"made from older locks: {', '.join(stale)}; the next start makes them anew"
+        findings.append(Finding("environments", "ok", what))
+    return findings

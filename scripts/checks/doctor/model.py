@@ -1,0 +1,17 @@
+"""The model server's options and files: the static preflight."""
+
+from __future__ import annotations
+
+from scripts.checks.doctor.context import Context
+from scripts.checks.preflight.command import preflight
+from scripts.findings import Finding
+from scripts.settings import StackError
+
+
+def check(context: Context) -> list[Finding]:
+    """What the preflight finds without vLLM."""
+    try:
+        return list(preflight(context.settings, in_containers=context.in_containers).findings)
+    except StackError as error:
+        message, _, remedy = str(error).partition(": ")
+        return [Finding("preset", "error", message, "a preset for this host", remedy or "set STACK_PRESET")]

@@ -1,0 +1,40 @@
+"""The ports that the services will listen on."""
+
+from __future__ import annotations
+
+import socket
+
+from scripts.checks.doctor.context import Context
+from scripts.findings import Finding
+from scripts.settings import user_variables
+from scripts.stack.process_engine import ProcessEngine, owner_of
+
+
+def check(context: Context) -> list[Finding]:
+    """Each port is free, or this stack's own service has it, or no service is going to listen there."""
+    settings = context.settings
+    ports = (("detector", settings.detector_port, "DETECTOR"), ("vllm", settings.vllm_port, "MODEL"))
+    return [
+        Finding(f"port {port}", "ok", f"not used: SPOTTER_{address}_URL says where {name} is")
+        if user_variables(f"SPOTTER_{address}_URL")
+        else of_service(context, name, port)
+        for name, port, address in ports
+    ]
+
+
+def of_service(context: Context, name: str, port: int) -> Finding:
+    """The port of a service that runs here."""
+    check, settings = f"port {port}", context.settings
+    if ProcessEngine(settings.state).is_running(name) or f":{port}->" in (context.container(name, "{{.Ports}}") or ""):
+        return Finding(check, "ok", f"{name} of this stack listens")
+    if context.in_containers and not settings.publish:
+        return Finding(check, "ok", f"not used: {name} listens in its container alone (STACK_PUBLISH)")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, port))
+        except OSError as error:
+            found = f"{error.strerror}{owner_of(port)}"
+            remedy = f"end that program, or set STACK_{name.upper()}_PORT"
+            return Finding(check, "error", found, f"free, for {name}", remedy)
+    return Finding(check, "ok", "free")

@@ -1,0 +1,189 @@
+"""The preflight of this host's stack: what is to be checked, and its report."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.clients.completion import completion_request
+from pipeline.errors import UsageError
+from pipeline.job import Job
+from pipeline.job import load as load_job
+from pipeline.settings import Settings
+from scripts.checks.preflight import full, static
+from scripts.checks.preflight.memory import Host, Part, shown_gib
+from scripts.environments import ROOT
+from scripts.findings import Finding, as_json, errors, exit_code, show
+from scripts.settings import StackError, StackSettings, user_variables
+from scripts.stack.devices import Gpu, choose, find_gpus
+from scripts.stack.services import DETECTOR_PRESETS, preset_file, read_variables, start_arguments
+from scripts.vllm.checker import CHECKER, Place
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What both tiers found."""
+
+    findings: Sequence[Finding]
+    budget: Sequence[Part]
+    static_s: float
+    full_s: float | None
+
+
+def asked_of(job: Job, model: str | None = None) -> static.Asked:
+    """What a job's requests ask of a server; `model` is the name that its client uses, None: whichever is served."""
+    return static.Asked(
+        job.name,
+        job.question,
+        job.answer_schema,
+        job.max_tokens,
+        job.crop.max_side,
+        tuple(completion_request(job, "")),
+        model,
+    )
+
+
+def server_of(
+    preset: Path,
+    device: str,
+    gpus: Sequence[Gpu],
+    arguments: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> static.Server:
+    """A model server as an engine starts it: the preset, its variables over the operator's, and this host."""
+    own = user_variables("HF_") | dict(os.environ) if environment is None else environment
+    variables = {**own, **read_variables(preset.with_suffix(".env"))}
+    share = float(read_variables(DETECTOR_PRESETS / "cuda.env").get("DETECTOR_MEMORY_SHARE") or 0)
+    host = Host(gpus[0].memory_mib if gpus else None, psutil.virtual_memory().total, share)
+    return static.Server(preset, device, variables, host, tuple(arguments))
+
+
+def user_job() -> Job:
+    """The job that the operator's settings name.
+
+    Raises:
+        UsageError: it cannot be used.
+    """
+    return load_job(user_variables("SPOTTER_").get("SPOTTER_JOB", Settings.model_fields["job"].default))
+
+
+def preflight(settings: StackSettings, *, place: Place | None = None, in_containers: bool = False) -> Report:
+    """Check the model server that these settings would start, for the job that they name.
+
+    `place` is where vLLM's own code is to run; without it options and files tell.
+    `in_containers`: models of the hub are in a volume that this host does not look into, and are not missed here.
+
+    Raises:
+        StackError: there is no such preset, or no such device.
+    """
+    begin = time.monotonic()
+    user = user_variables("SPOTTER_")
+    if "SPOTTER_MODEL_URL" in user:
+        elsewhere = Finding("model", "unchecked", f"the model server is elsewhere: {user['SPOTTER_MODEL_URL']}")
+        return Report([elsewhere], [], time.monotonic() - begin, None)
+    gpus = find_gpus(settings.gpu) if settings.device != "cpu" else []
+    device, preset, _ = choose(settings, gpus)
+    server = server_of(preset_file(preset), device, gpus, start_arguments(settings))
+    try:
+        asked = asked_of(user_job(), user.get("SPOTTER_MODEL"))
+    except UsageError as error:
+        refused = Finding("job", "error", str(error), "a job that can be run", "correct SPOTTER_JOB or the job file")
+        return Report([refused], [], time.monotonic() - begin, None)
+    checked = static.check(server, asked, ROOT)
+    findings, static_s, full_s = list(checked.findings), time.monotonic() - begin, None
+    if in_containers and checked.model is not None and checked.model.folder is None:
+        looked_for = "is looked for in the containers' volume, by `make up` and `make preflight FULL=1`"
+        findings = [each for each in findings if each.check != "model"]
+        findings.append(Finding("model", "unchecked", f"{checked.model.name} {looked_for}"))
+    if place is not None and exit_code(findings) == 0:
+        begin = time.monotonic()
+        findings += full.check(server, asked, ROOT, place)
+        full_s = time.monotonic() - begin
+    if not findings:
+        findings = [Finding("model", "ok", f"preset {preset} fits job {asked.job}")]
+    return Report(findings, checked.budget, static_s, full_s)
+
+
+def require(settings: StackSettings, console: Console, *, in_containers: bool = False) -> None:
+    """Let a start go on only if options and files promise that it can do the job; warnings are shown.
+
+    Raises:
+        StackError: they do not; says what is wrong and what to do, in a line for each.
+    """
+    findings = preflight(settings, in_containers=in_containers).findings
+    # A model that is still to come is no cause for alarm: it is fetched next, and looked at then.
+    for warning in (each for each in findings if each.severity == "warning" and each.check != "model"):
+        console.print(f"warning: {warning}", style="yellow", highlight=False)
+    if wrong := errors(findings):
+        told = "\n".join(f"  {each}" for each in wrong)
+        raise StackError(f"nothing was started, for the model server could not do the job:\n{told}")
+
+
+def require_full(settings: StackSettings, console: Console, place: Place, state: Path) -> None:
+    """Let a start go on only if vLLM's own code can do the job, where the model's files are out of this host's sight.
+
+    It takes some ten seconds, so what has passed once is remembered in the folder `state`.
+
+    Raises:
+        StackError: it cannot; says what is wrong and what to do.
+    """
+    gpus = find_gpus(settings.gpu) if settings.device != "cpu" else []
+    device, preset, _ = choose(settings, gpus)
+    server = server_of(preset_file(preset), device, gpus, start_arguments(settings))
+    asked = asked_of(user_job(), user_variables("SPOTTER_").get("SPOTTER_MODEL"))
+    parts = [server.preset.read_text(), str(server.arguments), str(asked), str(place.lasting), CHECKER.read_text()]
+    passed, known = hashlib.sha256("\0".join(parts).encode()).hexdigest(), state / "preflight.passed"
+    if known.is_file() and known.read_text() == passed:
+        return
+    console.print("vllm: checking options, files and a request of this job with its own code", highlight=False)
+    findings = full.check(server, asked, ROOT, place)
+    if wrong := errors(findings):
+        raise StackError(f"nothing was started, for the model server could not do the job:\n  {wrong[0]}")
+    for other in (each for each in findings if each.severity != "ok"):
+        console.print(f"{other.severity}: {other}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+    if exit_code(findings) == 0 and not any(each.severity == "unchecked" for each in findings):
+        state.mkdir(parents=True, exist_ok=True)
+        known.write_text(passed)
+
+
+def print_report(report: Report, console: Console) -> None:
+    """The report for people."""
+    if report.budget:
+        table = Table("memory", "size", "", box=None, pad_edge=False)
+        for part in report.budget:
+            table.add_row(part.name, "unknown" if part.gib is None else shown_gib(part.gib), part.note)
+        console.print(table)
+    show(report.findings, console)
+    tiers = f"options and files: {report.static_s:.1f} s"
+    tiers += f"; vLLM's own code: {report.full_s:.1f} s" if report.full_s is not None else ""
+    console.print(tiers, style="dim", highlight=False)
+
+
+def run(
+    settings: StackSettings,
+    console: Console,
+    *,
+    place: Place | None = None,
+    in_containers: bool = False,
+    json_output: bool = False,
+) -> int:
+    """`preflight`: check, report; 1 when the server cannot do the job.
+
+    Raises:
+        StackError: there is no such preset, or no such device.
+    """
+    report = preflight(settings, place=place, in_containers=in_containers)
+    if json_output:
+        times = {"static_s": round(report.static_s, 2), "full_s": report.full_s and round(report.full_s, 2)}
+        print(as_json(report.findings, **times, budget=[asdict(part) for part in report.budget]))
+    else:
+        print_report(report, console)
+    return exit_code(report.findings)

@@ -1,0 +1,117 @@
+"""The static tier: what options and files tell by themselves, in a second, without vLLM."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from scripts.checks.preflight.answers import check_answers
+from scripts.checks.preflight.architecture import check_architecture, check_files, check_precision
+from scripts.checks.preflight.lengths import check_lengths, image_tokens, trained_length
+from scripts.checks.preflight.memory import GIB, Host, Needs, Part, check_memory, kv_bytes_per_token
+from scripts.checks.preflight.requests import check_fields, check_served_name
+from scripts.checks.preflight.template import check_template
+from scripts.findings import Finding
+from scripts.models.model_files import Model, check_weights, locate, weight_bytes
+from scripts.vllm import tables
+from scripts.vllm.options import Options, read_options
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the job will ask of the server."""
+
+    job: str
+    question: str
+    schema: dict[str, Any]
+    max_tokens: int
+    max_side: int
+    """Longest side of a crop, pixels."""
+    fields: tuple[str, ...]
+    """Of a request's body."""
+    model: str | None = None
+    """The name that the client asks for; None: whichever is served."""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """How the server will be started."""
+
+    preset: Path
+    device: str
+    """`cpu` or `cuda`."""
+    environment: Mapping[str, str]
+    """Of its process."""
+    host: Host
+    arguments: tuple[str, ...] = ()
+    """After the preset on its command line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What the static tier found out."""
+
+    findings: Sequence[Finding]
+    budget: Sequence[Part]
+    options: Options
+    model: Model | None
+
+
+@cache
+def known_models() -> dict[str, dict[str, Any]]:
+    """Sizes of models that a preset names and that may not be on this host yet."""
+    content: dict[str, dict[str, Any]] = json.loads((tables.FOLDER / "known_models.json").read_text())
+    return content
+
+
+def check(server: Server, asked: Asked, root: Path) -> Checked:
+    """Hold a server's options and files against what the job will ask. `root` is the server's working directory."""
+    options, findings = read_options(server.preset, server.environment, server.device, server.arguments)
+    findings = [*tables.check_tables(server.device), *findings]
+    model, located = locate(options, root)
+    findings += located
+    findings += check_fields(asked.fields)
+    findings += check_answers(asked.schema, asked.max_tokens, asked.job, options)
+    if model is None:
+        return Checked(findings, [], options, None)
+    findings += check_served_name(model, options, asked.model)
+    known = known_models().get(model.name, {})
+    config = model.read_json("config.json")
+    if config is None and not known:
+        return Checked(findings, [], options, model)
+
+    if config is not None:
+        findings += check_architecture(model, config, options)
+        findings += check_files(model, options)
+        findings += check_precision(config, options)
+        findings += check_template(model, config, options, asked.question, root)
+        findings += check_weights(model, options)
+        longest, picture = trained_length(config), image_tokens(model, config, asked.max_side)
+        kv_bytes = kv_bytes_per_token(config, options)
+    else:
+        longest, picture, kv_bytes = (
+            known["max_position_embeddings"],
+            known["image_tokens"],
+            known["kv_bytes_per_token"],
+        )
+    findings += check_lengths(options, longest, picture, asked.question, asked.max_tokens, asked.job)
+    wanted = options.number("max-model-len")
+    length = int(wanted) if wanted and wanted > 0 else longest
+    peak = known.get("picture_peak_mib")
+    needs = Needs(weights_gib(model, known, options), kv_bytes, length, picture, peak)
+    budget, short = check_memory(options, server.host, needs)
+    return Checked([*findings, *short], budget, options, model)
+
+
+def weights_gib(model: Model, known: Mapping[str, Any], options: Options) -> float | None:
+    """GiB of weights in memory; None where nothing tells."""
+    if (stored := weight_bytes(model)) is not None:
+        return stored / GIB
+    if not known or options.text("quantization"):
+        return None
+    no_audio = options.mapping("limit-mm-per-prompt").get("audio") == 0
+    return float(known["weights_gib"]) - (float(known["audio_gib"]) if no_audio else 0.0)

@@ -1,0 +1,93 @@
+"""Remove what the stack made on this host, once the person has said yes."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+
+from rich.console import Console
+
+from scripts.commands import stack
+from scripts.docker import host as docker_host
+from scripts.docker import images
+from scripts.docker import project as compose_project
+from scripts.docker.engine import ComposeEngine
+from scripts.settings import StackError, StackSettings
+from scripts.stack import api_key
+from scripts.stack.devices import choose, find_gpus
+from scripts.stack.engine import Engine
+from scripts.stack.process_engine import ProcessEngine
+from scripts.stack.services import cache_key, preset_file
+
+
+def run(settings: StackSettings, console: Console, caches: bool, confirmed: bool) -> int:
+    """Stop the stack; remove its state and images, and with `caches` what took long to get. 0: done, 1: refused.
+
+    Runs are the person's: no command removes them.
+
+    Raises:
+        StackError: something cannot be stopped or removed.
+    """
+    project = compose_project.project_name(settings.state)
+    folders = [settings.state / name for name in ("containers", "processes", "logs")]
+    files = [api_key.file_in(settings.state)]
+    docker = docker_host.answers()
+    other = compose_project.other_checkout(project) if docker else None
+    shared = docker and other is None  # images and volumes are for all checkouts
+    own = [image.tag for image in images.IMAGES.values()] if project == "spotter" else []
+    tags = [tag for tag in own if images.has(tag)] if shared else []
+    volumes = []
+    if caches:
+        folders.append(settings.state / "cache")
+        volumes = compose_project.volumes(project) if shared else []
+    present = [str(place) for place in [*folders, *files] if place.exists()]
+    console.print("stops the stack, and removes:", highlight=False)
+    for thing in [*present, *(f"image {tag}" for tag in tags), *(f"volume {name}" for name in volumes)]:
+        console.print(f"  {thing}", highlight=False)
+    if other:
+        console.print(
+            f"keeps images and volumes: another checkout, {other}, has containers of them",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if not caches:
+        console.print(
+            "and compile caches of earlier settings; keeps models and the current cache: CACHES=1 removes them too",
+            highlight=False,
+        )
+    if not confirmed:
+        if not sys.stdin.isatty():
+            console.print("nothing was removed: to do it without a question, YES=1", highlight=False)
+            return 1
+        if console.input("go on? [y/N] ").strip().lower() not in ("y", "yes"):
+            console.print("nothing was removed", highlight=False)
+            return 1
+    stack.down(settings, console)
+    if not caches:
+        prune_compile_caches(settings, console)
+    for folder in folders:
+        if folder.exists():
+            shutil.rmtree(folder)
+    for file in files:
+        file.unlink(missing_ok=True)
+    kept = [f"image {tag}" for tag in tags if images.docker("image", "rm", tag) is None]
+    kept += [f"volume {name}" for name in volumes if images.docker("volume", "rm", name) is None]
+    if kept:
+        raise StackError(f"{', '.join(kept)}: cannot be removed: `docker ps --all` shows which container uses it")
+    return 0
+
+
+def prune_compile_caches(settings: StackSettings, console: Console) -> None:
+    """Remove what was compiled for other settings, models, drivers or versions than those of now, on both engines."""
+    try:
+        device, preset, _ = choose(settings, find_gpus(settings.gpu) if settings.device != "cpu" else [])
+        current = cache_key(settings, device, preset_file(preset))
+    except StackError as error:  # no key is current where there is nothing to serve
+        console.print(f"compile caches are kept: {error}", highlight=False)
+        return
+    engines: list[Engine] = [ProcessEngine(settings.state, device)]
+    if docker_host.answers() and not compose_project.other_checkout(compose_project.project_name(settings.state)):
+        engines.append(ComposeEngine(settings, device, preset))
+    for engine in engines:
+        for name in engine.prune_compile_caches(current):
+            console.print(f"removed compile cache {name}", highlight=False)

@@ -1,0 +1,223 @@
+"""Get the services' models from the hub, in a step of its own: the only one that has the token, or needs a network."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from scripts.checks.doctor import hub
+from scripts.environments import ROOT
+from scripts.findings import Finding
+from scripts.models.model_files import hub_token, is_hub_name, is_offline
+from scripts.settings import StackError, user_variables
+from scripts.stack.engine import Engine
+from scripts.stack.services import TOKEN_VARIABLES, Service
+
+# Without a terminal a line this often shows how far it is.
+PLAIN_LINE_S = 15.0
+
+Event = Mapping[str, Any]
+
+OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A model that is where its service looks for it."""
+
+    service: str
+    model: str
+    size: int
+    """Bytes."""
+    came: int
+    """Bytes that had to be fetched now."""
+    seconds: float
+
+    def __str__(self) -> str:
+        if not self.came:
+            return f"{self.model}: {decimal(self.size)} in the cache"
+        return f"{self.model}: {decimal(self.came)} of {decimal(self.size)} fetched in {self.seconds:.0f} s, verified"
+
+
+class Display:
+    """Bytes as they come: a bar in a terminal, elsewhere a line now and then."""
+
+    def __init__(self, what: str, console: Console) -> None:
+        self.what = what
+        self.console = console
+        self.total = self.first = 0
+        self.begun = self.next_line = time.monotonic()
+        columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        self.bar = Progress(TextColumn("{task.description}"), *columns, console=console, transient=True)
+        self.task = self.bar.add_task(what, total=None)
+
+    def __enter__(self) -> Display:
+        if self.console.is_terminal:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.console.is_terminal:
+            self.bar.stop()
+
+    def show(self, event: Event) -> None:
+        """Show an event of scripts/models/hub_download.py."""
+        match event["event"]:
+            case "plan":
+                self.total, self.first, self.begun = event["bytes"], event["present"], time.monotonic()
+                self.next_line = self.begun + PLAIN_LINE_S
+                missing = self.total - self.first
+                if missing and not self.console.is_terminal:
+                    self.line(f"fetching {decimal(missing)} of {decimal(self.total)}")
+                self.bar.update(self.task, total=self.total, completed=self.first)
+            case "progress":
+                self.bar.update(self.task, completed=event["bytes"])
+                if not self.console.is_terminal and time.monotonic() >= self.next_line:
+                    self.next_line += PLAIN_LINE_S
+                    self.line(self.progress(event["bytes"]))
+            case "verify":
+                self.bar.update(self.task, description=f"{self.what}: verifying")
+                if not self.console.is_terminal and event["bytes"] > 10**9:  # a second and more
+                    self.line(f"verifying {decimal(event['bytes'])}")
+
+    def progress(self, present: int) -> str:
+        """How far it is, in words."""
+        speed = (present - self.first) / max(time.monotonic() - self.begun, 0.1)
+        left = f", about {(self.total - present) / speed:.0f} s left" if speed > 0 else ""
+        return f"{decimal(present)} of {decimal(self.total)}, {decimal(int(speed))}/s{left}"
+
+    def line(self, text: str) -> None:
+        """Print a line about the model."""
+        self.console.print(f"{self.what}: {text}", highlight=False)
+
+
+def from_hub(service: Service) -> bool:
+    """Whether a service's model is one of the hub, and no folder."""
+    return is_hub_name(service.model) and not (ROOT / service.model).is_dir()
+
+
+def ensure(
+    engine: Engine, services: list[Service], console: Console, *, offline: bool, verify: bool = False
+) -> list[Fetched]:
+    """See that each service's model is in the cache that it reads; what is missing is fetched and verified.
+
+    With `verify`, what is there is held against the hub's hashes as well. `offline` asks no network.
+
+    Raises:
+        StackError: a model cannot be had; says why, and what to do.
+    """
+    environment = user_variables("HF_") | dict(os.environ)
+    offline = offline or is_offline(environment)
+    return [
+        fetch(engine, service, environment, console, offline=offline, verify=verify)
+        for service in services
+        if from_hub(service)
+    ]
+
+
+def fetch(
+    engine: Engine, service: Service, environment: Mapping[str, str], console: Console, *, offline: bool, verify: bool
+) -> Fetched:
+    """One service's model.
+
+    Raises:
+        StackError: it cannot be had.
+    """
+    arguments = [service.model, "--revision", service.revision or "main"]
+    arguments += ["--offline"] if offline else [] if verify else ["--if-missing"]
+    token = None if offline else hub_token(environment)
+    hidden = {*TOKEN_VARIABLES, *OFFLINE_VARIABLES}
+    log = engine.log(f"fetch-{service.name}")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    begun = time.monotonic()
+    with log.open("w+") as said:  # beside the events: what broke off, and when it was taken up again
+        last = follow(
+            subprocess.Popen(
+                engine.fetch_command(service, arguments),
+                env={name: value for name, value in environment.items() if name not in hidden},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=said,
+                text=True,
+            ),
+            token,
+            Display(f"{service.name}: {service.model}", console),
+            engine,
+        )
+        said.seek(0)
+        lines = said.read().split()
+    if last["event"] == "done":
+        return Fetched(service.name, service.model, last["bytes"], last["fetched"], time.monotonic() - begun)
+    if last["event"] != "failed":
+        last = {"kind": "other", "message": " ".join(lines[-60:]) or "the download ended without a word"}
+    raise StackError(f"{service.name}: {explain(service, last, environment, token)}")
+
+
+def follow(child: subprocess.Popen[str], token: str | None, display: Display, engine: Engine) -> Event:
+    """Give a download its token and show its events; the last one. An interrupt ends it; what it has is kept."""
+    assert child.stdin
+    assert child.stdout
+    last: Event = {"event": "none"}
+    try:
+        with display:
+            child.stdin.write(f"{token or ''}\n")
+            child.stdin.close()
+            for line in child.stdout:
+                if line.startswith("{"):
+                    last = json.loads(line)
+                    display.show(last)
+        child.wait()
+    except BrokenPipeError:  # it ended before it read: its last words are in the log
+        child.wait()
+    except BaseException:
+        child.terminate()
+        child.wait()
+        engine.stop_fetching()
+        raise
+    return last
+
+
+def explain(service: Service, failed: Event, environment: Mapping[str, str], token: str | None) -> Finding:
+    """Why a model cannot be had, in the doctor's words where it knows the same trouble."""
+    what, message = f"{service.model}@{(service.revision or 'main')[:12]}", str(failed["message"])
+
+    def wrong(found: str, required: str, remedy: str) -> Finding:
+        return Finding("model", "error", found, required, remedy)
+
+    match failed["kind"]:
+        case "refused":
+            told = hub.judge(what, service.model, failed["status"], failed["code"], token)
+            required = told.required or "an answer of the hub"
+            return wrong(told.found, required, told.remedy or "try again later: the hub's status page may say more")
+        case "unreachable":
+            endpoint = environment.get("HF_ENDPOINT") or hub.HUB
+            again = (
+                "check the network and the proxy, or set HF_ENDPOINT to a mirror; the same command goes on from there"
+            )
+            return wrong(f"{what}: {endpoint} cannot be reached, or broke off: {message}", "a way to the hub", again)
+        case "absent":
+            where = "STACK_OFFLINE or HF_HUB_OFFLINE forbids the network"
+            remedy = "`make fetch` where there is a network, or correct the model's name and `revision:`"
+            return wrong(f"{message}, and {where}", "a model that is on this host", remedy)
+        case "damaged":
+            return wrong(
+                f"{what}: {message}", "what the hub's hashes say", "look for a proxy that changes what it carries"
+            )
+        case "disk":
+            return wrong(f"{what}: {message}", "room for the model", "free some space there, or set HF_HOME elsewhere")
+        case "cache":
+            return wrong(
+                f"{what}: {message}", "a cache that can be written", "correct its owner, or set HF_HOME elsewhere"
+            )
+        case "name":
+            return wrong(message, "owner/name", "correct `model:`")
+    return wrong(f"{what}: {message}", "a model that can be fetched", "`make doctor` says what this host lacks")

@@ -1,0 +1,308 @@
+"""Whether the whole thing works on this host: the stack from nothing, the job, its answers, the logs, nothing left.
+
+Runs the operator's own commands, with the tiny models and the bundled pictures, as a stack of its own beside whatever
+is running: own state, own ports, own containers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+from rich.console import Console
+
+from samples.agreement import compare
+from scripts import environments
+from scripts.commands import stack
+from scripts.docker import host as docker_host
+from scripts.docker import images
+from scripts.docker import project as compose_project
+from scripts.environments import ROOT
+from scripts.settings import PREFIX, StackError, StackSettings, user_variables
+
+# What tests/stack/test_main_job.py asks of the bundled pictures.
+LEAST_FOUND = 0.95
+LEAST_RIGHT = 0.90
+
+# The settings of job, stack and services, which are to be the defaults here.
+PREFIXES = (PREFIX, "SPOTTER_", "DETECTOR_", "VLLM_")
+
+# A line that complains, in the words of those who write here: loggers' levels (Mosec's is WARN), `UserWarning:`,
+# `RuntimeError:` and `error:` as programs print them, torch's `[W1125 14:09:13...`, a Rust program's panic.
+COMPLAINT = re.compile(
+    r"\b(?:WARN|WARNING|ERROR|CRITICAL|FATAL)\b"
+    r"|(?i:(?:warning|error|exception|fatal)s?:)"
+    r"|\bTraceback\b|\bpanicked at\b"
+    r"|(?<!\w)[WEF]\d{4} \d\d:\d\d:"
+)
+
+# Lines that may complain, each with the reason why it does not matter.
+ALLOWED = {
+    r"Found ulimit of \d+ and failed to automatically increase": "20,000 open files are enough: a request needs one",
+    r"Enforce eager set, disabling torch\.compile": "the preset asks for it",
+    r"Inductor compilation was disabled by user settings": "the same",
+    r"Triton is not installed": "left out of the lock: 1 GB that a CPU does not need",
+    r"Model Runner V2 requires Triton": "the same",
+    r"Triton not available, find_triton_kernels": "the same",
+    r"triton_utils/dispatcher\.py:\d+: FutureWarning: `torch\.distributed\.reduce_op`": (
+        "vLLM looks at every name of every module, and so at one that torch will drop"
+    ),
+    r"Reset SSM cache type to float32": "about models of another kind (Mamba)",
+    r"(libtcmalloc|libiomp) is not found in LD_PRELOAD": "an allocator and a runtime that would be faster; not needed",
+    r"CPU backend doesn't allow to use `torch\.set_num_threads`": "the preset sets the number of threads",
+    r"NUMA binding: Using MEMBIND policy": "says what it does, as a warning",
+    r"numa_(migrate_pages|set_membind) failed": "Docker forbids moving memory between sockets: a matter of speed",
+}
+# The line after which a vLLM server is stopping, and what it may say then.
+STOPPING = "[shutdown] API server: shutdown triggered"
+ALLOWED_STOPPING = {
+    r"\[async_llm\.py:\d+\]": "a race in an orderly stop: its reader of answers misses the engine it just stopped",
+    r"Executor: workers still running after grace period; sending SIGTERM": (
+        "on a busy machine a worker takes longer to end than the 5 s that vLLM gives it"
+    ),
+}
+
+
+# What `clean` leaves in the state's folder: runs, which are the person's, how long starts took, and the commands' lock.
+KEPT = ("runs", "starts.jsonl", "stack.lock")
+
+
+class SmokeFailed(Exception):
+    """A step found something wrong; the message says what."""
+
+
+class Smoke:
+    """One pass; each public method is a step, in the order of `run`."""
+
+    def __init__(self, settings: StackSettings, engine: str) -> None:
+        """Prepare a stack of its own on this engine; nothing happens yet."""
+        self.engine = engine
+        self.state = settings.state / "smoke"
+        self.output = self.state / "runs"
+        self.project = compose_project.project_name(self.state)
+        self.ports = [free_port(), free_port()]
+        self.variables = {
+            "STACK_ENGINE": engine,
+            "STACK_DEVICE": "cpu",
+            "STACK_PRESET": "cpu",
+            "STACK_STATE": str(self.state),
+            "STACK_VLLM_PORT": str(self.ports[0]),
+            "STACK_DETECTOR_PORT": str(self.ports[1]),
+        }
+
+    def operate(self, *arguments: str) -> str:
+        """Run one of the operator's commands; what it printed.
+
+        Raises:
+            SmokeFailed: it did not end with 0.
+        """
+        # An empty variable undoes one of `.env`. Whether there is a network stays as the user says.
+        set_by_user = {name for prefix in PREFIXES for name in user_variables(prefix)} - {"STACK_OFFLINE"}
+        undone = dict.fromkeys(set_by_user, "")
+        done = subprocess.run(
+            [environments.python("operator"), "-m", "scripts", *arguments],
+            cwd=ROOT,
+            env={**os.environ, **undone, **self.variables},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        if done.returncode:
+            raise SmokeFailed(f"'{arguments[0]}' ended with {done.returncode}:\n{done.stdout}")
+        return done.stdout
+
+    def from_nothing(self) -> str:
+        """See that nothing is left of an earlier pass."""
+        self.operate("clean", "--yes", "--caches")
+        shutil.rmtree(self.state, ignore_errors=True)
+        return "no state, no caches"
+
+    def prepare(self) -> str:
+        """Make the environments or images, which the other steps' times should not count."""
+        if self.engine == "compose":
+            self.operate("build")
+            sizes = ", ".join(f"{name} {images.size(images.IMAGES[name])}" for name in images.OF_DEVICE["cpu"])
+            return f"images: {sizes}"
+        for name in ("detector-cpu", "vllm-cpu"):
+            environments.prepare(name)
+        return "environments are current"
+
+    def up(self) -> str:
+        """Bring the stack up."""
+        return last_line(self.operate("up"))
+
+    def up_again(self) -> str:
+        """See that a second `up` does nothing."""
+        before = self.operate("status")
+        self.operate("up")
+        # A busy host may answer later than `status` waits; it is the ids that count.
+        running = r"^(\w+) +(?:ready|starting or not answering) +(\w+)"
+        ids = [re.findall(running, text, re.MULTILINE) for text in (before, self.operate("status"))]
+        if ids[0] != ids[1] or len(ids[0]) != 2:
+            raise SmokeFailed(f"a second 'up' changed something: {ids[0]} became {ids[1]}")
+        return "changes nothing"
+
+    def job(self) -> str:
+        """Run the bundled job, which has nothing to complain of either."""
+        said = self.operate("run", "--images", "samples/images", "--output", str(self.output), "--run-name", "smoke")
+        refuse_complaints("the job", said.splitlines())
+        owners = {path.stat().st_uid for path in (self.output / "smoke").rglob("*")}
+        if owners != {os.getuid()}:
+            raise SmokeFailed(f"the run's files belong to the users {owners}, not to {os.getuid()}")
+        counts = json.loads((self.output / "smoke" / "run.json").read_text())["counts"]
+        return f"{counts['images']['total']} images, {counts['detections']['answered']} answers"
+
+    def answers(self) -> str:
+        """Compare what the run says with what was drawn."""
+        truth = json.loads((ROOT / "samples" / "truth.json").read_text())["images"]
+        rows = pq.read_table(self.output / "smoke" / "detections.parquet").to_pylist()
+        agreement = compare(rows, truth)
+        if short := agreement.shortfalls(LEAST_FOUND, LEAST_RIGHT):
+            raise SmokeFailed("; ".join(short))
+        right = ", ".join(f"{name} {right}" for name, right in agreement.right.items())
+        return f"{agreement.found} of {agreement.drawn} dogs found, {agreement.false} false; right: {right}"
+
+    def down(self) -> str:
+        """Take the stack down, and see that no process, port, container or network is left."""
+        said = last_line(self.operate("down"))
+        refuse_left([*self.left_running(), *self.left_at_docker()])  # now: what cleans up takes down once more
+        return said
+
+    def logs(self) -> str:
+        """See that the services did not complain, but for what is known to be harmless."""
+        count = 0
+        for name in ("detector", "vllm"):
+            lines = (self.state / "logs" / f"{name}.log").read_text(errors="replace").splitlines()
+            count += len(lines)
+            refuse_complaints(name, lines)
+        return f"{count} lines, no complaint"
+
+    def nothing_left(self) -> str:
+        """Remove state and caches, and see that nothing but the runs is left."""
+        self.operate("clean", "--yes", "--caches")
+        left = [f"volume {found}" for found in compose_project.volumes(self.project)] if docker_host.answers() else []
+        left += [str(path) for path in sorted(self.state.iterdir()) if path.name not in KEPT]
+        refuse_left([*self.left_running(), *self.left_at_docker(), *left])
+        shutil.rmtree(self.state)
+        return "no process, port, container, network or volume, and no state"
+
+    def left_running(self) -> list[str]:
+        """This host's ports that something listens on, and processes of this pass."""
+        ports = [f"port {port}" for port in self.ports if answers_at(port)]
+        return ports + [f"process {each.pid}" for each in psutil.process_iter(["environ"]) if self.is_ours(each)]
+
+    def left_at_docker(self) -> list[str]:
+        """Containers and networks of this pass."""
+        if not docker_host.answers():
+            return []
+        containers, networks = compose_project.left_over(self.project)
+        return [f"container {found}" for found in containers] + [f"network {found}" for found in networks]
+
+    def is_ours(self, process: psutil.Process) -> bool:
+        """Whether a process was started by this pass."""
+        environ = process.info["environ"] or {}
+        return environ.get("STACK_STATE") == str(self.state) and process.pid != os.getpid()
+
+
+def run(settings: StackSettings, console: Console) -> int:
+    """All steps, a line for each; 0 when all went well, 1 at the first that did not (the stack is taken down).
+
+    Raises:
+        StackError: the engine that was asked for is not there.
+    """
+    _, engine, why = stack.plan(settings.model_copy(update={"device": "cpu", "preset": "cpu"}))
+    plain: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
+    console.print(f"smoke test: {why}", **plain)
+    smoke = Smoke(settings, engine.name)
+    steps: list[Callable[[], str]] = [smoke.from_nothing, smoke.prepare, smoke.up, smoke.up_again, smoke.job]
+    steps += [smoke.answers, smoke.down, smoke.logs, smoke.nothing_left]
+    begin = time.monotonic()
+    for step in steps:
+        started, name = time.monotonic(), step.__name__.replace("_", " ")
+        try:
+            said = step()
+        except KeyboardInterrupt:
+            console.print(f"interrupted at '{name}': takes down what was started", **plain)
+            take_down(smoke, console)
+            raise
+        except (SmokeFailed, StackError, environments.EnvironmentFailed, OSError) as error:
+            console.print(
+                f"FAILED  {name:<14}{time.monotonic() - started:6.1f} s  {error}", highlight=False, markup=False
+            )
+            take_down(smoke, console)
+            console.print(f"smoke test failed at '{name}'; logs: {smoke.state / 'logs'}", **plain)
+            return 1
+        console.print(f"ok      {name:<14}{time.monotonic() - started:6.1f} s  {said}", **plain)
+    console.print(
+        f"smoke test passed: {len(steps)} steps in {time.monotonic() - begin:.0f} s, engine {engine.name}",
+        highlight=False,
+    )
+    return 0
+
+
+def take_down(smoke: Smoke, console: Console) -> None:
+    """Take down what a pass that did not end well has started."""
+    try:
+        smoke.operate("down")
+    except SmokeFailed as error:
+        console.print(f"and 'down' failed too: {error}", highlight=False, markup=False, soft_wrap=True)
+
+
+def complaints(lines: list[str]) -> list[str]:
+    """The lines of a log that complain of something, but for what is allowed."""
+    found, allowed = [], list(ALLOWED)
+    for line in lines:
+        if STOPPING in line:
+            allowed += ALLOWED_STOPPING
+        if COMPLAINT.search(line) and not any(re.search(pattern, line) for pattern in allowed):
+            found.append(line)
+    return found
+
+
+def refuse_complaints(name: str, lines: list[str]) -> None:
+    """See that a program did not complain, but for what is allowed.
+
+    Raises:
+        SmokeFailed: it did; has the lines.
+    """
+    if strange := complaints(lines):
+        shown = "\n".join(strange)
+        raise SmokeFailed(f"{name} complains of what nothing allows (scripts/checks/smoke.py has the list):\n{shown}")
+
+
+def refuse_left(left: list[str]) -> None:
+    """See that nothing is left behind.
+
+    Raises:
+        SmokeFailed: something is; says what.
+    """
+    if left:
+        raise SmokeFailed(f"left behind: {', '.join(left)}")
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def answers_at(port: int) -> bool:
+    """Whether something listens on a port of this host."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def last_line(text: str) -> str:
+    """The last line of an output."""
+    return text.strip().splitlines()[-1]

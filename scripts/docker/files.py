@@ -1,0 +1,144 @@
+"""What Compose is told of a stack: its files, their variables, and those of the services."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+
+from python_on_whales import DockerClient
+
+from scripts import files as whole_file
+from scripts.docker import gpu as docker_gpu
+from scripts.docker import host as docker_host
+from scripts.docker.project import project_name
+from scripts.environments import ROOT
+from scripts.settings import StackSettings, user_variables
+from scripts.stack import api_key
+from scripts.stack.services import (
+    DETECTOR_PRESETS,
+    cache_key,
+    preset_file,
+    read_variables,
+    start_arguments,
+    without_secrets,
+)
+from scripts.vllm import compile_cache
+from scripts.vllm.checker import CHECKER
+
+COMPOSE_FILE = ROOT / "compose.yaml"
+OVERLAYS = ROOT / "services" / "compose"
+OVERLAY_OF_DEVICE = {"cpu": "cpu.yaml", "cuda": "gpu.yaml"}
+
+# Where vLLM's container has the volume of its caches.
+VLLM_CACHE = PurePosixPath("/cache/vllm")
+# What runs in the container that fetches models.
+HUB_DOWNLOAD = ROOT / "scripts" / "models" / "hub_download.py"
+
+# Of the compose files' variables, those that change nothing of a service that is up.
+PASSING = frozenset({"START_PERIOD", "MEMORY_PIPELINE"})
+
+
+class ComposeFiles:
+    """The compose files of a stack, and the files of variables that they name, in `state`."""
+
+    def __init__(self, settings: StackSettings, device: str, preset_name: str) -> None:
+        """Files for this device and vLLM preset; nothing is written yet."""
+        self.settings = settings
+        self.device = device
+        self.preset = preset_file(preset_name)
+        self.state = settings.state / "containers"
+        self.project = project_name(settings.state)
+        self.files = [COMPOSE_FILE, OVERLAYS / OVERLAY_OF_DEVICE[device]]
+        if settings.publish:
+            self.files.append(OVERLAYS / "publish.yaml")
+        self.key_file = self.state / "secrets" / "api_key"
+
+    def variables(self) -> dict[str, str]:
+        """The compose files' variables."""
+        driver = (docker_gpu.driver() if self.device == "cuda" else None) or "nvidia"
+        return {
+            "VLLM_PRESET": str(self.mounted(self.preset)),
+            "HUB_DOWNLOAD": str(self.mounted(HUB_DOWNLOAD)),
+            "VLLM_ARGUMENTS": " ".join(shlex.quote(each) for each in start_arguments(self.settings)),
+            "VLLM_ENV": str(self.state / "vllm.env"),
+            "DETECTOR_ENV": str(self.state / "detector.env"),
+            "API_KEY_FILE": str(self.key_file),
+            "START_PERIOD": f"{math.ceil(self.settings.start_timeout_s)}s",
+            "MEMORY_VLLM": str(self.settings.vllm_memory or ""),
+            "MEMORY_DETECTOR": str(self.settings.detector_memory or ""),
+            "MEMORY_PIPELINE": str(self.settings.pipeline_memory),
+            "GPU_DRIVER": driver,
+            "GPU_DEVICE": docker_gpu.device(driver, self.settings.gpu),
+            "PUBLISH_HOST": self.settings.host,
+            "PUBLISH_VLLM_PORT": str(self.settings.vllm_port),
+            "PUBLISH_DETECTOR_PORT": str(self.settings.detector_port),
+        }
+
+    def service_variables(self) -> dict[str, dict[str, str]]:
+        """Each service's variables: its preset's, and over them those that the user set, but for the key."""
+        preset = self.preset.with_suffix(".env")
+        own = compile_cache.without(user_variables("VLLM_"))  # this host's places are not there
+        cache_folder = VLLM_CACHE / cache_key(self.settings, self.device, self.preset)
+        vllm = without_secrets(read_variables(preset) | own | compile_cache.variables(cache_folder))
+        detector = read_variables(DETECTOR_PRESETS / f"{self.device}.env") | user_variables("DETECTOR_")
+        return {"vllm": vllm, "detector": detector}
+
+    def mounted(self, file: Path) -> Path:
+        """Where containers get a file of this host from: a copy that their user may read, whatever the umask was."""
+        return (self.state / "mounted" / file.name).resolve()
+
+    def copy_mounted(self) -> None:
+        """Make the copies of the files that containers get."""
+        for file in (self.preset, HUB_DOWNLOAD, CHECKER):
+            whole_file.write(self.mounted(file), file.read_bytes(), 0o444)
+
+    def write(self) -> None:
+        """Write the files that Compose reads: its variables, and the services'. They are left to look at."""
+        self.copy_mounted()
+        write_env(self.state / "compose.env", self.variables())
+        for name, values in self.service_variables().items():
+            write_env(self.state / f"{name}.env", values)
+
+    def about(self, service: str) -> list[str]:
+        """What a service's container depends on here."""
+        variables = {name: value for name, value in self.variables().items() if name not in PASSING}
+        told = [json.dumps(variables), json.dumps(self.service_variables()[service])]
+        return told + [path.read_text() for path in self.files]
+
+    def client(self, *also: Path) -> DockerClient:
+        """Docker and Compose with this stack's files and variables; `also`: further files over these."""
+        self.write()
+        # A variable of the shell's would win over the file's of the same name.
+        unset = [part for name in self.variables() for part in ("-u", name)]
+        return DockerClient(
+            config=docker_host.client_config(),
+            client_call=["env", *unset, "docker"],
+            compose_files=[*self.files, *also],
+            compose_project_name=self.project,
+            compose_project_directory=ROOT,
+            compose_env_files=[self.state / "compose.env"],
+        )
+
+    def command(self, *arguments: str, also: tuple[Path, ...] = ()) -> list[str]:
+        """A Compose command for this stack; `also`: further files over its own."""
+        return [*(str(part) for part in self.client(*also).compose.docker_compose_cmd), *arguments]
+
+
+def hand_over(key: str, place: Path) -> None:
+    """Write a key where Compose takes it from.
+
+    Such a file keeps its owner and mode in the container, and this user cannot give it to the container's. So it is
+    readable for all, in a folder that nobody but this user may enter: the container gets the file without the folder.
+    """
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.parent.chmod(0o700)
+    api_key.write(place, key, 0o444)
+
+
+def write_env(path: Path, variables: Mapping[str, str]) -> None:
+    """Write a file of variables as Compose reads it, which takes `$` in a value for another variable."""
+    quoted = {name: json.dumps(value, ensure_ascii=False).replace("$", "\\$") for name, value in variables.items()}
+    whole_file.write(path, "".join(f"{name}={value}\n" for name, value in quoted.items()).encode(), 0o600)

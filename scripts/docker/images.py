@@ -1,0 +1,275 @@
+"""The containers' images: what each is made from, whether it is current, how it is built."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import re
+import subprocess
+import time
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from scripts.environments import LOCKS, ROOT
+from scripts.settings import StackError
+from scripts.vllm.startup_causes import remedy_for
+
+DOCKERFILE = ROOT / "images" / "Dockerfile"
+SOURCES_LABEL = "spotter.sources"
+
+# How often a builder's log is looked at, and without a terminal how often a line of it is shown.
+POLL_S = 0.5
+PLAIN_LINE_S = 15.0
+
+# What scripts/docker/offline_base.py makes; used wherever the engine has them.
+OFFLINE_BASES = {"BASE_IMAGE": "spotter-base", "BUILD_IMAGE": "spotter-build-base"}
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """One image: a target of images/Dockerfile."""
+
+    name: str
+    target: str
+    title: str
+    environment: str | None
+    """The locked environment in it; none where the base brings all."""
+    sources: tuple[str, ...]
+    """What is copied into it beside the environment: files and folders, relative to the repository's root."""
+    base: str = "BASE_IMAGE"
+    """The argument of images/Dockerfile that names what it stands on."""
+
+    @property
+    def tag(self) -> str:
+        """The name that the compose files use."""
+        return f"spotter-{self.name}:local"
+
+    def fingerprint(self) -> str:
+        """Changes when the image has to be built anew."""
+        files = [DOCKERFILE]
+        if self.environment:
+            files += [LOCKS / f"{self.environment}.lock", LOCKS / "uv.lock", ROOT / "scripts" / "environments.py"]
+        for source in self.sources:
+            place = ROOT / source
+            inside = sorted(path for path in place.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+            files += inside if place.is_dir() else [place]
+        digest = hashlib.sha256()
+        for path in files:
+            digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
+        return digest.hexdigest()
+
+
+_DETECTOR = ("services/__init__.py", "services/detector", "samples/models/tiny-detector", "images/health.py")
+_VLLM = ("images/health.py", "images/with_key.sh", "images/serve_vllm.sh", "services/vllm/tables/modelinfos")
+
+IMAGES = {
+    image.name: image
+    for image in (
+        Image("pipeline", "pipeline", "the job", "pipeline", ("images/with_key.sh", "pipeline")),
+        Image("detector-cpu", "detector", "the detector service on a CPU", "detector-cpu", _DETECTOR),
+        Image("detector-cuda", "detector", "the detector service on a GPU", "detector-cuda", _DETECTOR),
+        Image("vllm-cpu", "vllm-cpu", "vLLM on a CPU", "vllm-cpu", ("samples/models/tiny-vlm", *_VLLM)),
+        Image("vllm", "vllm", "vLLM on a GPU", None, _VLLM, "VLLM_IMAGE"),
+    )
+}
+
+# The images of a stack, by device.
+OF_DEVICE = {"cpu": ("detector-cpu", "vllm-cpu", "pipeline"), "cuda": ("detector-cuda", "vllm", "pipeline")}
+
+
+def docker(*arguments: str, timeout_s: float | None = None) -> str | None:
+    """What a docker command prints; None where it fails, or docker is not there."""
+    try:
+        done = subprocess.run(["docker", *arguments], capture_output=True, text=True, timeout=timeout_s)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def feed(command: list[str], text: str) -> tuple[int, str]:
+    """Run a command with a text as its input; its exit code, and what it printed."""
+    done = subprocess.run(command, input=text, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return done.returncode, done.stdout
+
+
+def base_image(argument: str = "BASE_IMAGE") -> str:
+    """The base that images/Dockerfile names in an argument."""
+    match = re.search(rf"^ARG {argument}=(\S+)$", DOCKERFILE.read_text(), re.MULTILINE)
+    if match is None:
+        raise StackError(f"{DOCKERFILE.relative_to(ROOT)} names no {argument}")
+    return match[1]
+
+
+def has(tag: str) -> bool:
+    """Whether the engine has an image."""
+    return docker("image", "inspect", tag) is not None
+
+
+def is_current(image: Image) -> bool:
+    """Whether the engine has the image, made from the files as they are now."""
+    label = docker("image", "inspect", "--format", f'{{{{index .Config.Labels "{SOURCES_LABEL}"}}}}', image.tag)
+    return label == image.fingerprint()
+
+
+@cache
+def at_registry(base: str) -> bool:
+    """Whether a registry answers for a base."""
+    return docker("manifest", "inspect", base, timeout_s=15) is not None
+
+
+def substitutes() -> dict[str, str]:
+    """The images of this host that take the place of bases that images/Dockerfile names, by argument.
+
+    They are what offline_base.py has made, and, where no registry answers, a base by its name without the
+    digest, which `docker load` does not keep.
+    """
+    found = dict(OFFLINE_BASES) if has(OFFLINE_BASES["BASE_IMAGE"]) else {}
+    for argument in dict.fromkeys(image.base for image in IMAGES.values()):
+        named = base_image(argument)
+        tag = named.partition("@")[0]
+        if argument not in found and tag != named and has(tag) and not has(named) and not at_registry(named):
+            found[argument] = tag
+    return found
+
+
+@cache
+def why_not_buildable(device: str) -> str | None:
+    """Why a device's images cannot be built here, as far as one can tell beforehand; None where they can."""
+    found = substitutes()
+    for image in (IMAGES[name] for name in OF_DEVICE[device]):
+        base = base_image(image.base)
+        if not (image.base in found or is_current(image) or has(base) or at_registry(base)):
+            return f"no container registry can be reached for {base}; {way_without_registry(image)}"
+    return None
+
+
+def way_without_registry(image: Image) -> str:
+    """How to get what an image stands on where no container registry can be reached."""
+    base = base_image(image.base)
+    load = f"`docker pull {base}` and `docker save` on a host that reaches one, `docker load` here"
+    return f"scripts/docker/offline_base.py makes a base, or {load}" if image.base in OFFLINE_BASES else load
+
+
+def git(*arguments: str) -> str | None:
+    """What git says of this repository; None for a bundle without its history, or without git."""
+    try:
+        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
+    except OSError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def public_address(remote: str) -> str | None:
+    """Where people find a git remote, without credentials; None for a path or a host that only its site knows."""
+    if "://" not in remote and ":" in remote.partition("/")[0]:  # git@github.com:owner/name.git
+        remote = "ssh://" + remote.replace(":", "/", 1)
+    parts = urlsplit(remote)
+    if parts.scheme not in ("https", "http", "ssh", "git") or "." not in (parts.hostname or ""):
+        return None
+    try:
+        if not ipaddress.ip_address(parts.hostname or "").is_global:
+            return None
+    except ValueError:  # a name
+        pass
+    return f"https://{parts.hostname}{parts.path.removesuffix('/').removesuffix('.git')}"
+
+
+def labels(image: Image) -> dict[str, str]:
+    """An image's labels: those of the Open Containers Initiative, and what `is_current` compares."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    source = public_address(git("remote", "get-url", "origin") or "")
+    return {
+        "org.opencontainers.image.title": f"Spotter: {image.title}",
+        "org.opencontainers.image.description": project["description"],
+        "org.opencontainers.image.licenses": project["license"],
+        "org.opencontainers.image.version": project["version"],
+        "org.opencontainers.image.revision": git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+        or "unknown",
+        **({"org.opencontainers.image.source": source} if source else {}),
+        SOURCES_LABEL: image.fingerprint(),
+    }
+
+
+def build(image: Image, logs: Path, console: Console) -> None:
+    """Build an image; what the builder says goes to a file in `logs`.
+
+    Raises:
+        StackError: it cannot be built; names the step, and the log.
+    """
+    # --force-rm: a step that failed or was interrupted leaves no container.
+    command = ["docker", "build", "--force-rm", "--file", str(DOCKERFILE), "--target", image.target, "--tag", image.tag]
+    # Docker's classic builder makes every stage before its target: also the environment that vLLM's own image does
+    # without, for which the smallest will do. BuildKit leaves it out.
+    command += ["--build-arg", f"ENVIRONMENT={image.environment or 'pipeline'}"]
+    found = substitutes()
+    for name, base in found.items():
+        command += ["--build-arg", f"{name}={base}"]
+    for name, value in labels(image).items():
+        command += ["--label", f"{name}={value}"]
+    logs.mkdir(parents=True, exist_ok=True)
+    log = logs / f"build-{image.name}.log"
+    stands_on = f" on {found[image.base]}, not on {base_image(image.base)}" if image.base in found else ""
+    console.print(f"building image {image.name}{stands_on} ...", highlight=False)
+    started = time.monotonic()
+    with log.open("wb") as output:
+        builder = subprocess.Popen(
+            [*command, str(ROOT)], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+        )
+        try:
+            follow(builder, log, image, console)
+        finally:
+            builder.terminate()  # after an interrupt; to one that has ended it does nothing
+            builder.wait()
+    if builder.returncode:
+        end = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+        without_registry = f"where no container registry can be reached: {way_without_registry(image)}"
+        raise StackError(
+            f"image {image.name} cannot be built. The builder's last lines:\n{end}\nWhole log: {log}\n"
+            f"What helps: {remedy_for(end) or without_registry}"
+        )
+    console.print(f"image {image.name}: {size(image)}, {time.monotonic() - started:.0f} s", highlight=False)
+
+
+def follow(builder: subprocess.Popen[bytes], log: Path, image: Image, console: Console) -> None:
+    """Show what a builder is at (pulling a base, a step), and for how long, until it ends."""
+    begin = time.monotonic()
+    next_line = begin + PLAIN_LINE_S
+    with Live(console=console, refresh_per_second=2, transient=True) as live:
+        while builder.poll() is None:
+            lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+            shown = f"image {image.name}, {time.monotonic() - begin:.0f} s  {lines[-1] if lines else ''}"
+            if console.is_terminal:
+                live.update(Text(shown[: console.width - 1], style="dim"))
+            elif time.monotonic() >= next_line:
+                next_line += PLAIN_LINE_S
+                console.print(shown, highlight=False, markup=False)
+            time.sleep(POLL_S)
+
+
+def size(image: Image) -> str:
+    """An image's size, for people."""
+    found = docker("image", "inspect", "--format", "{{.Size}}", image.tag)
+    return f"{int(found) / 1e6:,.0f} MB" if found else "not built"
+
+
+def ensure(names: list[str], logs: Path, console: Console, *, offline: bool = False) -> None:
+    """Build the images that are missing, or older than what they are made from; `offline`: without any network.
+
+    Raises:
+        StackError: one cannot be built, or would need a network that there must not be.
+    """
+    old = [IMAGES[name] for name in names if not is_current(IMAGES[name])]
+    if old and offline:
+        raise StackError(
+            f"{', '.join(image.tag for image in old)}: not built from the files as they are now, and STACK_OFFLINE "
+            "forbids the network: `make build` where there is one, or set STACK_ENGINE=process"
+        )
+    for image in old:
+        build(image, logs, console)

@@ -1,0 +1,274 @@
+"""The job in a container: what it sees of this host, as whom it runs, and how it is told to stop."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from pydantic import ByteSize
+
+from pipeline.errors import UsageError
+from pipeline.locations import is_object
+from pipeline.settings import Settings
+from pipeline.sources.listing import has_entries, list_images
+from pipeline.sources.objects import Objects
+from scripts import foreground
+from scripts.docker import containers, store_access
+from scripts.docker.job_user import User, files, make_folder, owner_of, refuse_unreachable, some
+from scripts.settings import StackError
+from scripts.stack import api_key
+
+# Links that lead to links are followed so far: as far as Linux does.
+MOST_LINKS = 40
+# Folders that links lead to are mounted one by one; of more, as an annex has them, the one around them all is.
+MOST_FOLDERS = 16
+
+# So long may a job that was left behind take to write what it has, before it is killed.
+END_S = 60
+
+# What the container has itself, with its own content: mounted over, it could not run.
+SYSTEM = ("bin", "dev", "etc", "lib", "lib64", "proc", "run", "sbin", "sys", "tmp", "usr")
+OF_CONTAINER = frozenset(Path("/", place) for place in ("", *SYSTEM, "spotter", "spotter/pipeline"))
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What Compose is told of one job."""
+
+    overlay: dict[str, Any]
+    """A compose file over the others: what the container sees of this host, and as whom it runs."""
+    arguments: list[str]
+    """Of `docker compose run`, from the variables on to the job's own options."""
+
+
+def tell(settings: Settings, variables: Mapping[str, str], options: list[str], secrets: Path) -> Told:
+    """Make what Compose is told of a job.
+
+    The container sees the images (read-only) and the runs' folder at the same paths as this host, and works in the same
+    folder, so that the run's rows and messages name files as they are called here. `variables` are the job's, as
+    the user set them; the key is not passed on, since `docker inspect` would show it: the compose file has a secret.
+    Keys of a bucket are written to the folder `secrets`, for the same reason.
+
+    Raises:
+        StackError: a service's address leads nowhere from a container.
+        UsageError: images or runs' folder are not there, or cannot be for a container or its user.
+    """
+    arguments = []
+    for name, value in sorted(api_key.without(variables).items()):
+        if name.endswith("_URL"):
+            refuse_loopback(name, value)
+        arguments += ["--env", f"{name}={value}"]
+    folders, runs = image_folders(settings), runs_folder(settings)
+    user = owner_of(runs)
+    mounts = [Mount(folder, folder, read_only=True) for folder in sorted(folders - {runs})]
+    if (job := Path(settings.job).expanduser().absolute()).is_file():
+        mounts.append(Mount(job, job, read_only=True))
+    mounts.append(Mount(runs, runs, read_only=False))
+    for mount in mounts:
+        refuse_mount(mount.here)
+    if os.getuid() == 0:
+        seen_by_job = [mount.here for mount in mounts if mount.read_only]
+        refuse_unreachable(user, runs, seen_by_job, [] if is_object(settings.images) else some(settings.images))
+    if uses_store(settings):
+        refuse_loopback("the S3 server's address", settings.endpoint or "")
+        seen = store_access.files(os.environ, secrets, user)
+        arguments += [f"--env={name}={value}" for name, value in store_access.variables(os.environ, seen).items()]
+        mounts += [Mount(here, there, read_only=True) for here, there in seen.items()]
+    # The last of an option counts; `~` would be another folder in the container.
+    places: list[str] = []
+    for name in ("job", "work", "images", "output"):
+        given = str(getattr(settings, name))
+        places += [f"--{name}", given if is_object(given) else str(Path(given).expanduser())]
+    return Told(overlay(user, Path.cwd(), mounts), [*arguments, "pipeline", *options, *places])
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A folder or file of this host, and where the container has it."""
+
+    here: Path
+    there: Path
+    read_only: bool
+
+
+def overlay(user: User, folder: Path, mounts: list[Mount]) -> dict[str, Any]:
+    """A compose file for the job's container, for `folder` as its working folder."""
+    volumes = [
+        {
+            "type": "bind",
+            "source": verbatim(mount.here),
+            "target": verbatim(mount.there),
+            "read_only": mount.read_only,
+            "bind": {"create_host_path": False},
+        }
+        for mount in mounts
+    ]
+    told: dict[str, Any] = {"user": f"{user.uid}:{user.gid}", "working_dir": verbatim(folder), "volumes": volumes}
+    if user.groups:
+        told["group_add"] = [str(group) for group in user.groups]
+    return {"services": {"pipeline": told}}
+
+
+def verbatim(path: Path) -> str:
+    """A path as a compose file has it, where `$` begins a variable."""
+    return str(path).replace("$", "$$")
+
+
+def refuse_mount(place: Path) -> None:
+    """See that a container can have a place of this host.
+
+    Raises:
+        UsageError: it has one of its own there, or Docker does not take the name.
+    """
+    if Path(os.path.normpath(place)) in OF_CONTAINER:
+        raise UsageError(
+            f"{place}: the job's container has a {place} of its own: give a folder in it, or set STACK_ENGINE=process"
+        )
+    try:
+        str(place).encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{os.fsencode(place)!r}: Docker takes no name that is not UTF-8: rename it, or set STACK_ENGINE=process"
+        ) from error
+
+
+def refuse_loopback(name: str, address: str) -> None:
+    """See that an address leads out of a container.
+
+    Raises:
+        StackError: it is the host's own.
+    """
+    if urlsplit(address).hostname in ("localhost", "127.0.0.1", "::1"):
+        raise StackError(
+            f"{name}={address}: from a container that is the container itself: give this host's address in its "
+            "network, or set STACK_ENGINE=process"
+        )
+
+
+def uses_store(settings: Settings) -> bool:
+    """Whether the job reads or writes objects, or may: nobody has read the list of its images yet."""
+    return is_object(settings.images) or is_object(settings.output) or has_entries(settings.images)
+
+
+def image_folders(settings: Settings) -> set[Path]:
+    """The folders that a container has to see for the job's images; those that a list names are looked up in it.
+
+    Raises:
+        UsageError: there are no images, or a container cannot have their folder.
+    """
+    named = set() if is_object(settings.images) else {place_to_mount(settings.images)}
+    for place in named:
+        refuse_mount(place)  # before all of it is searched
+    names: Iterable[str] = [] if is_object(settings.images) else files(settings.images)
+    if has_entries(settings.images):
+        sources = list_images(settings.images, settings.column, Objects(settings.endpoint))
+        listed = (os.fsdecode(source.path) for source in sources if source.row is None)
+        names = [name for name in listed if not is_object(name)]
+        folders = {Path(name).parent.absolute() for name in names}
+        named |= {folder for folder in folders if folder.is_dir()}  # what is not there fails by itself
+    named |= behind_links(names, named)
+    return {folder for folder in named if not named & set(folder.parents)}
+
+
+def behind_links(names: Iterable[str], seen: set[Path]) -> set[Path]:
+    """The folders that links among some files lead to, out of those that are `seen`: a hub's cache is made of such.
+
+    Of a folder that the container has itself, the file alone.
+    """
+    found: set[Path] = set()
+    for name in names:
+        for _ in range(MOST_LINKS):
+            if not os.path.islink(name):  # noqa: PTH114 100,000 of them
+                break
+            name = os.path.normpath(os.path.join(os.path.dirname(name), os.readlink(name)))  # noqa: PTH115 PTH118 PTH120
+            place = Path(name) if Path(name).parent in OF_CONTAINER else Path(name).parent
+            if place not in found and not {place, *place.parents} & seen and (place.is_dir() or place.is_file()):
+                found.add(place)
+    return found if len(found) <= MOST_FOLDERS else {Path(os.path.commonpath(found))}
+
+
+def runs_folder(settings: Settings) -> Path:
+    """The folder for the runs, which has to be there before a container can see it.
+
+    Raises:
+        UsageError: it cannot be made, or written.
+    """
+    folder = settings.runs.absolute()
+    try:
+        make_folder(folder)
+    except OSError as error:
+        raise UsageError(
+            f"output: {folder} cannot be made: {error.strerror}: give a folder of yours with OUTPUT=... or --output"
+        ) from error
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        raise UsageError(f"output: {folder} cannot be written: give a folder of yours with OUTPUT=... or --output")
+    return folder
+
+
+def place_to_mount(source: str) -> Path:
+    """What a container has to see for a folder, a file or a glob: for a glob, the folder before its first wildcard.
+
+    For a file that is its folder, which a list's entries are in; but one of the container's own stays hidden.
+
+    Raises:
+        UsageError: there is nothing there.
+    """
+    place = Path(source).expanduser().absolute()
+    if place.is_dir():
+        return place
+    if place.exists():
+        return place if place.parent in OF_CONTAINER else place.parent
+    while re.search(r"[*?\[]", str(place)):
+        place = place.parent
+    if not place.is_dir():
+        list_images(source)  # says so, as in a process
+    return place
+
+
+def run(compose: list[str], name: str, arguments: list[str], memory: ByteSize) -> int:
+    """Run the job's container, under this name, to its end, and return its exit code.
+
+    If it was killed for using more than `memory`, the limit, that is said.
+    """
+    begun = datetime.now(UTC)
+    command = [*compose, "--progress", "quiet", "run", "--rm", "--no-deps", "--name", name]
+    code = follow(command, name, arguments)
+    if code == containers.KILLED and containers.events(name, "oom", begun, containers.LATE_S):
+        print(
+            f"error: the job was killed for using more than {memory.human_readable()} of memory: lower "
+            "SPOTTER_BYTES_IN_FLIGHT or SPOTTER_MODEL_CONCURRENCY, or raise STACK_PIPELINE_MEMORY; the same command "
+            "goes on from what was done",
+            file=sys.stderr,
+        )
+    return code
+
+
+def follow(command: list[str], name: str, arguments: list[str]) -> int:
+    """Run a container to its end; its exit code.
+
+    In a terminal the container has Ctrl-C, and before it is there Compose. Any other signal would end Compose while the
+    job goes on: it goes to the container, and this process waits until the job has written what it has. Compose may
+    have gone with its terminal then: what is left of the container is stopped.
+    """
+    in_terminal = foreground.has_terminal() and sys.stdout.isatty()
+
+    def send(signum: int) -> bool:
+        """To the container; not where it is not there yet, or no more."""
+        sent = subprocess.run(["docker", "kill", "--signal", str(signum), name], capture_output=True)
+        return sent.returncode == 0
+
+    try:
+        return foreground.run(
+            [*command, *([] if in_terminal else ["-T"]), *arguments], in_terminal=in_terminal, send=send
+        )
+    finally:
+        if not subprocess.run(["docker", "stop", "--time", str(END_S), name], capture_output=True).returncode:
+            subprocess.run(["docker", "rm", "--force", name], capture_output=True)

@@ -1,0 +1,107 @@
+"""As whom the job runs in its container, where nobody has more rights than the modes of files give, root neither."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import pwd
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from pipeline.errors import UsageError
+from pipeline.sources.listing import SUFFIXES, walk
+
+# So many images are looked at before a job starts, at most.
+LOOKED_AT = 20
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """A user by numbers, since a container knows no names of this host."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    """The others that he is in."""
+
+
+def owner_of(folder: Path) -> User:
+    """The user for a job that writes into a folder: this one, and for root the folder's owner, whose the files are."""
+    status = folder.stat()
+    if os.getuid() != 0 or status.st_uid == 0:
+        uid, gid, groups = os.getuid(), os.getgid(), os.getgroups()
+    else:
+        uid, gid = status.st_uid, status.st_gid
+        try:
+            groups = os.getgrouplist(pwd.getpwuid(uid).pw_name, gid)
+        except KeyError:  # a number without a name
+            groups = []
+    return User(uid, gid, tuple(sorted({*groups} - {gid})))
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and what is missing above it; made by root, they are of whom the folder around them is.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    if missing and os.getuid() == 0:
+        owner = missing[-1].parent.stat()
+        for each in missing:
+            os.chown(each, owner.st_uid, owner.st_gid)
+
+
+def may(user: User, place: Path, wanted: int) -> bool:
+    """Whether a user without privileges may do with a place what the bits of `wanted` say: as os.R_OK and its like."""
+    with contextlib.suppress(OSError):  # of a file system without them
+        if "system.posix_acl_access" in os.listxattr(place):
+            return True  # its list may say more than its mode; the job will tell
+    status = place.stat()
+    shift = 6 if status.st_uid == user.uid else 3 if status.st_gid in (user.gid, *user.groups) else 0
+    return stat.S_IMODE(status.st_mode) >> shift & wanted == wanted
+
+
+def refuse_unreachable(user: User, runs: Path, places: list[Path], images: list[Path]) -> None:
+    """See that a job that root starts can write its runs and read what it needs, which root sees in any case.
+
+    `places` are what its container gets, `images` some of those in them: a single one that cannot be read is a failed
+    row, like any other.
+
+    Raises:
+        UsageError: it cannot; says what, why and what to do.
+    """
+    if not may(user, runs, os.R_OK | os.W_OK | os.X_OK):
+        raise UsageError(
+            f"output: {str(runs)!r} cannot be written by user {user.uid}, as whom the job runs in its container: "
+            "correct its mode, or give another folder with OUTPUT=... or --output"
+        )
+    closed = [place for place in places if not may(user, place, os.R_OK | os.X_OK if place.is_dir() else os.R_OK)]
+    if not closed and images and not any(may(user, image, os.R_OK) for image in images):
+        closed = images
+    if closed:
+        raise UsageError(
+            f"{str(closed[0])!r} cannot be read by user {user.uid}, as whom the job runs in its container, since "
+            f"{str(runs)!r} is that user's: let that user read it, give a folder of one who may with OUTPUT=... or "
+            "--output, or set STACK_ENGINE=process"
+        )
+
+
+def files(images: str) -> Iterator[str]:
+    """The images of a folder or a glob, or a file itself, as they are found; none is looked at."""
+    place = Path(images).expanduser().absolute()
+    if place.is_dir():
+        return (name for name in walk(place) if os.path.splitext(name)[1].lower() in SUFFIXES)  # noqa: PTH122 as in sources
+    if place.exists():
+        return iter([str(place)])
+    return glob.iglob(str(place), recursive=True)  # noqa: PTH207 as in sources
+
+
+def some(images: str) -> list[Path]:
+    """The first of the images: they stand for the modes of all."""
+    return [Path(name) for name in islice(filter(os.path.isfile, files(images)), LOOKED_AT)]

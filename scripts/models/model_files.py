@@ -1,0 +1,300 @@
+"""Where a model's files are: a local folder, or a snapshot in the hub's cache; and whether they are all there."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scripts.findings import Finding
+from scripts.vllm.options import Options, nearest
+
+# A safetensors header is JSON of some 100 bytes a tensor; the format's own library refuses more than this.
+LONGEST_HEADER = 100_000_000
+
+GIT_LFS_POINTER = b"version https://git-lfs"
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model by its name, and its folder where the files are on this host."""
+
+    name: str
+    revision: str | None
+    folder: Path | None
+
+    def read_json(self, file: str) -> dict[str, Any] | None:
+        """A JSON file of the model, or None where it is missing or broken."""
+        if self.folder is None:
+            return None
+        try:
+            content = json.loads((self.folder / file).read_text())
+        except (OSError, ValueError):
+            return None
+        return content if isinstance(content, dict) else None
+
+    def has(self, *files: str) -> bool:
+        """Whether one of the files is there."""
+        return self.folder is not None and any((self.folder / file).exists() for file in files)
+
+
+def text_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The language model's part of a config.json."""
+    for name in ("text_config", "llm_config", "language_config"):
+        if isinstance(config.get(name), dict):
+            part: dict[str, Any] = config[name]
+            return part
+    return config
+
+
+def truthy(value: str | None) -> bool:
+    """Whether a variable is set to something that the hub's client takes for true."""
+    return (value or "").strip().upper() in ("1", "ON", "YES", "TRUE")
+
+
+def is_offline(environment: Mapping[str, str]) -> bool:
+    """Whether the hub may not be asked."""
+    return truthy(environment.get("HF_HUB_OFFLINE")) or truthy(environment.get("TRANSFORMERS_OFFLINE"))
+
+
+def hub_cache(environment: Mapping[str, str]) -> Path:
+    """The folder of the hub's cache, by the hub client's own rules."""
+    home = environment.get("HF_HOME") or str(Path(environment.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
+    return Path(environment.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
+
+
+def hub_token(environment: Mapping[str, str]) -> str | None:
+    """The hub's token, from a variable or from where `hf auth login` puts it."""
+    if token := environment.get("HF_TOKEN", "").strip():
+        return token
+    home = environment.get("HF_HOME") or str(Path(environment.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
+    path = Path(environment.get("HF_TOKEN_PATH") or Path(home) / "token").expanduser()
+    try:
+        return path.read_text().strip() or None
+    except OSError:
+        return None
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a name can be a repository of the hub: `name` or `owner/name`."""
+    return re.fullmatch(r"(?:[\w.-]+/)?[\w.-]+", name) is not None and not name.startswith((".", "~"))
+
+
+def locate(options: Options, root: Path) -> tuple[Model | None, list[Finding]]:
+    """The model that the options name, and what keeps its files from being had.
+
+    `root` is the server's working directory, where relative paths begin.
+    """
+    name, revision = options.text("model"), options.text("revision")
+    if not name:
+        return None, [
+            Finding("model", "error", "no model is named", "`model:`", "name a folder, or a model of the hub")
+        ]
+    folder = (root / Path(name).expanduser()).resolve()
+    if folder.is_dir():
+        return Model(name, revision, folder), check_folder(name, folder)
+    if not is_hub_name(name):
+        near = [path.name for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        hint = nearest(folder.name, near) if near else f"{folder.parent} does not exist either"
+        return None, [
+            Finding("model", "error", f"{name} does not exist", "a folder, or a model of the hub as owner/name", hint)
+        ]
+    return locate_in_cache(name, revision, options.environment, Path(options.text("download-dir") or ""))
+
+
+def locate_in_cache(
+    name: str, revision: str | None, environment: Mapping[str, str], download_dir: Path
+) -> tuple[Model, list[Finding]]:
+    """A hub model's snapshot, and what is missing of it."""
+    cache = download_dir if download_dir != Path() else hub_cache(environment)
+    home = cache / f"models--{name.replace('/', '--')}"
+    wanted = revision or "main"
+    reference = home / "refs" / wanted
+    commit = reference.read_text().strip() if reference.is_file() else wanted
+    snapshot = home / "snapshots" / commit
+    if snapshot.is_dir() and (snapshot / "config.json").exists():
+        return Model(name, revision, snapshot), []
+    cached = sorted(path.name for path in (home / "snapshots").glob("*")) if home.is_dir() else []
+    what = f"{name}@{wanted[:12]}"
+    found = f"{what} is not in the cache {cache}"
+    if cached:
+        found += f", which has {', '.join(commit[:12] for commit in cached)}"
+    partial = list((home / "blobs").glob("*.incomplete")) if home.is_dir() else []
+    if partial:
+        found += f"; {len(partial)} of its files are half fetched"
+    if is_offline(environment):
+        remedy = "`make fetch` where there is a network, or unset HF_HUB_OFFLINE and STACK_OFFLINE"
+        if cached:
+            remedy = f"set `revision:` to {cached[-1]}, or {remedy}"
+        return Model(name, revision, None), [
+            Finding(
+                "model",
+                "error",
+                f"{found}, and STACK_OFFLINE or HF_HUB_OFFLINE forbids to fetch it",
+                "a cached model",
+                remedy,
+            )
+        ]
+    remedy = "nothing, if the host reaches the hub: `make fetch` gets it, and so does the first start"
+    if hub_token(environment) is None:
+        remedy = (
+            "the first start fetches it; no hub token was found: if the model is gated, accept its licence on the hub "
+            "and set HF_TOKEN"
+        )
+    return Model(name, revision, None), [
+        Finding("model", "warning", found, "its files, to be checked before a start", remedy)
+    ]
+
+
+def check_folder(name: str, folder: Path) -> list[Finding]:
+    """A folder is a checkpoint."""
+    if (folder / "config.json").exists() or (folder / "params.json").exists():
+        return []
+    inside = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
+    return [
+        Finding(
+            "model",
+            "error",
+            f"{name} has no config.json (it holds {inside})",
+            "a checkpoint in the hub's format",
+            "name the folder that holds config.json, tokenizer and weights",
+        )
+    ]
+
+
+def check_weights(model: Model, options: Options) -> list[Finding]:
+    """All shards are there, and none is cut."""
+    folder = model.folder
+    if folder is None or options.text("load-format") == "dummy":
+        return []
+    files = sorted(folder.glob("*.safetensors"))
+    index = model.read_json("model.safetensors.index.json")
+    if index is None and (folder / "model.safetensors.index.json").exists():
+        return [broken(model, "model.safetensors.index.json", "is no JSON")]
+    needed = set(index.get("weight_map", {}).values()) if index else set()
+    findings = [
+        broken(model, name, f"is missing; the index names {len(needed)} shards")
+        for name in sorted(needed - {path.name for path in files})
+    ]
+    if not files and not findings:
+        if any([*folder.glob("*.bin"), *folder.glob("*.pt")]):
+            return [
+                Finding("weights", "unchecked", f"{model.name} has pickled weights, which this check does not read")
+            ]
+        return [broken(model, "model.safetensors", "is missing, and there are no other weights")]
+    shapes: dict[str, list[int]] = {}
+    for path in files:
+        try:
+            shapes |= read_header(path)
+        except Damaged as damage:
+            findings.append(broken(model, path.name, str(damage)))
+    config = model.read_json("config.json") or {}
+    if not findings and "quantization_config" not in config:
+        findings += check_shapes(model, text_config(config), shapes) + check_layers(model, shapes)
+    return findings
+
+
+def broken(model: Model, file: str, reason: str) -> Finding:
+    """The finding for a weight file that cannot be loaded."""
+    again = "copy it again from where it came"
+    if model.folder is not None and model.folder.parent.name == "snapshots":
+        again = "`make fetch` verifies the model and gets again what is missing or damaged"
+    return Finding("weights", "error", f"{model.name}: {file} {reason}", "complete safetensors files", again)
+
+
+class Damaged(Exception):
+    """A weight file cannot be loaded; the message says why."""
+
+
+def read_header(path: Path) -> dict[str, list[int]]:
+    """The shapes of a safetensors file's tensors, from its header.
+
+    Raises:
+        Damaged: the header or the file's length is wrong.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(8)
+            if size < 8:
+                raise Damaged(f"has {size} bytes")
+            if GIT_LFS_POINTER.startswith(head):
+                raise Damaged("is a Git LFS pointer, not the weights: run `git lfs pull`")
+            length = struct.unpack("<Q", head)[0]
+            if length > min(LONGEST_HEADER, size - 8):
+                raise Damaged(f"is cut or no safetensors file: its header would take {length} of {size} bytes")
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        shapes = {name: list(entry["shape"]) for name, entry in header.items()}
+    except OSError as error:
+        raise Damaged(f"cannot be read: {error.strerror}") from error
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise Damaged("has a header that is no JSON of tensors") from error
+    if size != end:
+        raise Damaged(f"is cut: {size} bytes of {end}" if size < end else f"has {size} bytes, {end} by its header")
+    return shapes
+
+
+# The language model's layers, by the names that checkpoints use.
+LAYER = r"(?:^|\.)(?:language_model|text_model|model)\.(?:model\.)?layers\.\d+\.mlp\.gate_proj\.weight$"
+
+
+def check_shapes(model: Model, text: Mapping[str, Any], shapes: Mapping[str, list[int]]) -> list[Finding]:
+    """The weights have the sizes that config.json tells; `text` is its language model's part.
+
+    vLLM 0.32 cuts larger tensors to the size it expects, says nothing, and answers nonsense.
+    """
+    wanted = [text.get("intermediate_size"), text.get("hidden_size")]
+    if not all(isinstance(size, int) for size in wanted):
+        return []
+    for name, shape in shapes.items():
+        if re.search(LAYER, name) and shape != wanted:
+            return [
+                Finding(
+                    "weights",
+                    "error",
+                    f"{model.name}: {name} is {shape}, by config.json it would be {wanted}",
+                    "config.json and weights of one model",
+                    "copy both again from where the model came",
+                )
+            ]
+    return []
+
+
+def check_layers(model: Model, names: Iterable[str]) -> list[Finding]:
+    """No layer lacks what all its neighbours have.
+
+    vLLM 0.32 starts with a tensor missing, and computes with whatever its memory held.
+    """
+    stacks: dict[str, dict[str, set[str]]] = {}
+    for name in names:
+        if match := re.fullmatch(r"(.*\blayers)\.(\d+)\.(.+)", name):
+            stacks.setdefault(match[1], {}).setdefault(match[2], set()).add(match[3])
+    for stack, layers in stacks.items():
+        for number, own in layers.items():
+            others = [tensors for other, tensors in layers.items() if other != number]
+            # Layers of another kind have tensors of their own, and more than one of them are of a kind.
+            if others and own < set.intersection(*others) and all(own < tensors for tensors in others):
+                missing = sorted(set.intersection(*others) - own)
+                return [
+                    Finding(
+                        "weights",
+                        "warning",
+                        f"{model.name}: {stack}.{number} has no {missing[0]}, which all other layers have; vLLM starts "
+                        "without it and answers nonsense",
+                        "all tensors of the model",
+                        "fetch or copy the model again",
+                    )
+                ]
+    return []
+
+
+def weight_bytes(model: Model) -> int | None:
+    """Bytes of all safetensors files; None where there are none on this host."""
+    sizes = [path.stat().st_size for path in model.folder.glob("*.safetensors")] if model.folder else []
+    return sum(sizes) or None

@@ -1,0 +1,73 @@
+"""The key of the stack's own model server: made at first use, kept in one file that only its owner reads.
+
+vLLM asks for it under /v1. Its /metrics, /invocations and /docs ask nobody: they are guarded by where the server
+listens, which is a network of the containers alone, or 127.0.0.1.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+
+from scripts import files as whole_file
+from scripts.settings import StackError, user_variables
+
+# What the job and vLLM call it. Either may be set, and is then the key.
+JOB_VARIABLE = "SPOTTER_API_KEY"
+SERVER_VARIABLE = "VLLM_API_KEY"
+
+
+def file_in(state: Path) -> Path:
+    """Where the key of the stack with this state is."""
+    return state / "api_key"
+
+
+def ensure(file: Path) -> str:
+    """The key in a file: the one that is there, or else a new one."""
+    try:
+        key = file.read_text().strip()
+    except FileNotFoundError:
+        key = ""
+    if not key:
+        key = secrets.token_urlsafe(32)
+        write(file, key, 0o600)
+    return key
+
+
+def settle(state: Path) -> None:
+    """See that the stack has a key: the one that the user set, else the one of before, else a new one.
+
+    Raises:
+        StackError: two are set, or one that cannot be sent.
+    """
+    chosen = [user_variables(name).get(name) for name in (JOB_VARIABLE, SERVER_VARIABLE)]
+    keys = {key for key in chosen if key}
+    if len(keys) > 1:
+        raise StackError(f"{JOB_VARIABLE} and {SERVER_VARIABLE} are two keys for one server: unset one of them")
+    key = keys.pop() if keys else ensure(file_in(state))
+    if not re.fullmatch(r"[!-~]+", key):
+        raise StackError(
+            f"{JOB_VARIABLE} or {SERVER_VARIABLE} holds a blank or a character outside ASCII, which no HTTP header "
+            "takes: set another key, or none for one of its own"
+        )
+    file = file_in(state)
+    if not file.exists() or file.read_text().strip() != key:
+        write(file, key, 0o600)
+    file.chmod(0o600)
+
+
+def write(file: Path, key: str, mode: int) -> None:
+    """Write a key to a file, which appears whole and never with more rights than `mode`."""
+    whole_file.write(file, key.encode(), mode)
+
+
+def headers(file: Path | None) -> dict[str, str]:
+    """The HTTP header that shows the key of a file; none without a file."""
+    return {"Authorization": f"Bearer {ensure(file)}"} if file else {}
+
+
+def without(environment: Mapping[str, str]) -> dict[str, str]:
+    """Variables for a process that has no use for the key."""
+    return {name: value for name, value in environment.items() if name not in (JOB_VARIABLE, SERVER_VARIABLE)}

@@ -1,0 +1,59 @@
+"""Ask a service that says it is ready one real question of the operator's job: only an answer makes it ready."""
+
+from __future__ import annotations
+
+import asyncio
+from urllib.parse import urlsplit
+
+from pydantic import AnyHttpUrl, SecretStr, ValidationError
+
+from pipeline.clients import probe
+from pipeline.errors import UsageError
+from pipeline.job import load as load_job
+from pipeline.settings import Settings
+from scripts.settings import StackError
+from scripts.stack import api_key
+from scripts.stack.services import Service
+from scripts.vllm.startup_causes import remedy_for
+
+
+async def ask_model(settings: Settings) -> None:
+    """One picture, the job's question, an answer that its schema allows.
+
+    Raises:
+        UsageError: the server does not answer so.
+    """
+    model, _ = await probe.find_model(settings)
+    await probe.try_model(settings, load_job(settings.job), model)
+
+
+async def ask_detector(settings: Settings) -> None:
+    """One picture and the job's label.
+
+    Raises:
+        UsageError: the service does not answer so.
+    """
+    await probe.try_detector(settings, load_job(settings.job))
+
+
+def ask(service: Service) -> None:
+    """Send a service one request of the job's shape; services that the job does not use are not asked.
+
+    Raises:
+        StackError: it was refused, or answered in another form than the job's; with the remedy where it is known.
+    """
+    address = "{0.scheme}://{0.netloc}".format(urlsplit(service.ready_url))
+    try:
+        if service.name == "vllm":
+            settings = Settings(model_url=AnyHttpUrl(f"{address}/v1"))
+            if service.key_file:
+                settings = settings.model_copy(update={"api_key": SecretStr(api_key.ensure(service.key_file))})
+            asyncio.run(ask_model(settings))
+        elif service.name == "detector":
+            asyncio.run(ask_detector(Settings(detector_url=AnyHttpUrl(address))))
+    except (UsageError, ValidationError) as error:
+        message = " ".join(str(error).split())
+        remedy = remedy_for(message)
+        raise StackError(
+            f"{service.name} is up, but does not answer this job: {message}" + (f" -> {remedy}" if remedy else "")
+        ) from error

@@ -1,0 +1,1 @@
+"""What is known of vLLM: its options, its caches, its logs."""

@@ -1,0 +1,39 @@
+"""Where vLLM's own code can be asked: in its environment on this host, or in a container of its image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from scripts.environments import ROOT
+from scripts.vllm.tables import MODEL_INFOS
+
+CHECKER = ROOT / "scripts" / "vllm" / "in_vllm.py"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where vLLM's own code runs."""
+
+    command: tuple[str, ...]
+    """Runs `in_vllm.py` there, with stdin and stdout; empty where it cannot."""
+    preset: str | None = None
+    """The preset's path there; None: the same as here."""
+    why_not: str = ""
+    """Why it cannot run."""
+    model_infos: str = str(MODEL_INFOS)
+    """The folder there of what vLLM knows of the presets' models."""
+    ending: tuple[str, ...] = ()
+    """Ends what the command may leave behind when it is cut off."""
+
+    @property
+    def lasting(self) -> list[str]:
+        """Of the command what is the same the next time: not the name of what it runs in."""
+        return [part for part in self.command if part not in self.ending[-1:]]
+
+
+def in_environment(python: Path) -> Place:
+    """vLLM's environment on this host; `python` is its interpreter."""
+    if not python.exists():
+        return Place((), why_not=f"{python.parent.parent} is not there yet: `make up` makes it")
+    return Place((str(python), "-P", str(CHECKER)))  # -P: this file's neighbours are not to be found as modules

