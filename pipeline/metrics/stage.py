@@ -172,7 +172,11 @@ class StageAccount:
         self._arrived.append((at, rows))
 
     def draw(self, now: float) -> None:
-        """Add up what was noted, as of `now` (of `time.perf_counter`)."""
+        """Add up what was noted, as of `now` (of `time.perf_counter`).
+
+        A thread may be held up between reading the clock and noting it: until its note comes, its work counts as going
+        on. The past is never recounted, for that needs what else was going on then.
+        """
         # Both are counted before any is drawn: other threads do much while that lasts. Work before arrivals: what comes
         # in meanwhile has its own arrival.
         notes, arrivals = len(self._worked), len(self._arrived)
@@ -181,6 +185,7 @@ class StageAccount:
         begun = [note for note in drawn if isinstance(note, float)]
         ended = [note for note in drawn if not isinstance(note, float)]
         counted = [self._rows.popleft() for _ in range(len(self._rows))]
+        now = max(now, *begun, *(at for _, at, _, _ in ended)) if drawn else now  # some came after the caller's look
         if counted:
             rows, failed, prompt_tokens, completion_tokens, cpu_s = zip(*counted, strict=True)
             self.rows += sum(rows)
@@ -216,9 +221,10 @@ class StageAccount:
 
     def _work(self, begun: list[float], ended: list[float], now: float) -> None:
         """Move through beginnings and ends up to `now`; in C as far as it goes: most of accounting is spent here."""
-        events = [(at, 1) for at in begun] + [(at, -1) for at in ended]
+        since = self._until or min(begun, default=now)
+        events = [(max(at, since), 1) for at in begun] + [(max(at, since), -1) for at in ended]
         events.sort()
-        times = [self._until or now, *(at for at, _ in events), now]
+        times = [since, *(at for at, _ in events), now]
         working = list(itertools.accumulate((step for _, step in events), initial=self.working))
         lasted = list(map(operator.sub, times[1:], times))
         self.busy_s += sum(itertools.compress(lasted, working))

@@ -81,6 +81,34 @@ def test_a_request_that_is_tried_again_is_one_row_and_waits_in_between(clock: li
     assert (stage.work_s, stage.waiting_s) == (3.0, 4.0)
 
 
+def test_a_note_that_comes_late_is_not_counted_into_the_past(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread reads the clock at 102 and is held up until 110, when others are at work and a draw has been made."""
+    stage = StageAccount("store", limit=3)
+    stage.draw(100.0)
+    moment = 101.0
+    monkeypatch.setattr(time, "perf_counter", lambda: moment)
+    began = stage.begin()
+
+    def held_up() -> float:
+        nonlocal moment
+        moment = 109.0
+        monkeypatch.setattr(time, "perf_counter", lambda: moment)
+        others.extend((stage.begin(), stage.begin()))
+        stage.draw(110.0)
+        return 102.0
+
+    others: list[float] = []
+    monkeypatch.setattr(time, "perf_counter", held_up)
+    stage.end(began)
+    moment = 112.0
+    for other in others:
+        stage.end(other)
+    stage.draw(111.0)  # a moment before the others ended: the caller looked at the clock first
+    assert (stage.working, stage.peak, stage.latency.max) == (0, 3, 3.0)
+    # Busy from 101 to 112; one at work until 109, three until 110, two until 112.
+    assert (stage.busy_s, stage.work_s) == (11.0, 8 + 3 + 2 * 2)
+
+
 def test_notes_of_many_threads_are_all_there() -> None:
     stage = StageAccount("store", 8)
     going = threading.Event()
