@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from scripts.docker import host as docker_host
 from scripts.docker.project import left_over, project_name
 from scripts.stack import api_key
 from tests.conftest import ROOT, environment_python
+from tests.ports import free_port
 
 # Where no Docker engine is to be had, `.ci/run` says so.
 collect_ignore_glob = [] if docker_host.answers() else ["test_compose_*.py"]
@@ -27,13 +27,6 @@ collect_ignore_glob = [] if docker_host.answers() else ["test_compose_*.py"]
 
 # `status` gives a service 2 s to answer.
 READY_S = 60.0
-
-
-def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass(frozen=True)

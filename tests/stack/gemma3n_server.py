@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import socket
 import subprocess
 import tempfile
 import time
@@ -16,6 +15,7 @@ from scripts import environments
 from scripts.stack.process_engine import ProcessEngine
 from scripts.stack.services import VLLM_PRESETS, Service, read_variables
 from scripts.stack.warmup import is_ready
+from tests.ports import free_port
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
 SHIM = MODELS / "shim"
@@ -85,13 +85,6 @@ def prepare_checkpoint(vllm_python: Path, env: dict[str, str], cache_dir: Path) 
     if not checkpoint.is_dir():
         run([vllm_python, BUILDER, checkpoint, CORPUS], env, "building the checkpoint")
     return checkpoint
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_until_ready(engine: ProcessEngine, service: Service) -> None:

@@ -40,8 +40,9 @@ from scripts.stack.services import Service, make_stack
 from scripts.vllm.tables import MODEL_INFOS
 from tests.configurations import TINY_VLM
 from tests.conftest import ROOT
+from tests.ports import free_port
 from tests.simulated_hub import MODEL, TOKEN, of_folder, serve
-from tests.stack.conftest import RunningStack, free_port
+from tests.stack.conftest import RunningStack
 from tests.stack.container_stack import docker, project
 from tests.stack.test_compose_fetch import on_bridge
 

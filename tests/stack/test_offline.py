@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT, environment_python
-from tests.stack.conftest import free_port
+from tests.ports import free_port
 
 # Run in a network namespace that has loopback and nothing else. The kernel counts there each packet, and each
 # connection or name look-up, that was to go anywhere else: it has no route for it.

@@ -17,7 +17,8 @@ import psutil
 from scripts import environments
 from scripts.stack.services import STOP_GRACE_S
 from tests.conftest import ROOT
-from tests.stack.conftest import RunningStack, free_port
+from tests.ports import free_port
+from tests.stack.conftest import RunningStack
 
 
 def test_up_again_changes_nothing(stack: RunningStack) -> None:

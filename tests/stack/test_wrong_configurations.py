@@ -28,7 +28,7 @@ from scripts.stack.services import VLLM_PRESETS, Service, vllm
 from scripts.vllm.checker import in_environment
 from scripts.vllm.tables import MODEL_INFOS
 from tests.configurations import Configuration
-from tests.stack.conftest import free_port
+from tests.ports import free_port
 
 # In CPU seconds, which a busy machine does not change.
 FULL_LIMIT_S = 20.0

@@ -8,7 +8,6 @@ import io
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -41,6 +40,7 @@ from scripts.findings import Finding, exit_code
 from scripts.settings import StackError, StackSettings
 from tests.configurations import cache_model
 from tests.disks import read_only, small_disk
+from tests.ports import free_port, taken_port
 
 Programs = Callable[..., None]
 Hosts = Callable[..., Context]
@@ -67,7 +67,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
 
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hosts:
-    """A host with these settings and variables, and nothing of this machine's hub."""
+    """A host with these settings and variables, free ports, and nothing of this machine's hub."""
     for name in list(os.environ):
         if name.startswith("HF_") or name.upper().endswith("_PROXY"):
             monkeypatch.delenv(name)
@@ -76,7 +76,8 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hosts:
     def make(variables: Mapping[str, str] | None = None, **settings: object) -> Context:
         for name, value in (variables or {}).items():
             monkeypatch.setenv(name, value)
-        return Context(StackSettings(**{"state": tmp_path / "state", "device": "cpu", **settings}))  # type: ignore[arg-type]
+        ports = {"vllm_port": free_port(), "detector_port": free_port()}
+        return Context(StackSettings(**{"state": tmp_path / "state", "device": "cpu", **ports, **settings}))  # type: ignore[arg-type]
 
     return make
 
@@ -229,10 +230,8 @@ def test_a_full_disk_is_told_for_images_and_for_caches(
 
 
 def test_a_taken_port_names_its_owner(host: Hosts) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        finding = one(ports.check(host(engine="process", vllm_port=taken.getsockname()[1])), "error")
+    with taken_port() as port:
+        finding = one(ports.check(host(engine="process", vllm_port=port)), "error")
     assert f"process {os.getpid()}" in finding.found
     assert "STACK_VLLM_PORT" in finding.remedy
 
@@ -347,10 +346,7 @@ def test_the_stacks_own_container_may_have_the_gpu_and_the_memory(
 
 
 def test_containers_use_no_port_of_this_host_unless_published(containers: Hosts) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
+    with taken_port() as port:
         assert [each.severity for each in ports.check(containers(vllm_port=port))] == ["ok", "ok"]
         assert "STACK_VLLM_PORT" in one(ports.check(containers(vllm_port=port, publish=True)), "error").remedy
         own = ports.check(containers(vllm_port=port, publish=True, published=port))
@@ -358,10 +354,8 @@ def test_containers_use_no_port_of_this_host_unless_published(containers: Hosts)
 
 
 def test_a_service_elsewhere_uses_no_port_of_this_host(host: Hosts) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        here = host({"SPOTTER_MODEL_URL": "http://192.0.2.1/v1"}, engine="process", vllm_port=taken.getsockname()[1])
+    with taken_port() as port:
+        here = host({"SPOTTER_MODEL_URL": "http://192.0.2.1/v1"}, engine="process", vllm_port=port)
         assert [each.severity for each in ports.check(here)] == ["ok", "ok"]
 
 

@@ -19,6 +19,7 @@ from scripts.settings import StackError
 from scripts.stack import warmup
 from scripts.stack.process_engine import ProcessEngine, session_members
 from scripts.stack.services import Service
+from tests.ports import free_port
 
 # Answers 200 on every path, with a child of its own that would outlive it.
 SERVER = """
@@ -29,12 +30,6 @@ class Ok(http.server.BaseHTTPRequestHandler):
         self.send_response(200); self.end_headers()
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Ok).serve_forever()
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def service(code: str = SERVER, *, port: int | None = None, variables: tuple[tuple[str, str], ...] = ()) -> Service:

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -25,6 +24,7 @@ from scripts.stack.start_history import StartHistory
 from scripts.vllm.startup_causes import find_cause, remedy_for
 from scripts.vllm.startup_phases import Phases, summary
 from tests.doubles.simulated import Simulated
+from tests.ports import free_port
 
 # The lines of vLLM 0.32 that open phases, shortened, with others between them that must not mislead.
 STARTUP = (
@@ -60,13 +60,6 @@ def engine(tmp_path: Path) -> Iterator[ProcessEngine]:
     made = ProcessEngine(tmp_path / "state")
     yield made
     made.stop("vllm", grace_s=1)
-
-
-def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture
