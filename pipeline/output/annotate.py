@@ -43,9 +43,9 @@ def annotated(data: bytes, detections: list[dict[str, Any]]) -> bytes:
         BadImage: the image cannot be decoded.
     """
     upright = decode(data, enough=MAX_SIDE)
-    image, decoded = upright.pixels, max(upright.pixels.size)
+    image = upright.pixels
     image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.BILINEAR)
-    scale = upright.scale * max(image.size) / decoded
+    scale = max(image.size) / max(upright.width, upright.height)
     draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(size=max(12, max(image.size) // 55))
     line = max(2, max(image.size) // 320)

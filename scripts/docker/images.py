@@ -66,13 +66,13 @@ class Image:
         return digest.hexdigest()
 
 
-_DETECTOR = ("services/__init__.py", "services/detector", "samples/models/tiny-detector", "images/health.py")
+_DETECTOR = ("imaging", "services/__init__.py", "services/detector", "samples/models/tiny-detector", "images/health.py")
 _VLLM = ("images/health.py", "images/with_key.sh", "images/serve_vllm.sh", "services/vllm/tables/modelinfos")
 
 IMAGES = {
     image.name: image
     for image in (
-        Image("pipeline", "pipeline", "the job", "pipeline", ("images/with_key.sh", "pipeline")),
+        Image("pipeline", "pipeline", "the job", "pipeline", ("images/with_key.sh", "imaging", "pipeline")),
         Image("detector-cpu", "detector", "the detector service on a CPU", "detector-cpu", _DETECTOR),
         Image("detector-cuda", "detector", "the detector service on a GPU", "detector-cuda", _DETECTOR),
         Image("vllm-cpu", "vllm-cpu", "vLLM on a CPU", "vllm-cpu", ("samples/models/tiny-vlm", *_VLLM)),

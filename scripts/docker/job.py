@@ -36,7 +36,7 @@ END_S = 60
 
 # What the container has itself, with its own content: mounted over, it could not run.
 SYSTEM = ("bin", "dev", "etc", "lib", "lib64", "proc", "run", "sbin", "sys", "tmp", "usr")
-OF_CONTAINER = frozenset(Path("/", place) for place in ("", *SYSTEM, "spotter", "spotter/pipeline"))
+OF_CONTAINER = frozenset(Path("/", place) for place in ("", *SYSTEM, "spotter", "spotter/imaging", "spotter/pipeline"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from scripts.vllm.options import read_options
 VLLM_PRESETS = ROOT / "services" / "vllm" / "presets"
 VLLM_STARTS = ROOT / "services" / "vllm" / "starts"
 DETECTOR_PRESETS = ROOT / "services" / "detector" / "presets"
+DETECTOR_CODE = ("imaging", "services/detector")
 
 # How long each may finish its requests when it is stopped, in seconds: above the vLLM presets' shutdown-timeout of 60,
 # and above DETECTOR_TIMEOUT_S, after which no request is open.
@@ -206,7 +207,7 @@ def detector(settings: StackSettings, device: str) -> Service:
         port_variable="STACK_DETECTOR_PORT",
         ready_url=f"http://{settings.host}:{settings.detector_port}/",
         stop_grace_s=STOP_GRACE_S["detector"],
-        inputs=(preset, *sorted((ROOT / "services" / "detector").glob("*.py"))),
+        inputs=(preset, *sorted(file for room in DETECTOR_CODE for file in (ROOT / room).glob("*.py"))),
         model=variables.get("DETECTOR_MODEL", ""),
         revision=variables.get("DETECTOR_REVISION"),
     )

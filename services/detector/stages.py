@@ -23,8 +23,9 @@ from typing import Any
 from mosec import ClientError, ServerError, ValidationError, Worker
 from mosec.mixin import MsgpackMixin
 
+from imaging.decode import BadImage
 from services.detector.checkpoint import Checkpoint
-from services.detector.images import BadImage, decode
+from services.detector.images import decode
 from services.detector.messages import (
     Failed,
     Frame,

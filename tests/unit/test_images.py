@@ -5,6 +5,7 @@ import io
 import pytest
 from PIL import Image
 
+from imaging import decode as imaging
 from pipeline.sources import images
 from pipeline.sources.images import BadImage, content_key, decode, for_detector
 from tests.pictures import animated, as_phones_take_it, encoded, gradient, rotated_by_exif, sixteen_bit
@@ -15,7 +16,7 @@ def close(pixel: object, expected: tuple[int, int, int], tolerance: int = 12) ->
     return all(abs(a - b) <= tolerance for a, b in zip(pixel, expected, strict=True))
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "HEIF"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "HEIF", "JPEG2000"])
 def test_formats(kind: str) -> None:
     upright = decode(encoded(gradient(), kind))
     assert (upright.format, upright.pixels.mode, upright.pixels.size) == (kind, "RGB", (320, 240))
@@ -66,6 +67,7 @@ AVIF = encoded(gradient(), "AVIF")
         pytest.param(encoded(gradient(), "PNG")[:500], "truncated", id="truncated PNG"),
         pytest.param(HEIC[: len(HEIC) * 9 // 10], "cannot be decoded|not an image", id="truncated HEIC"),
         pytest.param(AVIF[: len(AVIF) * 9 // 10], "cannot be decoded|not an image", id="truncated AVIF"),
+        pytest.param(encoded(Image.new("F", (10, 10)), "TIFF"), "floating point", id="float TIFF"),
         pytest.param(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image", id="PostScript is not run"),
     ],
 )
@@ -75,7 +77,7 @@ def test_bad_images_have_a_reason(data: bytes, reason: str) -> None:
 
 
 def test_a_bomb_is_refused_before_its_pixels_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "MAX_PIXELS", 320 * 240 - 1)
+    monkeypatch.setattr(imaging, "MAX_PIXELS", 320 * 240 - 1)
     with pytest.raises(BadImage, match="megapixels"):
         decode(JPEG)
 

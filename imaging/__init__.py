@@ -1,0 +1,1 @@
+"""Image rules that the job and the detector service share; it needs Pillow only."""

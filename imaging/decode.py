@@ -1,0 +1,93 @@
+"""Decode an image file into upright RGB pixels, or say why it cannot be used."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+# Pillow's other formats run external programs (EPS) or hold no photographs.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM")
+
+# The largest image that is decoded, in pixels: the limit at which Pillow warns, 256 MiB of RGB.
+MAX_PIXELS = 89_478_485
+
+SIDEWAYS = frozenset({5, 6, 7, 8})  # values of EXIF's orientation that swap width and height
+
+Least = Callable[[int, int], tuple[int, int]]
+"""From an image's width and height as stored to the least width and height that its decoded pixels must keep."""
+
+
+class BadImage(Exception):
+    """The bytes are not a usable image; the message says why, in one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upright:
+    """A decoded image: RGB, EXIF orientation applied, first frame of an animation."""
+
+    pixels: Image.Image
+    """It may be smaller than the image in the file, see `decode`."""
+    format: str
+    """Pillow's name of the file's format."""
+    width: int
+    """Of the upright image in the file, in pixels."""
+    height: int
+
+
+def decode(data: bytes, least: Least | None = None, formats: tuple[str, ...] = FORMATS) -> Upright:
+    """Decode an encoded image completely, so that truncation is found.
+
+    With `least`, a JPEG is decoded at 1/2, 1/4 or 1/8 of its size while that keeps so many pixels on each side. This
+    saves most of the CPU time: 8 ms instead of 22 to 27 for 1080p.
+
+    Raises:
+        BadImage: the data is empty, of another format than `formats`, truncated, damaged or above MAX_PIXELS.
+    """
+    if not data:
+        raise BadImage("the file is empty")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Odd metadata does not matter, and the size is checked here.
+            image = Image.open(io.BytesIO(data), formats=formats)
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise BadImage(f"{width} x {height} pixels: more than {MAX_PIXELS // 1_000_000} megapixels")
+            if least:
+                image.draft(None, least(width, height))
+            image.load()
+            # Read after `load`: by then Pillow's TIFF reader has applied the orientation itself.
+            if image.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS:
+                width, height = height, width
+            # In place, and RGB is not converted: each copy of 81 megapixels takes 243 MB.
+            ImageOps.exif_transpose(image, in_place=True)
+            return Upright(to_rgb(image), str(image.format), width, height)
+    except BadImage:
+        raise
+    except Image.DecompressionBombError:  # Pillow's own check, at twice its limit, comes before ours
+        raise BadImage(f"more than {MAX_PIXELS // 1_000_000} megapixels") from None
+    except UnidentifiedImageError:
+        raise BadImage(f"not an image of a known format ({', '.join(formats)})") from None
+    except Exception as error:  # Decoders raise anything on hostile input (struct.error, ValueError, ...).
+        raise BadImage(f"cannot be decoded: {str(error) or type(error).__name__}") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any of Pillow's modes to RGB: scale 16-bit grey instead of clipping it, lay transparency on white.
+
+    Raises:
+        BadImage: floating point pixels, whose range is unknown.
+    """
+    if image.mode.startswith("I;16") or image.mode == "I":
+        return image.convert("I").point(lambda value: value / 256).convert("L").convert("RGB")
+    if image.mode == "F":
+        raise BadImage("floating point pixels have no known range: convert them to 8 or 16 bits a channel")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        ground = Image.new("RGB", layer.size, "white")
+        ground.paste(layer, mask=layer.getchannel("A"))
+        return ground
+    return image if image.mode == "RGB" else image.convert("RGB")
