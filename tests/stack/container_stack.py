@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,3 +43,9 @@ def docker(*arguments: str) -> str:
     done = subprocess.run(["docker", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert done.returncode == 0, done.stdout
     return done.stdout.strip()
+
+
+def inspect(stack: RunningStack, service: str) -> dict[str, Any]:
+    """A service's container."""
+    content: dict[str, Any] = json.loads(docker("inspect", f"{project(stack)}-{service}-1"))[0]
+    return content
