@@ -1,9 +1,10 @@
-"""`python -m scripts`: the operator's commands behind the Makefile."""
+"""The operator's commands: `./spotter` and the Makefile run them."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from python_on_whales import DockerException
 from rich.console import Console
@@ -12,16 +13,29 @@ from pipeline.errors import UsageError
 from scripts import offline
 from scripts.checks.preflight import command as preflight
 from scripts.commands import stack
+from scripts.commands.job_options import locate, located
 from scripts.docker.host import docker_said
+from scripts.environments import ROOT
 from scripts.settings import StackError, load
 from scripts.vllm.startup_causes import remedy_for
 
 SERVICES = ("detector", "vllm")
 
+DESCRIPTION = "Operate Spotter: its services, and the job that uses them. `make` runs the same commands."
+EPILOG = """Settings come from the environment and from .env (.env.example lists them). Relative paths in options start
+at the folder that ./spotter is called from, all others at the repository's root. Exit codes: 0 done, 1 failed, 2
+invalid input, 130 interrupted; `run` and `profile` end with the job's code."""
+
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m scripts", description="Operate Spotter's stack.")
+    parser = argparse.ArgumentParser(prog="./spotter", description=DESCRIPTION, epilog=EPILOG, allow_abbrev=False)
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=ROOT,
+        help="where relative paths in options start; ./spotter gives the folder that it is called from",
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("up", help="start what is not running, wait until it answers")
     commands.add_parser("fetch", help="get the services' models from the hub: what is missing; verifies all")
@@ -45,22 +59,20 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     check.add_argument("--preset", help="by default the host's")
     check.add_argument("--full", action="store_true", help="also with vLLM's own code")
     check.add_argument("--json", action="store_true", help="for a machine or an issue report")
-    commands.add_parser("run", help="up, then the job; takes the options of `python -m pipeline`", add_help=False)
+    commands.add_parser("run", help="up, then the job; takes the job's options (--help)", add_help=False)
     profiling = commands.add_parser(
         "profile",
-        help="run the job afresh and say where its time went; takes the options of `python -m pipeline` as well",
+        help="run the job afresh and say where its time went; takes the job's options (--help) as well",
         description="Run the job in a folder of its own, so that nothing is done already, and say where its time went. "
-        "Every other option is the job's: see `python -m scripts run --help`.",
+        "Every other option is the job's: see `./spotter run --help`.",
         allow_abbrev=False,
     )
     profiling.add_argument("--run", metavar="FOLDER", help="show this run's profile; nothing is run")
     profiling.add_argument("--compare", metavar="FOLDER", help="show the profile beside this run's")
-    if arguments[:1] == ["profile"]:
-        parsed, options = parser.parse_known_args(arguments)
-        return argparse.Namespace(**vars(parsed), options=options)
-    if arguments[:1] == ["run"]:  # its options are the pipeline's to read
-        return argparse.Namespace(command="run", options=arguments[1:])
-    return parser.parse_args(arguments)
+    parsed, options = parser.parse_known_args(arguments)
+    if options and parsed.command not in ("run", "profile"):
+        parser.error(f"unrecognized arguments: {' '.join(options)}")
+    return argparse.Namespace(**vars(parsed), options=located(options, parsed.folder))
 
 
 def main(arguments: list[str]) -> int:
@@ -127,7 +139,8 @@ def command(parsed: argparse.Namespace, console: Console) -> int:
         return doctor.run(settings, console, json_output=parsed.json)
     elif parsed.command == "preflight":
         if parsed.preset:
-            settings = settings.model_copy(update={"preset": parsed.preset})
+            path = locate(parsed.preset, parsed.folder)  # or a bundled preset's name
+            settings = settings.model_copy(update={"preset": path if Path(path).is_file() else parsed.preset})
         place = stack.preflight_place(settings) if parsed.full else None
         in_containers = stack.plan(settings)[1].name == "compose"
         return preflight.run(settings, console, place=place, in_containers=in_containers, json_output=parsed.json)

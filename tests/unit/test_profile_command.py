@@ -242,4 +242,4 @@ def test_the_makefile_passes_runs_and_options_on() -> None:
         text=True,
         check=True,
     ).stdout
-    assert shown.splitlines()[-1].endswith("-m scripts profile --run 'my runs/a' --compare 'b' --force")
+    assert shown.splitlines()[-1].endswith("./spotter profile --run 'my runs/a' --compare 'b' --force")

@@ -1,0 +1,20 @@
+#!/bin/sh
+# Run a script that needs Python alone, such as environments.py: what a fresh clone runs first. PYTHON names another
+# interpreter than python3.
+set -eu
+
+root=$(cd "$(dirname "$0")/.." && pwd)
+python=${PYTHON:-python3}
+command -v "$python" >/dev/null || {
+	echo "error: $python is not installed: install Python 3 and its venv module (Debian, Ubuntu: the packages" \
+		"python3 and python3-venv), or set PYTHON to an interpreter" >&2
+	exit 1
+}
+
+# STACK_OFFLINE, of the environment or else .env, in the words of pip and uv: they run before Spotter's own code can.
+offline=${STACK_OFFLINE-$(sed -n 's/^STACK_OFFLINE=//p' "$root/.env" 2>/dev/null || true)}
+case $offline in
+1 | true | True | TRUE | yes | on) export PIP_NO_INDEX=1 UV_OFFLINE=1 UV_PYTHON_DOWNLOADS=never ;;
+esac
+
+exec "$python" "$@"
