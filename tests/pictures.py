@@ -46,6 +46,14 @@ def animated() -> bytes:
     return encoded(frames[0], "GIF", save_all=True, append_images=frames[1:], duration=50)
 
 
+def write_plain(folder: Path, count: int, size: tuple[int, int] = (96, 64)) -> None:
+    """Make a folder of small PNGs, no two the same."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        color = (number % 256, number // 256 % 256, number // 65536)
+        Image.new("RGB", size, color).save(folder / f"{number:06}.png")
+
+
 def awkward_folder(folder: Path) -> dict[str, str | None]:
     """Fill a folder with files that trip pipelines; for each, what its reason must contain, or None if it is fine."""
     image = gradient()

@@ -22,7 +22,6 @@ import time
 from pathlib import Path
 from unittest import mock
 
-from PIL import Image
 from pydantic import AnyHttpUrl
 from rich.console import Console
 
@@ -32,7 +31,8 @@ from pipeline.job import Job
 from pipeline.metrics.profiler import START, Profiler
 from pipeline.metrics.stage import Account
 from pipeline.settings import Settings
-from scripts.bench.own_process import simulated_process
+from tests.doubles.own_process import simulated_process
+from tests.pictures import write_plain
 
 
 class Unmeasured(Profiler):
@@ -42,12 +42,6 @@ class Unmeasured(Profiler):
         """An account that takes notes of nothing, and no sampler."""
         self.phase(START)
         return self.account
-
-
-def make_pictures(folder: Path, images: int) -> None:
-    """Small pictures, no two the same."""
-    for number in range(images):
-        Image.new("RGB", (400, 300), (number % 256, number // 256, 90)).save(folder / f"{number:05}.png")
 
 
 def cpu_of(settings: Settings, kind: type[Profiler]) -> tuple[float, int, Profiler]:
@@ -97,8 +91,7 @@ def main() -> None:
         tempfile.TemporaryDirectory() as name,
     ):
         images = Path(name, "images")
-        images.mkdir()
-        make_pictures(images, arguments.images)
+        write_plain(images, arguments.images, (400, 300))
         settings = Settings(
             images=str(images),
             output=str(Path(name, "runs")),

@@ -1,11 +1,11 @@
-"""Spotter against what one would take instead: the same questions, the same servers, one run.
+"""Compare Spotter with the usual alternatives: the same questions, the same servers, one run.
 
-The clients are in scripts/bench/clients.py, each in a process of its own, in turns. The simulated server answers after
-a fixed time, so that the clients are all that differs; on the running stack, where there is one, `vllm bench serve`
-shows what the server can do at most. A client that does not finish in time is stopped, and said to have been.
+The clients are in scripts/bench/clients.py; each runs in a process of its own, in turns. The simulated server answers
+after a fixed time, so that only the clients differ. On the running stack, if there is one, `vllm bench serve` shows the
+highest rate of the server. A client that does not finish in time is stopped and reported.
 
-The exit code is 1 when the comparison is worth nothing, since Spotter did not finish or answers are missing, or when
-Spotter reached less than --ratio of what `vllm bench serve` did; 2 for wrong usage. --quick does not judge speed.
+The exit code is 1 when Spotter does not finish, when answers are missing, or when Spotter reaches less than --ratio of
+the rate of `vllm bench serve`; 2 for wrong usage. --quick does not judge speed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -29,50 +28,54 @@ from rich.console import Console
 from rich.table import Table
 
 from examples.ladder.servers import JOB, question
-from pipeline.errors import UsageError
 from pipeline.sources.images import decode
 from pipeline.stages.crop import cut
 from scripts import environments
-from scripts.bench import machine, running
+from scripts.bench import command, machine, running
 from scripts.bench.clients import CLIENTS, read_crops
-from scripts.bench.own_process import simulated_process
 from scripts.environments import ROOT
 from scripts.stack import api_key
+from tests.doubles.own_process import simulated_process, statistics_of
 
 OURS = "Spotter"
 CEILING = "vllm bench serve"
 
-# The size at which the friction log's way stopped moving, and, for whoever stops there, one at which it does move.
+# At this many rows the friction log's client no longer finishes. A client that stops there gets fewer, once.
 ROWS, FEWER = 2_000, 500
-# The longest that one may load its modules; they take 2 s at most on two idle cores.
+# Longest time for a client to load its modules; two idle cores take at most 2 s.
 CLIENT_STARTS_S = 120.0
-# Its imports alone took 15 s on two idle cores, and a minute on busy ones.
+# The same for `vllm bench serve`: its imports took 15 s on two idle cores, a minute on busy ones.
 CEILING_STARTS_S = 180.0
-# Two cores' vLLM answers about 50 a second.
+# vLLM on two cores answers about 50 a second.
 REAL_ROWS = 300
 
 
 @dataclass
 class Server:
-    """Where the questions go."""
+    """A model server that clients ask."""
 
     model_url: str
+    """With its /v1."""
     model: str
     title: str
     counted: bool
-    """Whether it has /stats, which tell how many questions it was asked."""
+    """Whether it has /stats, which count its questions."""
     key: dict[str, str] = field(default_factory=dict)
-    """The variable with its key, if it asks for one."""
+    """The variable with its key, if it needs one."""
 
     @property
     def variables(self) -> dict[str, str]:
         """A client's variables: the host's, without another server's key."""
         return {**api_key.without(os.environ), **self.key}
 
+    def asked(self) -> int:
+        """Questions that a counted server has received."""
+        return int(statistics_of(running.origin(self.model_url))["requests"])
+
 
 @dataclass
 class Result:
-    """One client's runs; what a run that did not finish had done is in `note`."""
+    """One client's runs; `note` says what happened in a run that did not finish."""
 
     client: str
     rows: int
@@ -81,7 +84,7 @@ class Result:
     """Of the client's process, for each row."""
     peak_mb: list[float] = field(default_factory=list)
     answered: int = 0
-    """The fewest rows with an answer that the job can use."""
+    """Rows with an answer that the job can use, in the worst run."""
     note: str = ""
 
     @property
@@ -89,9 +92,23 @@ class Result:
         """The median."""
         return self.rows / statistics.median(self.seconds) if self.seconds else None
 
+    def cells(self, ours: float | None) -> list[str]:
+        """The figures for the table; `ours` is Spotter's rows per second."""
+        if self.rows_per_s is None:
+            return [*["-"] * 7, self.note]
+        speeds = [self.rows / seconds for seconds in self.seconds]
+        return [
+            "" if self.client == OURS else f"{ours / self.rows_per_s:.2f}x" if ours else "-",
+            *(f"{speed:.0f}" for speed in (self.rows_per_s, min(speeds), max(speeds))),
+            f"{statistics.median(self.cpu_ms):.2f} ms" if self.cpu_ms else "-",
+            f"{max(self.peak_mb):.0f} MB" if self.peak_mb else "-",
+            str(self.answered),
+            self.note,
+        ]
+
 
 def write_crops(folder: Path) -> None:
-    """The bundled pictures' dogs, cut out as the pipeline does it."""
+    """Cut out the bundled pictures' dogs as the pipeline does it."""
     images = json.loads((ROOT / "samples" / "truth.json").read_text())["images"]
     for name, picture in images.items():
         pixels = decode((ROOT / "samples" / "images" / name).read_bytes()).pixels
@@ -112,42 +129,45 @@ def simulated(latency_s: float) -> Iterator[Server]:
         yield Server(f"{url}/v1", "simulated", f"a simulated server that answers after {1000 * latency_s:.0f} ms", True)
 
 
-def asked(server: Server) -> int:
-    """Questions that a simulated server has been asked."""
-    with urllib.request.urlopen(f"{running.origin(server.model_url)}/stats") as response:
-        return int(json.load(response)["model"]["requests"])
+def failure(errors: str, code: int) -> str:
+    """A note with the last line of a program's errors."""
+    last = errors.strip().splitlines()[-1:] or [f"exit code {code}"]
+    return f"failed: {last[0][:120]}"
 
 
 def run_client(result: Result, server: Server, crops: Path, concurrency: int, limit_s: float) -> None:
-    """Run a client once, and add what it took to its result; a note when it came to no good end.
+    """Run a client once and add its figures to its result, or a note if it fails or takes longer than `limit_s`.
 
     The limit is for the questions: it begins when the client has loaded its modules.
     """
-    before = asked(server) if server.counted else 0
+    before = server.asked() if server.counted else 0
     with tempfile.TemporaryDirectory() as scratch:
         measured_file, loaded = Path(scratch, "measured.json"), Path(scratch, "loaded")
-        command = [sys.executable, "-m", "scripts.bench.clients", result.client, f"--crops={crops}"]
-        command += [f"--model-url={server.model_url}", f"--model={server.model}", f"--rows={result.rows}"]
-        command += [f"--concurrency={concurrency}", f"--json={measured_file}", f"--loaded={loaded}"]
+        options = [f"--crops={crops}", f"--rows={result.rows}", f"--concurrency={concurrency}"]
+        options += [f"--model-url={server.model_url}", f"--model={server.model}"]
+        options += [f"--json={measured_file}", f"--loaded={loaded}"]
         client = subprocess.Popen(
-            command, cwd=ROOT, env=server.variables, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-m", "scripts.bench.clients", result.client, *options],
+            cwd=ROOT,
+            env=server.variables,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         try:
             deadline = time.monotonic() + CLIENT_STARTS_S
             while not loaded.exists() and client.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.02)
             _, errors = client.communicate(timeout=limit_s)
-        except BaseException as error:
-            client.kill()
-            client.communicate()
-            if not isinstance(error, subprocess.TimeoutExpired):
-                raise
-            reached = f"; {asked(server) - before} questions reached the server" if server.counted else ""
+        except subprocess.TimeoutExpired:
+            reached = f"; {server.asked() - before} questions reached the server" if server.counted else ""
             result.note = f"did not finish {result.rows} rows in {limit_s:.0f} s{reached}"
             return
+        finally:
+            client.kill()
+            client.communicate()
         if client.returncode or not measured_file.is_file():
-            last = errors.strip().splitlines()[-1:] or [f"ended with {client.returncode}"]
-            result.note = f"failed: {last[0][:120]}"
+            result.note = failure(errors, client.returncode)
             return
         measured = json.loads(measured_file.read_text())
     result.answered = min(result.answered, measured["answered"]) if result.seconds else measured["answered"]
@@ -157,10 +177,10 @@ def run_client(result: Result, server: Server, crops: Path, concurrency: int, li
 
 
 def vllm_python() -> Path:
-    """An interpreter that has `vllm bench serve`: this host's, or the CPU build, which is made where it is missing.
+    """An interpreter that has `vllm bench serve`: this host's, or the CPU build, which is prepared if missing.
 
     Raises:
-        EnvironmentFailed: it could not be made.
+        EnvironmentFailed: it could not be prepared.
     """
     if environments.is_current("vllm-cuda"):
         return environments.python("vllm-cuda")
@@ -174,24 +194,37 @@ def run_ceiling(result: Result, server: Server, crops: Path, concurrency: int, l
         requests = Path(scratch, "requests.jsonl")
         asked_about = [question(server.model, crop) for crop in read_crops(crops, result.rows)]
         requests.write_text("".join(json.dumps(one["messages"][0]) + "\n" for one in asked_about))
-        extra = {key: asked_about[0][key] for key in ("response_format", "temperature")}
-        command = [str(vllm_python().with_name("vllm")), "bench", "serve", "--backend=openai-chat"]
-        command += [f"--base-url={running.origin(server.model_url)}", "--endpoint=/v1/chat/completions"]
-        command += [f"--model={server.model}", "--skip-tokenizer-init", f"--extra-body={json.dumps(extra)}"]
-        command += ["--dataset-name=custom_image", f"--dataset-path={requests}", f"--num-prompts={result.rows}"]
-        command += ["--enable-multimodal-chat", f"--custom-output-len={JOB.max_tokens}", "--disable-tqdm"]
-        command += [f"--max-concurrency={concurrency}", "--save-result", f"--result-dir={scratch}"]
-        command += ["--result-filename=result.json"]
+        options = {
+            "backend": "openai-chat",
+            "base-url": running.origin(server.model_url),
+            "endpoint": "/v1/chat/completions",
+            "model": server.model,
+            "extra-body": json.dumps({key: asked_about[0][key] for key in ("response_format", "temperature")}),
+            "dataset-name": "custom_image",
+            "dataset-path": requests,
+            "num-prompts": result.rows,
+            "custom-output-len": JOB.max_tokens,
+            "max-concurrency": concurrency,
+            "result-dir": scratch,
+            "result-filename": "result.json",
+        }
+        flags = ["--skip-tokenizer-init", "--enable-multimodal-chat", "--disable-tqdm", "--save-result"]
+        program = [str(vllm_python().with_name("vllm")), "bench", "serve", *flags]
         variables = {**server.variables, "OPENAI_API_KEY": server.key.get(api_key.JOB_VARIABLE, "none")}
+        longest_s = limit_s + CEILING_STARTS_S
         try:
             done = subprocess.run(
-                command, env=variables, capture_output=True, text=True, timeout=limit_s + CEILING_STARTS_S
+                program + [f"--{name}={value}" for name, value in options.items()],
+                env=variables,
+                capture_output=True,
+                text=True,
+                timeout=longest_s,
             )
         except subprocess.TimeoutExpired:
-            result.note = f"did not finish {result.rows} rows in {limit_s + CEILING_STARTS_S:.0f} s"
+            result.note = f"did not finish {result.rows} rows in {longest_s:.0f} s"
             return
         if done.returncode:
-            result.note = f"failed: {(done.stderr.strip().splitlines() or ['no word'])[-1][:120]}"
+            result.note = failure(done.stderr, done.returncode)
             return
         measured = json.loads(Path(scratch, "result.json").read_text())
     result.answered = measured["completed"]
@@ -201,70 +234,45 @@ def run_ceiling(result: Result, server: Server, crops: Path, concurrency: int, l
 def compare(
     server: Server, rows: int, fewer: int, repeats: int, concurrency: int, limit_s: float, console: Console
 ) -> list[Result]:
-    """All clients in turns, `repeats` times. Who does not finish `rows` tries `fewer` once, and is then left out."""
-    results = {name: Result(name, rows) for name in CLIENTS}
-    if not server.counted:
-        results[CEILING] = Result(CEILING, rows)
+    """Run all clients in turns, `repeats` times; one that does not finish `rows` tries `fewer` once, then stops."""
+    names = [*CLIENTS] if server.counted else [*CLIENTS, CEILING]
+    results = {name: Result(name, rows) for name in names}
     left_out: list[Result] = []
     with tempfile.TemporaryDirectory() as folder:
         crops = Path(folder)
         write_crops(crops)
-        # The server's first answers are slower than later ones, and whoever came first would pay for it.
+        # The server's first answers are slower: no client may pay for them.
         run_client(Result(OURS, 100), server, crops, concurrency, limit_s)
         for turn in range(repeats):
-            # To and fro: what the server remembers, or the host does, is not always to the same one's advantage.
-            for name, result in list(results.items())[:: 1 if turn % 2 == 0 else -1]:
+            # There and back, because caches of server and host favour some positions.
+            for name in names[:: 1 if turn % 2 == 0 else -1]:
+                result = results[name]
                 if result.note:
                     continue
                 with console.status(f"{server.title}: turn {turn + 1} of {repeats}, {name} ..."):
                     once = run_ceiling if name == CEILING else run_client
                     once(result, server, crops, concurrency, limit_s)
                     if result.note.startswith("did not finish") and fewer < rows:
-                        again = Result(name, fewer)
-                        run_client(again, server, crops, concurrency, limit_s)
-                        left_out.append(again)
-            last = {name: f"{rows / result.seconds[-1]:.0f}" for name, result in results.items() if result.seconds}
-            console.print(
-                f"  turn {turn + 1} of {repeats}, rows/s: "
-                + ", ".join(f"{name} {speed}" for name, speed in last.items()),
-                soft_wrap=True,
-            )
+                        left_out.append(Result(name, fewer))
+                        run_client(left_out[-1], server, crops, concurrency, limit_s)
+            last = [f"{name} {rows / each.seconds[-1]:.0f}" for name, each in results.items() if each.seconds]
+            console.print(f"  turn {turn + 1} of {repeats}, rows/s: {', '.join(last)}")
     return [*results.values(), *left_out]
 
 
 def table(results: list[Result]) -> Table:
-    """A line for each client: first how much faster Spotter is."""
+    """A line for each client; the first figure says how much faster Spotter is."""
     ours = next(result for result in results if result.client == OURS).rows_per_s
-    shown = Table("client", box=None, header_style="bold", pad_edge=False)
-    for heading in ("Spotter is", "rows/s", "from", "to", "CPU a row", "memory", "answered"):
-        shown.add_column(heading, justify="right")
-    shown.add_column("")
+    shown = command.figures("client", ("Spotter is", "rows/s", "from", "to", "CPU a row", "memory", "answered"), "")
     for result in results:
-        if result.rows_per_s is None:
-            shown.add_row(result.client, *["-"] * 7, result.note)
-            continue
-        name = result.client if result.rows == results[0].rows else f"{result.client}, {result.rows} rows"
-        speeds = [result.rows / seconds for seconds in result.seconds]
-        cpu = f"{statistics.median(result.cpu_ms):.2f} ms" if result.cpu_ms else "-"
-        memory = f"{max(result.peak_mb):.0f} MB" if result.peak_mb else "-"
-        ratio = f"{ours / result.rows_per_s:.2f}x" if ours else "-"
-        shown.add_row(
-            name,
-            ratio if result.client != OURS else "",
-            f"{result.rows_per_s:.0f}",
-            f"{min(speeds):.0f}",
-            f"{max(speeds):.0f}",
-            cpu,
-            memory,
-            str(result.answered),
-            result.note,
-        )
+        fewer = f", {result.rows} rows" if result.rows != results[0].rows and result.seconds else ""
+        shown.add_row(result.client + fewer, *result.cells(ours))
     return shown
 
 
 def wrong(results: list[Result], least: float = 0.0) -> list[str]:
-    """What is not as it should be: Spotter did not end well, somebody left questions without an answer, or Spotter
-    reached less than this share of what the server can do at most."""
+    """One line for each fault: Spotter did not finish, a client left questions unanswered, or Spotter reached less
+    than the share `least` of the server's highest rate."""
     said = [f"{OURS}: {result.note}" for result in results if result.client == OURS and result.note]
     said += [
         f"{result.client}: {result.answered} of {result.rows} rows answered"
@@ -278,76 +286,52 @@ def wrong(results: list[Result], least: float = 0.0) -> list[str]:
     return said
 
 
-def main(options: list[str]) -> int:
-    """0: compared. 1: worth nothing, or too slow, for the reason said. 2: a usage error. 130: interrupted."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--rows", type=int, default=ROWS, help="questions to the simulated server (default: %(default)s)"
-    )
-    parser.add_argument("--real-rows", type=int, default=REAL_ROWS, help="to the stack's model (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each client (default: %(default)s)")
-    parser.add_argument("--concurrency", type=int, default=64, help="questions in flight (default: %(default)s)")
-    parser.add_argument("--latency", type=float, default=0.05, help="of the simulated server, in seconds")
-    parser.add_argument(
-        "--limit", type=float, default=60.0, help="seconds that a client may take (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--ratio", type=float, default=0.95, help=f"least, of {CEILING} on the real model (default: %(default)s)"
-    )
-    parser.add_argument("--only", choices=("simulated", "real"), help="by default both, if the stack is up")
-    parser.add_argument("--quick", action="store_true", help="few rows, once: to see that all of it works")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there")
-    arguments = parser.parse_args(options)
-    if arguments.quick:
-        arguments.rows, arguments.real_rows, arguments.repeats, arguments.ratio = 200, 60, 1, 0.0
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 160  # for a file or a pipe nothing needs to be folded
+def measure(options: argparse.Namespace, console: Console) -> list[str]:
+    """Compare on the simulated server and on the running stack; one line for each fault."""
     said = machine.describe()
-    console.print(machine.line(said), soft_wrap=True)
-    written: dict[str, Any] = {"machine": said, "concurrency": arguments.concurrency}
-    complaints: list[str] = []
+    console.print(", ".join(f"{name} {value}" for name, value in said.items()))
+    written: dict[str, Any] = {"machine": said, "concurrency": options.concurrency}
+    faults: list[str] = []
 
-    def measure(server: Server, rows: int) -> None:
+    def on(server: Server, rows: int) -> None:
         console.print(
-            f"\n{server.title}: {rows} questions, {arguments.concurrency} in flight, {arguments.repeats} runs each",
-            soft_wrap=True,
+            f"\n{server.title}: {rows} questions, {options.concurrency} in flight, {options.repeats} runs each"
         )
-        limits = arguments.repeats, arguments.concurrency, arguments.limit
+        limits = options.repeats, options.concurrency, options.limit
         results = compare(server, rows, min(FEWER, rows), *limits, console)
         console.print(table(results))
         written[server.title] = [asdict(result) for result in results]
-        complaints.extend(wrong(results, arguments.ratio))
+        faults.extend(wrong(results, options.ratio))
 
-    try:
-        settings = running.settings()
-        if arguments.only != "real":
-            with simulated(arguments.latency) as server:
-                measure(server, arguments.rows)
-        if arguments.only != "simulated":
-            try:
-                model = running.find(settings).model
-            except UsageError as error:
-                if arguments.only == "real":
-                    raise
-                console.print(f"\nnot compared on a real model: {error}", soft_wrap=True)
-            else:
-                url, key = str(settings.model_url).rstrip("/"), running.key_variable(settings)
-                measure(Server(url, model, f"the running stack's {model}", False, key), arguments.real_rows)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except environments.EnvironmentFailed as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    if arguments.json:
-        arguments.json.write_text(json.dumps(written, indent=2))
-    for line in complaints:
-        print(f"error: {line}", file=sys.stderr)
-    return 1 if complaints else 0
+    settings = running.settings()
+    if options.only != "real":
+        with simulated(options.latency) as server:
+            on(server, options.rows)
+    if options.only != "simulated" and (model := running.find_model(settings, console, options.only == "real")):
+        url, key = str(settings.model_url).rstrip("/"), running.key_variable(settings)
+        on(Server(url, model, f"the running stack's {model}", False, key), options.real_rows)
+    if options.json:
+        options.json.write_text(json.dumps(written, indent=2))
+    return faults
+
+
+def main(given: list[str]) -> int:
+    """Returns the exit code of `command.run`."""
+    parser = command.Options(__doc__)
+    parser.option("--rows", ROWS, "questions to the simulated server")
+    parser.option("--real-rows", REAL_ROWS, "questions to the stack's model")
+    parser.option("--repeats", 3, "runs of each client")
+    parser.option("--concurrency", 64, "questions in flight")
+    parser.option("--latency", 0.05, "seconds per answer of the simulated server")
+    parser.option("--limit", 60.0, "longest time of a client, in seconds")
+    parser.option("--ratio", 0.95, f"lowest accepted share of {CEILING}'s rate on the real model")
+    parser.add_argument("--only", choices=("simulated", "real"), help="one of the servers (default: both, if up)")
+    parser.add_argument("--quick", action="store_true", help="few rows, once: to see that everything works")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there")
+    options = parser.parse_args(given)
+    if options.quick:
+        options.rows, options.real_rows, options.repeats, options.ratio = 200, 60, 1, 0.0
+    return command.run(lambda: measure(options, command.make_console()))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Run the job over a folder of valid and hostile pictures, and show what each kind became.
+"""Run the job over a folder of valid and hostile images, and show the outcome of each kind.
 
     python -m scripts.bench.corpus
 
-Detector and model are simulated, so that it takes a minute anywhere; the pictures and what is odd about them are made
-by tests/corpus.py. It exits with 1 when a picture has no row.
+Detector and model are simulated, so that it takes a minute anywhere; tests/corpus.py makes the images. The exit code is
+1 when an image has no row.
 """
 
 from __future__ import annotations
@@ -21,75 +21,71 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from pipeline import settings as pipeline_settings
 from pipeline.run import run
+from scripts.bench import command
 from tests import corpus
 from tests.doubles.simulated import serve
 
 
 def kind_of(row: dict[str, Any]) -> str:
-    """What kind of picture a row is about, from the beginning of its file's name."""
+    """The kind of a row's image, from the beginning of its file's name."""
     name = Path(row["path"]).name
     if name.startswith("boxes-"):
         return Path(name).stem
     return "-".join(re.split(r"[-.]", name)[: 2 if name.startswith("bad-") else 1])
 
 
-def became(row: dict[str, Any]) -> str:
-    """How a row ended, in words; what differs between rows of the same kind is left out."""
+def outcome(row: dict[str, Any]) -> str:
+    """How a row ended, without the numbers that differ between rows of the same kind."""
     if row["outcome"] != "failed":
         return str(row["outcome"])
     reason = re.sub(r"\[[^\]]*\]", "[...]", row["reason"].split(" (")[0])
     return f"failed at {row['stage']}: {re.sub(r'[0-9][0-9.]*', 'N', reason)}"
 
 
-def count(rows: list[dict[str, Any]]) -> dict[tuple[str, str], int]:
-    """How many rows of each kind became what, by name."""
-    return dict(sorted(Counter((kind_of(row), became(row)) for row in rows).items()))
+def table(title: str, rows: list[dict[str, Any]], markdown: bool) -> Table:
+    """How many rows of each kind had which outcome."""
+    shown = Table("kind", title, "outcome", box=box.MARKDOWN if markdown else None)
+    for (kind, ended), number in sorted(Counter((kind_of(row), outcome(row)) for row in rows).items()):
+        shown.add_row(kind, str(number), ended)
+    return shown
 
 
-def as_text(title: str, rows: list[dict[str, Any]], markdown: bool) -> None:
-    """Print what became of rows."""
-    if markdown:
-        print(f"| kind | {title} | became |\n|---|---|---|")
-        for (kind, outcome), number in count(rows).items():
-            print(f"| {kind} | {number} | {outcome} |")
-        return
-    table = Table("kind", title, "became", box=None)
-    for (kind, outcome), number in count(rows).items():
-        table.add_row(kind, str(number), outcome)
-    Console().print(table)
-
-
-def main() -> None:
-    """Make the pictures, run, show."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="keep pictures and run here; by default they are removed")
-    parser.add_argument("--markdown", action="store_true", help="print tables as Markdown has them")
-    arguments = parser.parse_args()
+def measure(options: argparse.Namespace) -> list[str]:
+    """Make the images, run, show; a line when images have no row."""
     with tempfile.TemporaryDirectory() as scratch, serve() as simulated:
-        folder = arguments.folder or Path(scratch)
+        folder = options.folder or Path(scratch)
         names = corpus.write(folder / "pictures")
         simulated.boxes, simulated.keep_bodies = corpus.boxes, False
         os.environ.update(simulated.settings)
         started = time.perf_counter()
-        options = ["--images", str(folder / "pictures"), "--output", str(folder / "runs")]
-        done = run(pipeline_settings.load(options), Console(file=io.StringIO()))
+        given = ["--images", str(folder / "pictures"), "--output", str(folder / "runs")]
+        done = run(pipeline_settings.load(given), Console(file=io.StringIO()))
         seconds = time.perf_counter() - started
         images = pq.read_table(done.folder / "images.parquet").to_pylist()
         detections = pq.read_table(done.folder / "detections.parquet").to_pylist()
-    as_text("pictures", images, arguments.markdown)
-    print()
-    as_text("boxes", [row for row in detections if kind_of(row).startswith("boxes-")], arguments.markdown)
+    console = command.make_console()
+    console.print(table("images", images, options.markdown))
+    boxes = [row for row in detections if kind_of(row).startswith("boxes-")]
+    console.print(table("boxes", boxes, options.markdown))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(
-        f"\n{len(names)} pictures, {len(images)} rows, {len(detections)} boxes; {seconds:.0f} s, {peak:,.0f} MB at most"
-    )
-    sys.exit(len(names) != len(images))
+    print(f"{len(names)} images, {len(images)} rows, {len(detections)} boxes; {seconds:.0f} s, peak {peak:,.0f} MB")
+    return [] if len(names) == len(images) else [f"{len(names)} images have {len(images)} rows"]
+
+
+def main() -> int:
+    """Make the images, run, show."""
+    parser = command.Options(__doc__)
+    parser.add_argument("--folder", type=Path, help="keep images and run here (default: a temporary folder)")
+    parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
+    options = parser.parse_args()
+    return command.run(lambda: measure(options))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

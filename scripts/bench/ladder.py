@@ -1,8 +1,8 @@
-"""Climb the ladder: the same job written five times (examples/ladder), timed and watched under the same servers.
+"""Climb the ladder: the same job written five times (examples/ladder), timed and recorded with the same servers.
 
-First in the blog's shape, on simulated servers that take as long as the blog's did (scripts/bench/blog_shape.py says
-how that is known), then on the running stack, where there is one. Each rung runs in a process of its own. A recorder
-before the servers sees what each rung gives them to do, also where Daft cannot.
+First with simulated servers as slow as the blog's (tests/doubles/blog_shape.py derives their times), then on the
+running stack, if there is one. Each rung runs in a process of its own. A recorder in front of the servers shows the
+requests of each rung, also those that Daft cannot see.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from rich.table import Table
 
 from pipeline.errors import UsageError
 from pipeline.settings import Settings
-from scripts.bench import blog_shape, recorder, running
-from scripts.bench.blog_shape import Shape
-from scripts.bench.recorder import Recorder, Span
+from scripts.bench import command, running
 from scripts.environments import ROOT
+from tests.doubles import blog_shape, recorder
+from tests.doubles.blog_shape import Shape
+from tests.doubles.recorder import Recorder, Span
 from tests.doubles.simulated import serve
 
 STEPS = {
@@ -37,43 +38,42 @@ STEPS = {
     "step4_tuned": "4 tuned",
     "step5_spotter": "5 Spotter",
 }
-# What overlaps at all: for the others a detector that takes images together is as good as one that does not.
+# Rungs with several requests in flight: the others gain nothing from a detector that takes images together.
 OVERLAPPING = ("step4_tuned", "step5_spotter")
 
-# For a rung on the running stack: the first takes seconds for each image, one after the other.
+# Longest time of a rung on the running stack: the first takes seconds for each image, one after the other.
 REAL_LIMIT_S = 1800.0
 
 # Columns of the timeline of the slowest rung.
 COLUMNS = 72
 
+Dog = tuple[str, tuple[int, ...], str]
+"""File name, box in whole pixels, breed."""
 
-class RungFailed(Exception):
-    """A rung did not end well; the message says which and why."""
+
+class RungFailed(command.BenchFailed):
+    """A rung failed; the message says which and why."""
 
 
 @dataclass
 class Climbed:
-    """What one rung did."""
+    """The result of one rung."""
 
     step: str
-    rows: list[tuple[str, tuple[int, ...], str]]
+    rows: list[Dog]
+    """Sorted, so that they do not depend on how they were found."""
     seconds: float
     startup_s: float
-    """Imports, clients, Spotter's questions before a run and its report after: all that is not in `seconds`."""
+    """Time outside `seconds`: imports, clients, Spotter's probe before a run and its report after."""
     cpu_s: float
     operators: dict[str, float]
     detector: list[Span]
     model: list[Span]
 
 
-def comparable(rows: list[dict[str, Any]]) -> list[tuple[str, tuple[int, ...], str]]:
-    """A row for each dog that does not depend on how it was found: file name, box in whole pixels, breed."""
-    return sorted((Path(row["path"]).name, tuple(row["box"]), row["breed"]) for row in rows)
-
-
 @dataclass(frozen=True, slots=True)
 class Under:
-    """What rungs are climbed under: images, servers, and the most that one may take."""
+    """The conditions of a climb: images, servers, and the longest time of a rung."""
 
     images: Path
     detector_url: str
@@ -82,7 +82,7 @@ class Under:
     model: str
     limit_s: float
     key: dict[str, str] = field(default_factory=dict)
-    """The variable with the model server's key, if it asks for one."""
+    """The variable with the model server's key, if it needs one."""
 
 
 def climb(step: str, under: Under, detector: Recorder, model: Recorder) -> Climbed:
@@ -95,43 +95,34 @@ def climb(step: str, under: Under, detector: Recorder, model: Recorder) -> Climb
     model.spans.clear()
     with tempfile.TemporaryDirectory() as scratch:
         result = Path(scratch, "found.json")
-        command = [sys.executable, "-m", f"examples.ladder.{step}", str(under.images), "--json", str(result)]
-        command += ["--detector-url", detector.url, "--model-url", f"{model.url}/v1", "--model", under.model]
-        # Not in the repository, and without the job's variables: what the user has set is for another job.
+        rung = [sys.executable, "-m", f"examples.ladder.{step}", str(under.images), "--json", str(result)]
+        rung += ["--detector-url", detector.url, "--model-url", f"{model.url}/v1", "--model", under.model]
+        # Outside the repository and without the job's variables: the user has set them for another job.
         environment = {key: value for key, value in os.environ.items() if not key.startswith("SPOTTER_")}
+        environment |= {**under.key, "PYTHONPATH": str(ROOT)}
         started = time.monotonic()
         try:
             done = subprocess.run(
-                command,
-                cwd=scratch,
-                env={**environment, **under.key, "PYTHONPATH": str(ROOT)},
-                capture_output=True,
-                text=True,
-                timeout=under.limit_s,
+                rung, cwd=scratch, env=environment, capture_output=True, text=True, timeout=under.limit_s
             )
         except subprocess.TimeoutExpired:
             raise RungFailed(f"{STEPS[step]}: not done after {under.limit_s:.0f} s") from None
         total = time.monotonic() - started
         if done.returncode or not result.is_file():
             raise RungFailed(f"{STEPS[step]} ended with {done.returncode}:\n{done.stderr[-2000:]}")
-        found = json.loads(result.read_text())
+        found: dict[str, Any] = json.loads(result.read_text())
+    rows = sorted((Path(row["path"]).name, tuple(row["box"]), row["breed"]) for row in found["rows"])
+    taken = {"seconds": found["seconds"], "startup_s": total - found["seconds"], "cpu_s": found["cpu_s"]}
     return Climbed(
-        step,
-        comparable(found["rows"]),
-        found["seconds"],
-        total - found["seconds"],
-        found["cpu_s"],
-        found["operators"],
-        list(detector.spans),
-        list(model.spans),
+        step, rows, **taken, operators=found["operators"], detector=list(detector.spans), model=list(model.spans)
     )
 
 
 def climb_all(steps: list[str], under: Under, console: Console) -> list[Climbed]:
-    """Run rungs one after the other, under the same servers.
+    """Run rungs one after the other, with the same servers.
 
     Raises:
-        RungFailed: one did not end well.
+        RungFailed: one failed.
     """
     climbed = []
     with recorder.record(under.detector_url, under.model_url) as (detector, model):
@@ -146,7 +137,7 @@ def on_blog_shape(steps: list[str], of: Shape, console: Console) -> list[Climbed
     """Climb on simulated servers with these capacities.
 
     Raises:
-        RungFailed: a rung did not end well.
+        RungFailed: a rung failed.
     """
     with tempfile.TemporaryDirectory() as folder, serve(blog_shape.servers(of)) as simulated:
         blog_shape.copy_pictures(Path(folder))
@@ -155,14 +146,14 @@ def on_blog_shape(steps: list[str], of: Shape, console: Console) -> list[Climbed
 
 
 def differences(climbed: list[Climbed]) -> list[str]:
-    """Which rungs have other rows than the first, and how many."""
+    """One line for each rung whose rows differ from those of the first."""
     first = set(climbed[0].rows)
     counts = {STEPS[rung.step]: len(first ^ set(rung.rows)) for rung in climbed[1:]}
     return [f"{name}: {count} rows differ from those of rung 1" for name, count in counts.items() if count]
 
 
 def at_server(spans: list[Span], seconds: float) -> str:
-    """How busy a server was, in words: share of the time, mean and most requests in flight."""
+    """How busy a server was: share of the time, mean and most requests in flight."""
     return (
         f"{min(recorder.busy_s(spans) / seconds, 1):4.0%} {recorder.request_s(spans) / seconds:5.1f} "
         f"{recorder.peak(spans):3d}"
@@ -171,9 +162,8 @@ def at_server(spans: list[Span], seconds: float) -> str:
 
 def table(climbed: list[Climbed], first_s: float) -> Table:
     """A line for each rung."""
-    shown = Table("rung", box=None, header_style="bold", pad_edge=False)
-    for heading in ("wall", "faster", "detector: busy mean most", "model: busy mean most", "CPU", "beside it"):
-        shown.add_column(heading, justify="right")
+    heads = ("wall", "faster", "detector: busy mean most", "model: busy mean most", "CPU", "beside it")
+    shown = command.figures("rung", heads)
     for rung in climbed:
         shown.add_row(
             STEPS[rung.step],
@@ -188,7 +178,7 @@ def table(climbed: list[Climbed], first_s: float) -> Table:
 
 
 def timelines(climbed: list[Climbed]) -> Iterator[str]:
-    """What the servers had to do over time, two lines for each rung; all rungs have one scale of time."""
+    """Requests in flight over time, two lines for each rung; all rungs share one time scale."""
     longest = max(rung.seconds for rung in climbed)
     most = {who: max(recorder.peak(getattr(rung, who)) for rung in climbed) for who in ("detector", "model")}
     yield (
@@ -204,7 +194,7 @@ def timelines(climbed: list[Climbed]) -> Iterator[str]:
 
 
 def daft_says(climbed: list[Climbed]) -> Iterator[str]:
-    """Daft's own profile of each rung: its slowest operators."""
+    """The slowest operators of each rung, as Daft's own profile has them."""
     yield "Daft's own profile, seconds in its slowest operators (it does not see asynchronous ones wait):"
     for rung in climbed:
         slowest = sorted(rung.operators.items(), key=lambda item: -item[1])[:3]
@@ -213,14 +203,14 @@ def daft_says(climbed: list[Climbed]) -> Iterator[str]:
 
 
 def explain(steps: list[str]) -> Iterator[str]:
-    """What changed in each rung, and why that helps or not: the first paragraph of its code."""
+    """What changed in each rung, and why it helps or not: the first paragraph of its code."""
     for step in steps:
         source = (ROOT / "examples" / "ladder" / f"{step}.py").read_text()
         yield source.split('"""')[1].split("\n\n")[0].replace("\n", " ")
 
 
 def critical_path(of: Shape, last: Climbed) -> str:
-    """What no scheduling can beat, and how near the last rung came."""
+    """The time that no scheduling can beat, and how near the last rung came."""
     return (
         f"critical path: {of.critical_path_s:.2f} s = {of.detector.makespan(len(blog_shape.PICTURES)):.2f} s for "
         f"{len(blog_shape.PICTURES)} images, {of.detector.at_once} at once, + {of.model.seconds:.2f} s for the answer "
@@ -229,20 +219,18 @@ def critical_path(of: Shape, last: Climbed) -> str:
 
 
 def show(heading: str, climbed: list[Climbed], first_s: float, console: Console) -> None:
-    """Print what rungs did."""
+    """Print the table and the timelines of some rungs."""
     console.print(f"\n{heading}", style="bold")
     console.print(table(climbed, first_s))
-    console.print()
-    for line in timelines(climbed):
-        console.print(line)
+    console.print("", *timelines(climbed), sep="\n")
 
 
 def blog(scale: float, console: Console) -> list[Climbed]:
-    """Climb in the blog's shape: all rungs with a detector that takes images together, then, with one that does not,
-    those that overlap at all.
+    """Climb in the blog's shape: all rungs with a detector that takes images together, then the OVERLAPPING ones with a
+    detector that does not.
 
     Raises:
-        RungFailed: a rung did not end well.
+        RungFailed: a rung failed.
     """
     together, serial = blog_shape.shape(scale=scale), blog_shape.shape(1, scale)
     console.print(
@@ -253,9 +241,8 @@ def blog(scale: float, console: Console) -> list[Climbed]:
     climbed = on_blog_shape(list(STEPS), together, console)
     first_s = climbed[0].seconds
     show(f"A detector that takes up to {blog_shape.TOGETHER} images together", climbed, first_s, console)
-    console.print()
-    for line in (*daft_says(climbed), "", *explain(list(STEPS)), "", critical_path(together, climbed[-1])):
-        console.print(line)
+    lessons = (*daft_says(climbed), "", *explain(list(STEPS)), "", critical_path(together, climbed[-1]))
+    console.print("", *lessons, sep="\n")
     console.print("\nthe same with a detector that takes one image at a time, as the blog's:")
     alone = on_blog_shape(list(OVERLAPPING), serial, console)
     show("A detector that takes one image at a time (rungs 1 to 3 ask it no other way)", alone, first_s, console)
@@ -267,63 +254,36 @@ def real(images: Path, settings: Settings, name: str, console: Console) -> list[
     """Climb on the running stack.
 
     Raises:
-        RungFailed: a rung did not end well.
+        RungFailed: a rung failed.
     """
     console.print(f"\nthe running stack: {images}, model {name}")
     urls = running.origin(settings.detector_url), running.origin(settings.model_url)
     under = Under(images, *urls, name, REAL_LIMIT_S, running.key_variable(settings))
     climbed = climb_all(list(STEPS), under, console)
     show(f"The running stack, {len(climbed[0].rows)} dogs", climbed, climbed[0].seconds, console)
-    console.print()
-    for line in daft_says(climbed):
-        console.print(line)
+    console.print("", *daft_says(climbed), sep="\n")
     return climbed
 
 
-def main(options: list[str]) -> int:
-    """0: all rungs gave the same rows. 1: one failed, or gave others. 2: a usage error. 130: interrupted."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--scale", type=float, default=1.0, help="factor on the blog's times: 0.1 is ten times faster (default: 1)"
-    )
-    parser.add_argument(
-        "--only", choices=("blog", "real"), help="by default the blog's shape, then the stack if it is up"
-    )
-    parser.add_argument(
-        "--images", type=Path, default=ROOT / "samples" / "images", help="for the running stack (default: the bundled)"
-    )
-    arguments = parser.parse_args(options)
-    console = Console(highlight=False, soft_wrap=True)
-    if not console.is_terminal:
-        console.width = 160  # for a file or a pipe nothing needs to be folded
-    try:
-        if not arguments.scale > 0:
-            raise UsageError(f"--scale {arguments.scale:g} will not do: give a number above 0")
-        settings = running.settings()
-        wrong = []
-        if arguments.only != "real":
-            wrong += differences(blog(arguments.scale, console))
-        if arguments.only != "blog":
-            try:
-                model = running.find(settings).model
-            except UsageError as error:
-                if arguments.only == "real":
-                    raise
-                console.print(f"\nnot climbed on real models: {error}")
-            else:
-                wrong += differences(real(arguments.images.resolve(), settings, model, console))
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except RungFailed as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    for line in wrong:
-        print(f"error: {line}", file=sys.stderr)
-    return 1 if wrong else 0
+def measure(options: argparse.Namespace, console: Console) -> list[str]:
+    """Climb on both kinds of servers; one line for each rung with other rows than the first."""
+    if not options.scale > 0:
+        raise UsageError(f"--scale {options.scale:g}: expected a number above 0")
+    settings = running.settings()
+    wrong = differences(blog(options.scale, console)) if options.only != "real" else []
+    if options.only != "blog" and (model := running.find_model(settings, console, options.only == "real")):
+        wrong += differences(real(options.images.resolve(), settings, model, console))
+    return wrong
+
+
+def main(given: list[str]) -> int:
+    """Returns the exit code of `command.run`."""
+    parser = command.Options(__doc__)
+    parser.option("--scale", 1.0, "factor on the blog's times: 0.1 is ten times faster")
+    parser.add_argument("--only", choices=("blog", "real"), help="one of the kinds of servers (default: both, if up)")
+    parser.option("--images", ROOT / "samples" / "images", "folder of images for the running stack", type=Path)
+    options = parser.parse_args(given)
+    return command.run(lambda: measure(options, command.make_console()))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
-"""Run many pictures through the whole local path, and watch the pipeline's memory and speed.
+"""Run many images through the whole local path, and watch the pipeline's memory and speed.
 
-    python -m scripts.bench.memory                                            5,000 pictures of 1080p
+    python -m scripts.bench.memory                                            5,000 images of 1080p
     python -m scripts.bench.memory --pictures 1000 --boxes 100 --size 640x480   100,000 rows
     python -m scripts.bench.memory --pictures 400 --boxes 20 --model-latency 0.5 -- --model-concurrency 16
                                                                               rows that pile up before a slow model
 
-The pipeline is `python -m pipeline` as a user runs it: it reads, decodes, crops, asks, stores, commits and reports; the
-two services are simulated and answer at once, or as late as they are told to. The resident memory of the pipeline and
-its children is read while it runs, and shown by how many pictures the detector has been asked about. The exit code is 1
-when memory passed --limit, when it grew by more than --growth after the first --settled pictures, or the run was too
-short to tell, and when a row has no answer.
+The pipeline is `python -m pipeline` as a user runs it: it reads, decodes, crops, asks, stores, commits and reports.
+Both services are simulated. The bench samples the resident memory of the pipeline and its children, and shows it by the
+number of images that the detector has answered. The exit code is 1 when memory passes --limit, when it grows by more
+than --growth after the first --settled images, when too few samples show the growth, or when a row has no answer.
 """
 
 from __future__ import annotations
@@ -29,44 +28,45 @@ import psutil
 from PIL import Image
 
 from pipeline.output.run_folder import read_manifest
+from scripts.bench import command
 from scripts.environments import ROOT
 from tests.doubles.faults import grid
 from tests.doubles.simulated import Simulated, serve
 
-LOOK_S = 0.1
+SAMPLE_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What was seen at one moment."""
+    """One sample of the memory."""
 
     pictures: int
+    """Images that the detector has answered."""
     megabytes: float
 
 
 def photo(number: int, size: tuple[int, int]) -> Image.Image:
-    """A picture with a photo's detail: a 1080p one is a JPEG of 0.6 MB at quality 85. No two are the same."""
+    """An image with a photo's detail: at 1080p and quality 85 a JPEG of 0.6 MB."""
     width, height = size
     coarse = Image.effect_noise((max(width // 8, 1), max(height // 8, 1)), 90).resize(size)
     fine = Image.effect_noise(size, 18)
     ramp = Image.linear_gradient("L").rotate(number % 360).resize(size)
-    picture = Image.merge("RGB", (Image.blend(coarse, fine, 0.4), Image.blend(ramp, fine, 0.3), ramp))
-    picture.putpixel((0, 0), (number % 256, number // 256 % 256, number // 65536))
-    return picture
+    return Image.merge("RGB", (Image.blend(coarse, fine, 0.4), Image.blend(ramp, fine, 0.3), ramp))
 
 
 def make_pictures(folder: Path, pictures: int, size: tuple[int, int]) -> None:
-    """`pictures` different JPEGs; the drawing is done for a few of them, since it takes longer than all the rest."""
+    """Write different JPEGs into a new folder; only a few are drawn, because drawing takes longest."""
+    folder.mkdir(parents=True)
     drawn = [photo(number, size) for number in range(min(pictures, 20))]
     for number in range(pictures):
         picture = drawn[number % len(drawn)]
-        # One block of pixels tells them apart.
+        # One block of pixels makes them different.
         picture.paste((number % 256, number // 256 % 256, 128), (0, 0, 16, 16))
         picture.save(folder / f"{number:06}.jpg", quality=85)
 
 
 def resident_mb(process: psutil.Process) -> float:
-    """Memory of a process and its children."""
+    """Memory of a process and its children, in MB."""
     total = 0
     for each in (process, *process.children(recursive=True)):
         try:
@@ -77,20 +77,20 @@ def resident_mb(process: psutil.Process) -> float:
 
 
 def watch(child: subprocess.Popen[bytes], simulated: Simulated) -> list[Look]:
-    """Look at a pipeline until it ends."""
+    """Sample a pipeline's memory until it ends."""
     process, looks = psutil.Process(child.pid), []
     while child.poll() is None:
         try:
-            # One question comes before the run. What comes after its last one is merging and the report.
+            # The first request is the probe. Samples after the last one show merging and the report.
             looks.append(Look(max(simulated.detector.requests - 1, 0), resident_mb(process)))
         except psutil.NoSuchProcess:
             break
-        time.sleep(LOOK_S)
+        time.sleep(SAMPLE_S)
     return looks
 
 
 def curve(looks: list[Look], pictures: int, steps: int = 10) -> list[tuple[int, float, float]]:
-    """For each tenth of the pictures: where it ends, the median memory within it and the most, in MB."""
+    """For each tenth of the images: its end, the median memory within it and the highest, in MB."""
     rows = []
     for step in range(steps):
         low, high = pictures * step // steps, pictures * (step + 1) // steps
@@ -101,7 +101,7 @@ def curve(looks: list[Look], pictures: int, steps: int = 10) -> list[tuple[int, 
 
 
 def growth(looks: list[Look], settled: int, pictures: int) -> float:
-    """Median memory of the last quarter after the `settled` pictures over that of the first, less 1; nan if none."""
+    """Median memory of the last quarter after the `settled` images over that of the first, less 1; nan if unknown."""
     after = [look for look in looks if settled < look.pictures < pictures]
     quarter = (pictures - settled) / 4
     first = [look.megabytes for look in after if look.pictures <= settled + quarter]
@@ -110,12 +110,12 @@ def growth(looks: list[Look], settled: int, pictures: int) -> float:
 
 
 def complaints(peak_mb: float, limit_mb: float, grown: float, allowed: float, missing: int) -> list[str]:
-    """What is not as it should be."""
+    """One line for each figure outside its limit."""
     said = [f"{missing} rows have no answer"] if missing else []
     if peak_mb > limit_mb:
         said.append(f"memory reached {peak_mb:.0f} MB: more than {limit_mb:.0f}")
     if math.isnan(grown):
-        said.append("the growth is not known: too few looks, so take more --pictures, or fewer as --settled")
+        said.append("too few samples to know the growth: give more --pictures or fewer --settled")
     elif grown > allowed:
         said.append(f"memory grew by {grown:.1%}: more than {allowed:.0%}")
     return said
@@ -129,45 +129,27 @@ def parse_size(text: str) -> tuple[int, int]:
     except ValueError:
         size = (0, 0)
     if min(size) < 16:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected WIDTHxHEIGHT, such as 1920x1080, of 16 pixels at least")
+        raise argparse.ArgumentTypeError(f"{text!r}: expected WIDTHxHEIGHT, such as 1920x1080, at least 16 pixels each")
     return size
 
 
-def main() -> int:
-    """Run, print the curve, judge."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=5000, help="default: %(default)s")
-    parser.add_argument("--size", type=parse_size, default=(1920, 1080), help="of a picture (default: 1920x1080)")
-    parser.add_argument("--boxes", type=int, default=3, help="in each picture (default: %(default)s)")
-    parser.add_argument("--latency", type=float, default=0.0, help="of both services, in s (default: %(default)s)")
-    parser.add_argument("--model-latency", type=float, help="of the model server, where it is another, in s")
-    parser.add_argument(
-        "--settled", type=int, help="pictures before growth counts (default: 500, or a quarter where that is less)"
-    )
-    parser.add_argument("--limit", type=float, default=1500, help="most memory, in MB (default: %(default)s)")
-    parser.add_argument("--growth", type=float, default=0.1, help="allowed, as a share (default: %(default)s)")
-    parser.add_argument("--folder", type=Path, help="for pictures and run, kept; by default a temporary one")
-    parser.add_argument("options", nargs="*", help="after --, for the pipeline, such as -- --model-concurrency 256")
-    arguments = parser.parse_args()
+def measure(options: argparse.Namespace) -> list[str]:
+    """Run, print the curve, compare with the limits."""
     with tempfile.TemporaryDirectory() as temporary, serve() as simulated:
-        folder = (arguments.folder or Path(temporary)).absolute()
-        images = folder / "images"
+        folder = (options.folder or Path(temporary)).absolute()
+        images, log = folder / "images", folder / "output.txt"
         if not images.is_dir():
-            images.mkdir(parents=True)
-            make_pictures(images, arguments.pictures, arguments.size)
+            make_pictures(images, options.pictures, options.size)
         pictures = len(list(images.iterdir()))
         file_bytes = statistics.mean(path.stat().st_size for path in images.iterdir())
-        print(f"{pictures} pictures of {arguments.size[0]} x {arguments.size[1]}, {file_bytes / 1e6:.2f} MB each")
-        boxes = grid(arguments.boxes)
-        simulated.boxes, simulated.latency_s, simulated.keep_bodies = lambda image: boxes, arguments.latency, False
-        simulated.model_latency_s = arguments.model_latency
-        command = [sys.executable, "-m", "pipeline", f"--images={images}", f"--output={folder / 'runs'}", "--force"]
-        started = time.perf_counter()
-        environment = {**os.environ, **simulated.settings}
-        with (folder / "output.txt").open("wb") as output:
-            child = subprocess.Popen(
-                [*command, *arguments.options], cwd=ROOT, env=environment, stdout=output, stderr=output
-            )
+        print(f"{pictures} images of {options.size[0]} x {options.size[1]}, {file_bytes / 1e6:.2f} MB each")
+        boxes = grid(options.boxes)
+        simulated.boxes, simulated.latency_s, simulated.keep_bodies = lambda image: boxes, options.latency, False
+        simulated.model_latency_s = options.model_latency
+        job = [sys.executable, "-m", "pipeline", f"--images={images}", f"--output={folder / 'runs'}", "--force"]
+        started, environment = time.perf_counter(), {**os.environ, **simulated.settings}
+        with log.open("wb") as output:
+            child = subprocess.Popen([*job, *options.options], cwd=ROOT, env=environment, stdout=output, stderr=output)
             try:
                 looks = watch(child, simulated)
             finally:
@@ -176,22 +158,37 @@ def main() -> int:
         seconds = time.perf_counter() - started
         manifest = read_manifest(folder / "runs" / "latest")
         if child.returncode != 0 or manifest is None:
-            print((folder / "output.txt").read_text(errors="replace"), file=sys.stderr)
-            return 1
-    answered, expected = manifest["counts"]["detections"]["answered"], pictures * arguments.boxes
-    print("pictures  median MB  most MB")
+            raise command.BenchFailed(f"the run ended with {child.returncode}:\n{log.read_text(errors='replace')}")
+    answered, expected = manifest["counts"]["detections"]["answered"], pictures * options.boxes
+    table = command.figures("images", ("median MB", "highest MB"))
     for upto, median, most in curve(looks, pictures):
-        print(f"{upto:8}  {median:9.0f}  {most:7.0f}")
-    settled = min(500, pictures // 4) if arguments.settled is None else arguments.settled
+        table.add_row(str(upto), f"{median:.0f}", f"{most:.0f}")
+    command.make_console().print(table)
+    settled = min(500, pictures // 4) if options.settled is None else options.settled
     peak, grown = max(look.megabytes for look in looks), growth(looks, settled, pictures)
-    speed = f"{pictures / seconds:.1f} pictures/s, {expected / seconds:,.0f} rows/s"
-    print(f"{seconds:.1f} s with start and report: {speed}")
-    print(f"peak {peak:.0f} MB (limit {arguments.limit:.0f}), growth after {settled} pictures: {grown:+.1%}")
+    print(f"{seconds:.1f} s with start and report: {pictures / seconds:.1f} images/s, {expected / seconds:,.0f} rows/s")
+    print(f"peak {peak:.0f} MB (limit {options.limit:.0f}), growth after {settled} images: {grown:+.1%}")
     print(f"rows answered: {answered} of {expected}")
-    wrong = complaints(peak, arguments.limit, grown, arguments.growth, expected - answered)
-    for line in wrong:
-        print(f"error: {line}", file=sys.stderr)
-    return int(bool(wrong))
+    return complaints(peak, options.limit, grown, options.growth, expected - answered)
+
+
+def main() -> int:
+    """Run, print the curve, judge."""
+    parser = command.Options(__doc__)
+    parser.option("--pictures", 5000, "number of images")
+    parser.option("--size", "1920x1080", "of an image, in pixels", type=parse_size)
+    parser.option("--boxes", 3, "boxes in each image")
+    parser.option("--latency", 0.0, "seconds per answer of both services")
+    parser.add_argument("--model-latency", type=float, help="seconds per answer of the model (default: --latency)")
+    parser.add_argument(
+        "--settled", type=int, help="images before growth counts (default: 500, at most a quarter of all)"
+    )
+    parser.option("--limit", 1500.0, "highest memory, in MB")
+    parser.option("--growth", 0.1, "allowed growth, as a share")
+    parser.add_argument("--folder", type=Path, help="keep images and run here (default: a temporary folder)")
+    parser.add_argument("options", nargs="*", help="after --, for the pipeline, such as -- --model-concurrency 256")
+    options = parser.parse_args()
+    return command.run(lambda: measure(options))
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
     python -m scripts.bench.rows --rows 100000
 
-The server answers each request after a fixed time, in a process of its own, which is to have a core for itself. The
-reference does the least that any client must: it encodes the picture, sends the request, reads the answer's JSON, with
-as many tasks as may be in flight. The exit code is 1 when Spotter reached less than --ratio of its rows per second, had
-more than --concurrency requests at the server, took more memory than --limit, or left a row without an answer.
+The server answers each request after a fixed time, in a process of its own; leave it a core of its own. The reference
+does the least that any client must: it encodes the crop, sends the request and reads the answer's JSON, with one task
+for each request in flight. The exit code is 1 when Spotter reaches less than --ratio of its rows per second, has more
+than --concurrency requests at the server, takes more memory than --limit, or leaves a row without an answer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import os
 import resource
 import sys
 import time
-import urllib.request
 from typing import Any
 
 import aiohttp
@@ -28,14 +27,15 @@ from pipeline.__main__ import collect_rarely
 from pipeline.clients.http import HttpClient, Limits
 from pipeline.clients.model import ModelClient, data_url
 from pipeline.stages import flow
-from scripts.bench.own_process import simulated_process
+from scripts.bench import command
+from tests.doubles.own_process import simulated_process, statistics_of
 
 # About the size of a crop of a dog in a park, of 150 x 100 pixels.
 CROP_BYTES = 8_000
 
 
 def bare(url: str, rows: int, concurrency: int, crop: bytes, client: ModelClient) -> None:
-    """The reference."""
+    """The reference client."""
     question = {"type": "text", "text": client.job.question}
 
     async def worker(session: aiohttp.ClientSession, left: Any) -> None:
@@ -56,7 +56,7 @@ def bare(url: str, rows: int, concurrency: int, crop: bytes, client: ModelClient
 def spotter(url: str, rows: int, concurrency: int, crop: bytes, client: ModelClient) -> None:
     """The pipeline's own stage, on Daft."""
     numbers = daft.from_pydict({"number": list(range(rows))}).into_batches(64)
-    # Made as it is needed: 100,000 crops at once would be the bench's memory, not the pipeline's.
+    # Made on demand: 100,000 crops at once would be the bench's memory, not the pipeline's.
     detection = daft.functions.to_struct(jpeg=daft.lit(crop))
     frame = flow.ask(numbers.with_column("detection", detection), client)
     ended = failed = 0
@@ -66,11 +66,11 @@ def spotter(url: str, rows: int, concurrency: int, crop: bytes, client: ModelCli
             failed += row["answer"]["failure"] is not None
     client.http.close()
     if (ended, failed) != (rows, 0):
-        raise SystemExit(f"{ended} of {rows} rows ended, {failed} failed")
+        raise command.BenchFailed(f"{ended} of {rows} rows ended, {failed} failed")
 
 
 def complaints(ratio: float, least: float, in_flight: int, bound: int, peak_mb: float, limit_mb: float) -> list[str]:
-    """What is not as it should be."""
+    """One line for each figure outside its limit."""
     said = []
     if ratio < least:
         said.append(f"Spotter reached {ratio:.2f} of the reference's rows per second: less than {least:g}")
@@ -81,31 +81,24 @@ def complaints(ratio: float, least: float, in_flight: int, bound: int, peak_mb: 
     return said
 
 
-def main() -> int:
-    """Print both, and their ratio; judge."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=20_000, help="default: %(default)s")
-    parser.add_argument("--concurrency", type=int, default=256, help="default: %(default)s")
-    parser.add_argument("--latency", type=float, default=0.05, help="seconds per answer (default: %(default)s)")
-    parser.add_argument("--ratio", type=float, default=0.8, help="least, of the reference (default: %(default)s)")
-    parser.add_argument("--limit", type=float, default=1000, help="most memory, in MB (default: %(default)s)")
-    arguments = parser.parse_args()
+def measure(options: argparse.Namespace) -> list[str]:
+    """Print both, and their ratio; one line for each figure outside its limit."""
     collect_rarely()  # as the pipeline does; it speeds up the reference, too
     job, crop = jobs.load("dog_breeds"), os.urandom(CROP_BYTES)
     seconds = {"bare aiohttp": 0.0, "spotter": 0.0}
     peak, in_flight = 0.0, dict.fromkeys(seconds, 0)
-    half = arguments.rows // 2
-    # The reference before and after, so that what else the machine does weighs on both.
-    for name, measure, rows in (
+    half = options.rows // 2
+    # The reference runs before and after, so that other work on the machine affects both.
+    for name, client_of, rows in (
         ("bare aiohttp", bare, half),
-        ("spotter", spotter, arguments.rows),
-        ("bare aiohttp", bare, arguments.rows - half),
+        ("spotter", spotter, options.rows),
+        ("bare aiohttp", bare, options.rows - half),
     ):
-        # A server for each, which counts what is in flight for this one alone.
-        with simulated_process(latency=arguments.latency) as url:
-            client = ModelClient(HttpClient(f"{url}/v1", Limits(arguments.concurrency)), "simulated", job)
+        # A server for each, which counts the requests in flight of this client alone.
+        with simulated_process(latency=options.latency) as url:
+            client = ModelClient(HttpClient(f"{url}/v1", Limits(options.concurrency)), "simulated", job)
             started, cpu = time.perf_counter(), time.process_time()
-            measure(f"{url}/v1", rows, arguments.concurrency, crop, client)
+            client_of(f"{url}/v1", rows, options.concurrency, crop, client)
             taken, cpu = time.perf_counter() - started, time.process_time() - cpu
             seconds[name] += taken
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -114,15 +107,23 @@ def main() -> int:
                 f"peak memory so far {peak:,.0f} MB",
                 flush=True,
             )
-            with urllib.request.urlopen(f"{url}/stats") as response:
-                in_flight[name] = max(in_flight[name], json.load(response)["model"]["peak_in_flight"])
+            in_flight[name] = max(in_flight[name], statistics_of(url)["peak_in_flight"])
     ratio = seconds["bare aiohttp"] / seconds["spotter"]
     print(f"most in flight at the server: {', '.join(f'{name} {most}' for name, most in in_flight.items())}")
     print(f"ratio: {ratio:.2f}")
-    wrong = complaints(ratio, arguments.ratio, in_flight["spotter"], arguments.concurrency, peak, arguments.limit)
-    for line in wrong:
-        print(f"error: {line}", file=sys.stderr)
-    return int(bool(wrong))
+    return complaints(ratio, options.ratio, in_flight["spotter"], options.concurrency, peak, options.limit)
+
+
+def main() -> int:
+    """Print both, and their ratio; judge."""
+    parser = command.Options(__doc__)
+    parser.option("--rows", 20_000, "number of questions")
+    parser.option("--concurrency", 256, "questions in flight")
+    parser.option("--latency", 0.05, "seconds per answer")
+    parser.option("--ratio", 0.8, "lowest accepted share of the reference's rows per second")
+    parser.option("--limit", 1000.0, "highest memory, in MB")
+    options = parser.parse_args()
+    return command.run(lambda: measure(options))
 
 
 if __name__ == "__main__":

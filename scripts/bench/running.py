@@ -1,4 +1,4 @@
-"""The running stack, as measurements reach it: its addresses and its key, where the user has set no others."""
+"""Find the running stack for a measurement: its addresses and its key, unless the user has set others."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pydantic import AnyHttpUrl, SecretStr
+from rich.console import Console
 
 from pipeline import settings as job_settings
 from pipeline.clients.probe import Services, probe
@@ -18,14 +19,14 @@ from scripts.stack.services import make_stack
 
 
 def settings() -> Settings:
-    """The job's settings, as `make run` would have them.
+    """The job's settings as `make run` has them.
 
     Raises:
-        UsageError: a setting cannot be.
+        UsageError: a setting is invalid.
     """
     given = job_settings.load([])
     try:
-        # Device and preset change neither address nor key.
+        # Device and preset change neither an address nor the key.
         stack = make_stack(stack_settings.load(), "cpu", "cpu", stack_settings.user_variables(job_settings.PREFIX))
     except stack_settings.StackError as error:
         raise UsageError(str(error)) from error
@@ -39,10 +40,10 @@ def settings() -> Settings:
 
 
 def find(settings: Settings) -> Services:
-    """What answers there.
+    """Ask both services what they serve.
 
     Raises:
-        UsageError: one of the two services does not answer; says which and why.
+        UsageError: a service does not answer; the message says which and why.
     """
     try:
         return probe(settings, load_job(settings.job))
@@ -50,8 +51,23 @@ def find(settings: Settings) -> Services:
         raise UsageError(f"{error} (containers: with STACK_PUBLISH=True)") from error
 
 
+def find_model(settings: Settings, console: Console, required: bool) -> str | None:
+    """The name of the stack's model; None, and a line, where the stack is not up.
+
+    Raises:
+        UsageError: the stack is not up, but `required`.
+    """
+    try:
+        return find(settings).model
+    except UsageError as error:
+        if required:
+            raise
+        console.print(f"\nnot measured on the running stack: {error}")
+        return None
+
+
 def key_variable(settings: Settings) -> dict[str, str]:
-    """The key as a variable for a process that asks the model server: any user can read a command line."""
+    """The key as an environment variable for a client process, because any user can read a command line."""
     return {api_key.JOB_VARIABLE: settings.api_key.get_secret_value()} if settings.api_key else {}
 
 

@@ -1,7 +1,7 @@
-"""How many questions should be in flight? Ask the model server with ever more, until it answers no faster.
+"""How many questions should be in flight? Double the concurrency until the model server answers no faster.
 
-The knee is the lowest concurrency that reaches 90% of the highest rate of answers, among those at which none failed:
-more would only make every answer wait longer. Measured with the pipeline's own client, on the settings' server and job.
+The knee is the lowest concurrency that reaches 90% of the highest rate, among those without a failure: more would only
+make each answer wait longer. It is measured with the pipeline's own client, on the settings' server and job.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from pipeline.errors import UsageError
 from pipeline.job import Job
 from pipeline.job import load as load_job
 from pipeline.settings import Settings
-from scripts.bench import running
+from scripts.bench import command, running
 from scripts.bench.clients import read_crops
 from scripts.bench.compare import write_crops
 
 VARIABLE = pipeline_settings.PREFIX + "MODEL_CONCURRENCY"
 
-# Share of the highest rate that the knee has to reach. The last tenth costs a multiple of the concurrency.
+# The knee reaches this share of the highest rate. The last tenth costs a multiple of the concurrency.
 ENOUGH = 0.9
 # A doubling that gains less than this has passed the knee; two in a row end the sweep.
 GAIN = 1.05
@@ -44,13 +44,13 @@ LEAST_ROUNDS = 4
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """What was measured at one concurrency."""
+    """The figures at one concurrency."""
 
     concurrency: int
     rows: int
     rows_per_s: float
     latency_s: float
-    """The median of an answer, without waiting for its turn."""
+    """Median time of an answer, without the wait for its turn."""
     failed: int
 
 
@@ -65,14 +65,14 @@ class Sweep:
     """Asks one server about the same crops, at one concurrency after another."""
 
     def __init__(self, settings: Settings, job: Job, model: str, crops: Path) -> None:
-        """Nothing is asked yet; `crops` is a folder of JPEGs."""
+        """`crops` is a folder of JPEGs."""
         self.settings = settings
         self.job = job
         self.model = model
         self.crops = crops
 
     def measure(self, concurrency: int, rows: int) -> Level:
-        """Ask `rows` questions, so many at once; each is tried once."""
+        """Ask `rows` questions with `concurrency` in flight; each is tried once."""
         return asyncio.run(self.ask_all(concurrency, read_crops(self.crops, rows)))
 
     async def ask_all(self, concurrency: int, crops: list[bytes]) -> Level:
@@ -97,10 +97,10 @@ class Sweep:
         levels: list[Level] = []
         concurrency = 1
         while concurrency <= highest:
-            # Whole rounds, so that the last is as full as the others, and enough for the first one's cold start.
+            # Whole rounds, so that the last one is full too, and enough of them to outweigh the first one's cold start.
             rows = concurrency * max(round(speed * seconds / concurrency), LEAST_ROUNDS)
             with console.status(f"{concurrency} in flight ..."):
-                # Twice, and the better counts: what else the host does can only slow one down.
+                # Twice, and the better counts: other work on the host only slows a measurement down.
                 tries = [self.measure(concurrency, rows) for _ in range(2)]
             levels.append(max(tries, key=lambda level: (-level.failed, level.rows_per_s)))
             if levels[-1].failed or (
@@ -114,10 +114,7 @@ class Sweep:
 
 def table(levels: list[Level], best: Level | None) -> Table:
     """A line for each concurrency."""
-    shown = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in ("in flight", "rows/s", "an answer takes", "rows", "failed"):
-        shown.add_column(heading, justify="right")
-    shown.add_column("")
+    shown = command.figures("in flight", ("rows/s", "an answer takes", "rows", "failed"), "")
     highest = max(level.rows_per_s for level in levels)
     for level in levels:
         bar = "█" * round(30 * level.rows_per_s / highest)
@@ -133,76 +130,66 @@ def table(levels: list[Level], best: Level | None) -> Table:
 
 
 def write(best: Level, settings: Settings, asked: bool, console: Console) -> None:
-    """Put the knee into .env, if the user says so; all its other lines stay as they are."""
-    file = pipeline_settings.ENV_FILE
+    """Write the knee to .env if the user agrees; other lines stay unchanged."""
+    file, now = pipeline_settings.ENV_FILE, settings.model_concurrency
     line = f"{VARIABLE}={best.concurrency}"
-    if best.concurrency == settings.model_concurrency:
-        console.print(f"{VARIABLE} is {best.concurrency} already", soft_wrap=True)
+    if best.concurrency == now:
+        console.print(f"{VARIABLE} is {now} already")
         return
     if not asked and console.is_terminal:
-        asked = Confirm.ask(
-            f"write {line} to {file} (now {settings.model_concurrency})?", console=console, default=False
-        )
+        asked = Confirm.ask(f"write {line} to {file} (now {now})?", console=console, default=False)
     if not asked:
-        console.print(f"now it is {settings.model_concurrency}; to change it put {line} into {file}", soft_wrap=True)
+        console.print(f"now it is {now}; to change it put {line} into {file}")
         return
     dotenv.set_key(file, VARIABLE, str(best.concurrency), quote_mode="never", follow_symlinks=True)
-    console.print(f"wrote {line} to {file}", soft_wrap=True)
+    console.print(f"wrote {line} to {file}")
     if VARIABLE in os.environ:
-        console.print(f"but {VARIABLE}={os.environ[VARIABLE]} is set in the environment, and wins", soft_wrap=True)
-
-
-def main(options: list[str]) -> int:
-    """0: the knee was found. 1: every concurrency had failures. 2: a usage error. 130: interrupted."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--highest", type=int, default=512, help="concurrency to end with (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=4.0, help="for each concurrency (default: %(default)s)")
-    parser.add_argument("--crops", type=Path, help="a folder of JPEGs to ask about; by default the latest run's crops")
-    parser.add_argument(
-        "--write", action="store_true", help=f"put the knee into .env as {VARIABLE}, without a question"
-    )
-    arguments = parser.parse_args(options)
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 160  # for a file or a pipe nothing needs to be folded
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            settings = running.settings()
-            job = load_job(settings.job)
-            model = running.find(settings).model
-            crops, whose = find_crops(arguments.crops, settings, Path(scratch))
-            console.print(f"{settings.model_url}, model {model}, job {job.name}, {whose}", soft_wrap=True)
-            levels = Sweep(settings, job, model, crops).run(arguments.highest, arguments.seconds, console)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    best = knee(levels)
-    console.print(table(levels, best))
-    if best is None:
-        print("error: questions failed at every concurrency: see 'make logs'", file=sys.stderr)
-        return 1
-    write(best, settings, arguments.write, console)
-    return 0
+        console.print(f"but {VARIABLE}={os.environ[VARIABLE]} is set in the environment, and wins")
 
 
 def find_crops(given: Path | None, settings: Settings, scratch: Path) -> tuple[Path, str]:
-    """A folder of JPEGs to ask about, and whose they are: given, the latest run's, or the bundled pictures' dogs.
+    """A folder of JPEGs to ask about, and its description: the given one, the latest run's crops, or the bundled dogs.
 
     Raises:
-        UsageError: the given folder has none.
+        UsageError: the given folder has no files.
     """
     if given is not None:
         if not given.is_dir() or not any(given.iterdir()):
-            raise UsageError(f"--crops {given}: no folder with files in it: give one of JPEGs, such as a run's crops/")
+            raise UsageError(f"--crops {given}: no folder with files in it: give JPEGs, such as a run's crops/")
         return given, f"the crops of {given}"
     latest = Path(settings.output).expanduser() / "latest" / "crops"
     if latest.is_dir() and any(latest.iterdir()):
         return latest, f"the crops of {latest.parent.resolve().name}"
     write_crops(scratch)
     return scratch, "the bundled pictures' dogs, as there is no run yet"
+
+
+def measure(options: argparse.Namespace, console: Console) -> list[str]:
+    """Find the knee, show all levels, offer to write the setting; a line when every concurrency had failures."""
+    with tempfile.TemporaryDirectory() as scratch:
+        settings = running.settings()
+        job = load_job(settings.job)
+        model = running.find(settings).model
+        crops, described = find_crops(options.crops, settings, Path(scratch))
+        console.print(f"{settings.model_url}, model {model}, job {job.name}, {described}")
+        levels = Sweep(settings, job, model, crops).run(options.highest, options.seconds, console)
+    best = knee(levels)
+    console.print(table(levels, best))
+    if best is None:
+        return ["questions failed at every concurrency: see 'make logs'"]
+    write(best, settings, options.write, console)
+    return []
+
+
+def main(given: list[str]) -> int:
+    """Returns the exit code of `command.run`."""
+    parser = command.Options(__doc__)
+    parser.option("--highest", 512, "last concurrency")
+    parser.option("--seconds", 4.0, "time for each concurrency")
+    parser.add_argument("--crops", type=Path, help="a folder of JPEGs to ask about (default: the latest run's crops)")
+    parser.add_argument("--write", action="store_true", help=f"write the knee to .env as {VARIABLE} without asking")
+    options = parser.parse_args(given)
+    return command.run(lambda: measure(options, command.make_console()))
 
 
 if __name__ == "__main__":

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from scripts.bench import blog_shape, ladder, recorder
-from scripts.bench.blog_shape import DOGS, PICTURES
+from scripts.bench import ladder
 from scripts.bench.ladder import STEPS, Climbed, Under
-from scripts.bench.recorder import Span
+from tests.doubles import blog_shape, recorder
+from tests.doubles.blog_shape import DOGS, PICTURES
+from tests.doubles.recorder import Span
 from tests.doubles.simulated import Simulated
 
 SILENT = Console(file=io.StringIO())

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.bench.outages import SERVICES, Bench, Fault, draw
 from scripts.settings import StackSettings
+from tests.outages import SERVICES, Bench, Fault, draw
 from tests.stack.conftest import RunningStack
 
 PICTURES = 200

@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from scripts import environments
-from scripts.bench.outages import draw
 from scripts.docker.project import left_over
 from tests.conftest import ROOT
+from tests.outages import draw
 from tests.stack.conftest import RunningStack
 from tests.stack.container_stack import docker, project
 

@@ -22,9 +22,9 @@ from pipeline import settings as pipeline_settings
 from pipeline.errors import RunStopped, UsageError
 from pipeline.output.run_folder import write_atomically
 from pipeline.run import Run, run
-from scripts.bench.kills import committed, pipeline
 from tests.conftest import ROOT, Cli
 from tests.doubles.simulated import Simulated
+from tests.killed_runs import committed, pipeline
 from tests.parquet_reads import Reads
 from tests.pictures import encoded, gradient
 from tests.s3 import BUCKET, Store

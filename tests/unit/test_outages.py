@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from scripts.bench.outages import read_result
+from tests.outages import read_result
 
 
 def write(folder: Path, images: list[tuple[str, int]], detections: list[tuple[str, int, float]]) -> None:

@@ -30,11 +30,11 @@ from pipeline.errors import RunStopped, UsageError
 from pipeline.output.parts import Parts
 from pipeline.run import Run, run
 from pipeline.runtime.interrupts import SIGNALS
-from scripts.bench.kills import BOXES, CONCURRENCY, committed, kill_and_resume, make_pictures, pipeline
 from tests.conftest import ROOT
 from tests.doubles.faults import hang
 from tests.doubles.simulated import ANSWER, Simulated
-from tests.pictures import encoded, gradient
+from tests.killed_runs import BOXES, CONCURRENCY, committed, kill_and_resume, pipeline
+from tests.pictures import encoded, gradient, write_plain
 
 RunJob = Callable[..., tuple[Run, str]]
 
@@ -413,8 +413,7 @@ def test_kill_9_then_resume_gives_every_row_once(simulated: Simulated, tmp_path:
 
     However late the kill comes on a busy host, no question is answered that came after it was due.
     """
-    (tmp_path / "many").mkdir()
-    make_pictures(tmp_path / "many", 300)
+    write_plain(tmp_path / "many", 300)
     simulated.latency_s = 0.1
     simulated.hold = lambda traffic, number: traffic is simulated.model and number >= max(asked, 2)
     folder = tmp_path / "runs" / "killed"

@@ -1,13 +1,15 @@
-"""The simulated servers in a process of their own, so that what they cost is not the measured program's."""
+"""The simulated servers in a process of their own, so that the measured program does not pay for them."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from scripts.commands.smoke import free_port
 from scripts.environments import ROOT
@@ -35,5 +37,12 @@ def simulated_process(**options: float) -> Iterator[str]:
             raise RuntimeError("the simulated servers did not start")
         yield url
     finally:
-        server.kill()  # they have nothing to keep, and would answer those first whose clients were stopped
+        server.kill()  # They keep nothing, and would first answer clients that were stopped.
         server.wait()
+
+
+def statistics_of(url: str) -> dict[str, Any]:
+    """The model server's counts so far: `requests` and `peak_in_flight`."""
+    with urllib.request.urlopen(f"{url}/stats") as response:
+        found: dict[str, Any] = json.load(response)["model"]
+        return found
