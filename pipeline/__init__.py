@@ -1,1 +1,5 @@
-"""What the job does to the data: read -> detect -> crop -> ask -> write."""
+"""The job: what Spotter does to images."""
+
+import logging
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # quiet until a run opens its log

@@ -36,7 +36,8 @@ def main(arguments: list[str]) -> int:
     console = Console(stderr=False)
     try:
         settings = load(arguments)
-        from pipeline.run import STOPPED, run
+        from pipeline.output.manifest import STOPPED
+        from pipeline.run import run
         from pipeline.runtime.display import show_next, show_summary  # after the settings: a wrong one is told at once
         from pipeline.runtime.interrupts import INTERRUPTED
 

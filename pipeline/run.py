@@ -1,14 +1,14 @@
-"""One run of a job: the one place where the flow is put together and executed."""
+"""One run of a job: plan, wire, execute, commit, report, publish."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,252 +16,305 @@ from typing import Any
 import pyarrow as pa
 from rich.console import Console
 
-from pipeline import tables
 from pipeline.clients.connect import Clients, make_clients
 from pipeline.clients.probe import Services, probe
 from pipeline.errors import RunStopped
+from pipeline.files import write_table
 from pipeline.job import Job
 from pipeline.job import load as load_job
 from pipeline.metrics import daft_plan, profiler
 from pipeline.metrics.profiler import Profiler
-from pipeline.metrics.stage import Account
-from pipeline.output import run_folder
-from pipeline.output.breakdown import AGAIN, explain, one_line
+from pipeline.metrics.stage import ASK, DETECT
+from pipeline.output import resume, run_folder
+from pipeline.output.breakdown import explain, one_line
 from pipeline.output.collector import Collector
-from pipeline.output.manifest import begun, ended, identify
+from pipeline.output.manifest import STOPPED, Result, begun, ended, identify, lost, outcome, why_new
 from pipeline.output.parts import Parts
 from pipeline.output.publish import Publication
-from pipeline.output.report import write_report
-from pipeline.output.resume import Outstanding, outstanding
+from pipeline.output.report import Pictures, write_report
+from pipeline.output.run_log import run_log
 from pipeline.runtime import display
-from pipeline.runtime.cancellation import Stop
+from pipeline.runtime.cancellation import CancellationToken
+from pipeline.runtime.display import Display
 from pipeline.runtime.interrupts import INTERRUPTED, OneInterrupt
-from pipeline.runtime.memory_budget import Held
+from pipeline.runtime.memory_budget import MemoryBudget
 from pipeline.runtime.progress import Progress
-from pipeline.runtime.watchdog import Stream, Watchdog, follow
+from pipeline.runtime.runtime import Runtime
+from pipeline.runtime.stream import Stream
+from pipeline.runtime.watchdog import TICK_S, Watchdog
 from pipeline.settings import Settings
 from pipeline.sources.listing import Reader, Source, list_images
 from pipeline.sources.objects import Objects
-from pipeline.stages import flow
+from pipeline.stages.ask import ask
+from pipeline.stages.batches import BATCH
+from pipeline.stages.cut import crop
+from pipeline.stages.detect import detect
+from pipeline.stages.read import held_bytes, listed, read
+from pipeline.stages.store import store
 
-COMPLETE = "complete"
-STOPPED = "stopped"
+log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """What a run left behind."""
+def run(settings: Settings, console: Console, *, measure: bool = True) -> Result:
+    """Run the settings' job over their images, or continue such a run.
 
+    Ctrl-C, SIGTERM, a service that stays away, a full disk or an unexpected error end it early; what was done until
+    then is kept, and the next call does the rest. `measure`: write a profile.
+
+    Raises:
+        UsageError: invalid input; nothing was asked of any image yet.
+        RunStopped: the folder cannot be written any more, or something broke before or after the rows.
+    """
+    this = JobRun(settings, console, Profiler(enabled=measure))
+    this.plan()
+    with this.opened():
+        this.wire()
+        with this.watchdog:
+            with this.interrupt:
+                this.execute()
+                this.commit()
+            this.report()
+            this.publish()
+    return Result(this.folder, this.manifest)
+
+
+class JobRun:
+    """One run; its methods are its steps, in this order."""
+
+    job: Job
+    sources: list[Source]
+    services: Services
+    identity: dict[str, Any]
     folder: Path
+    publication: Publication | None
+    runtime: Runtime
+    clients: Clients
+    resume_plan: resume.ResumePlan
+    collector: Collector
+    watchdog: Watchdog
+    interrupt: OneInterrupt
     manifest: dict[str, Any]
+    tables: dict[str, pa.Table]
 
-    @property
-    def status(self) -> str:
-        """COMPLETE, INTERRUPTED or STOPPED."""
-        return str(self.manifest["status"])
+    def __init__(self, settings: Settings, console: Console, profiler: Profiler) -> None:
+        self.settings = settings
+        self.console = console
+        self.profiler = profiler
+        self.objects = Objects(settings.endpoint)
+        self.reader = Reader(self.objects)
 
-    @property
-    def answered(self) -> int:
-        """Detections with an answer."""
-        return int(self.manifest["counts"]["detections"][tables.ANSWERED])
+    def say(self, text: str) -> None:
+        """Print a line as it is."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    @property
-    def succeeded(self) -> int:
-        """Rows that ended well: answered detections, and images that have none."""
-        return self.answered + int(self.manifest["counts"]["images"][tables.NO_OBJECT])
+    def plan(self) -> None:
+        """List the images, ask both services one question, and find the run's folder.
 
-    @property
-    def failures(self) -> int:
-        """Images and detections that failed."""
-        counts = self.manifest["counts"]
-        return int(counts["images"][tables.FAILED] + counts["detections"][tables.FAILED])
+        Raises:
+            UsageError: invalid input.
+        """
+        settings = self.settings
+        self.profiler.phase(profiler.LIST)
+        self.job = load_job(settings.job)
+        with display.waiting(self.console, f"listing {settings.images}"):
+            self.sources = list_images(settings.images, settings.column, self.objects)
+        self.profiler.phase(profiler.PROBE)
+        self.services = probe(settings, self.job)
+        self.profiler.phase(profiler.PREPARE)
+        self.identity = identify(settings, self.job, self.services)
+        fingerprint = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:8]
+        self.folder = settings.runs / (settings.run_name or f"{self.job.name}-{fingerprint}")
+        self.publication = None
+        if settings.published:
+            self.publication = Publication(self.folder, f"{settings.published}/{self.folder.name}", self.objects)
+        if why := why_new(self.folder, self.identity, self.job):
+            self.say(why)
 
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Hold the run's folder and write its log until the block ends; an unexpected error becomes one line.
 
-def rows(
-    left: Outstanding,
-    reader: Reader,
-    job: Job,
-    clients: Clients,
-    folder: Path,
-    stop: Stop,
-    held: Held,
-    account: Account,
-) -> Iterator[dict[str, Any]]:
-    """Execute the flow; its rows come as they end, in no order."""
-    batch = held.batch((source.size for source in left.sources), flow.BATCH)
-    frame = flow.read(flow.listed(left.sources), reader, left.known, held, account, batch)
-    frame = flow.detect(frame, clients.detector, held, account, batch)
-    frame = flow.crop(frame, job, held, account)
-    frame = flow.ask(frame, clients.model, account, left.answers)
-    frame = flow.store(frame, folder, stop, held, account)
-    for batch in frame.to_arrow_iter():
-        yield from batch.to_pylist()
+        Raises:
+            UsageError: the folder cannot be used.
+            RunStopped: something broke in the block.
+        """
+        settings = self.settings
+        opening = f"removing the run in {self.folder}" if settings.force else f"opening {self.folder}"
+        with ExitStack() as stack:
+            with display.waiting(self.console, opening):
+                stack.enter_context(
+                    run_folder.open_run_folder(self.folder, self.identity, settings.force, self._fetch_published)
+                )
+            stack.enter_context(run_log(self.folder, settings.log_level, settings.api_key))
+            stack.enter_context(one_line(self.folder))
+            yield
 
+    def _fetch_published(self) -> None:
+        if self.publication and (said := self.publication.fetch(self.settings.force)):
+            self.say(said)
 
-def run(settings: Settings, console: Console) -> Run:
-    """Run the settings' job over their images, or go on with a run of the same that was begun.
-
-    An interrupt (Ctrl-C, SIGTERM), a service that stays away, a full disk or an error of ours end it early; what was
-    done until then is kept, and the next call does the rest.
-
-    Raises:
-        UsageError: something the user gave cannot work; nothing was asked of any image yet.
-        RunStopped: the folder cannot be written any more, or something broke before or after the rows were.
-    """
-    measured = Profiler()
-    measured.phase(profiler.LIST)
-    job = load_job(settings.job)
-    objects = Objects(settings.endpoint)
-    with display.waiting(console, f"listing {settings.images}"):
-        sources = list_images(settings.images, settings.column, objects)
-    measured.phase(profiler.PROBE)
-    services = probe(settings, job)
-    measured.phase(profiler.PREPARE)
-    identity = identify(settings, job, services)
-    fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
-    folder = settings.runs / (settings.run_name or f"{job.name}-{fingerprint}")
-    say_if_another(folder, identity, job, console)
-    publication = Publication(folder, f"{settings.published}/{folder.name}", objects) if settings.published else None
-
-    def fetch() -> None:
-        if publication and (said := publication.fetch(settings.force)):
-            console.print(said, highlight=False, soft_wrap=True)
-
-    opening = f"removing the run in {folder}" if settings.force else f"opening {folder}"
-    with ExitStack() as opened:
-        with display.waiting(console, opening):
-            opened.enter_context(run_folder.open_run_folder(folder, identity, settings.force, fetch))
-        reader = Reader(objects)
-        opened.enter_context(one_line(folder))
-        return execute(settings, console, job, sources, reader, services, identity, folder, publication, measured)
-
-
-def say_if_another(folder: Path, identity: dict[str, Any], job: Job, console: Console) -> None:
-    """Tell when this is not the run that was done last on the same images, and why."""
-    before = run_folder.read_manifest(folder.parent / "latest")
-    if before is None or folder.exists() or before.get("identity", {}).get("images") != identity["images"]:
-        return
-    changed = run_folder.differences(identity, before["identity"])
-    if before["job"]["name"] == job.name and changed:
-        console.print(
-            f"a new run, not {before['run']} continued: another {', '.join(changed)}", highlight=False, soft_wrap=True
+    def wire(self) -> None:
+        """Make all that the flow needs, and write down that the run has begun."""
+        settings, job = self.settings, self.job
+        self.began, self.clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
+        parts = Parts(self.folder, job.properties)
+        self.resume_plan = resume.plan(parts, self.sources, retry_failed=settings.retry_failed)
+        todo, done = len(self.resume_plan.sources), len(self.sources) - len(self.resume_plan.sources)
+        heading = (
+            f"{job.name}: {len(self.sources)} images, detector {self.services.detector}, model {self.services.model}"
         )
+        self.say(f"{heading}; {done} are done already" if done else heading)
+        log.info("run %s: %d images, %d done before", self.folder.name, len(self.sources), done)
+        log.info("settings: %s", json.dumps(settings.public()))
+        log.info("services: %s", self.services)
+        self.manifest = begun(self.folder, self.began, self.identity, settings, job, self.services)
+        run_folder.write_manifest(self.folder, self.manifest)
+        if self.publication:
+            self.publication.begin()
+        cancellation = CancellationToken()
+        metrics = self.profiler.measure(
+            {
+                "SPOTTER_DETECTOR_CONCURRENCY": settings.detector_concurrency,
+                "SPOTTER_MODEL_CONCURRENCY": settings.model_concurrency,
+                "crop.max_side": job.crop.max_side,
+                "max_tokens": job.max_tokens,
+            },
+            (settings.detector_concurrency, settings.model_concurrency),
+        )
+        self.runtime = Runtime(MemoryBudget(settings.bytes_in_flight, cancellation), cancellation, metrics)
+        self.clients = make_clients(settings, job, self.services.model, self.runtime)
+        if self.profiler.enabled:
+            for name, server in self.clients.load.servers.items():
+                server.listeners.append(self.profiler.servers[name].add)
+        self.collector = Collector(parts, Progress(total=todo), self.runtime)
+        self.watchdog = Watchdog(
+            self.folder / run_folder.STALL,
+            settings.stall_limit_s,
+            cancellation,
+            self.clients.waiting_for,
+            self.clients.tasks,
+        )
+        self.interrupt = OneInterrupt(cancellation)
 
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Execute the flow; its rows come as they end, in no order."""
+        plan, runtime = self.resume_plan, self.runtime
+        sizes = (held_bytes(source.size) or 0 for source in plan.sources)
+        batch = runtime.budget.admission_batch(sizes, BATCH)
+        frame = read(listed(plan.sources), self.reader, plan.seen, runtime, batch)
+        frame = detect(frame, self.clients.detector, runtime, batch)
+        frame = crop(frame, self.job.crop, runtime)
+        frame = ask(frame, self.clients.model, runtime, plan.answers)
+        frame = store(frame, self.folder, runtime)
+        for batch_of_rows in frame.to_arrow_iter():
+            yield from batch_of_rows.to_pylist()
 
-def write_rows(folder: Path, parts: Parts, listed: set[str], moved: Callable[[], None]) -> dict[str, pa.Table]:
-    """Commit the last part, and write the two tables over the images that are `listed`; `moved` after each step.
+    def execute(self) -> None:
+        """Let the rows flow and collect them, until there are no more or the run is cancelled."""
+        if not self.resume_plan.sources:
+            self.profiler.phase(profiler.WRITE)
+            return
+        self.profiler.phase(profiler.START)
+        self.clients.load.start()
+        allowed = {DETECT: self.clients.detector.http.allowed, ASK: self.clients.model.http.allowed}
+        self.profiler.flow_begins(len(self.resume_plan.sources), allowed)
+        try:
+            with (
+                display.live(self.console, self.collector.progress) as shown,
+                daft_plan.recorded(self.folder, self.settings.profile),
+            ):
+                self._collect(Stream(self.rows()), shown)
+        except Exception as error:
+            self.runtime.cancellation.cancel(explain(error, self.folder))
+        if reason := self.runtime.cancellation.reason:
+            log.warning("the run ends: %s", reason)
+        self.profiler.flow_ended()
 
-    Raises:
-        OSError: the folder cannot be written.
-    """
-    parts.commit()
-    moved()
-    written = parts.merge(listed)
-    for name, table in written.items():
-        moved()
-        run_folder.write_table(table, folder / f"{name}.parquet")
-    return written
+    def _collect(self, stream: Stream, shown: Display) -> None:
+        """Take rows until there are no more or the run is cancelled.
 
-
-def lost(unended: int, listed: int) -> str | None:
-    """Why a run whose flow has ended is not complete: of `listed` images some have no rows; None when all have."""
-    if not unended:
-        return None
-    return f"the flow ended, but {unended} of {listed} images have no rows or too few: {AGAIN}"
-
-
-def outcome(reason: str | None) -> dict[str, str]:
-    """How a run has ended, for run.json; `reason`: why it did before its time."""
-    if reason is None:
-        return {"status": COMPLETE}
-    return {"status": INTERRUPTED} if reason == INTERRUPTED else {"status": STOPPED, "reason": reason}
-
-
-def execute(
-    settings: Settings,
-    console: Console,
-    job: Job,
-    sources: list[Source],
-    reader: Reader,
-    services: Services,
-    identity: dict[str, Any],
-    folder: Path,
-    publication: Publication | None,
-    measured: Profiler,
-) -> Run:
-    """Do what is still to do of a run, and write its folder.
-
-    Raises:
-        RunStopped: the folder cannot be written, or something broke that nobody expected.
-    """
-    started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
-    parts = Parts(folder, job.properties)
-    left = outstanding(parts, sources, retry_failed=settings.retry_failed)
-    todo = left.sources
-    heading = f"{job.name}: {len(sources)} images, detector {services.detector}, model {services.model}"
-    if len(todo) < len(sources):
-        heading += f"; {len(sources) - len(todo)} are done already"
-    console.print(heading, highlight=False, soft_wrap=True)
-    manifest = begun(folder, started, identity, settings, job, services)
-    run_folder.write_manifest(folder, manifest)
-    if publication:
-        publication.begin()
-    listed = {source.shown for source in sources}
-    stop = Stop()
-    held = Held(settings.bytes_in_flight, stop)
-    account = measured.flow_begins(settings, job, len(todo)) if todo else Account.nowhere()
-    clients = make_clients(settings, job, services, stop, account)
-    measured.tell_queue(clients.model.http.hear_queue)
-    held.pending = lambda: clients.model.http.pending
-    collector = Collector(parts, Progress(total=len(todo)), account)
-    with Watchdog(folder, settings.stall_limit_s, stop, clients) as watchdog:
-        with OneInterrupt(stop) as interrupt:
+        Raises:
+            FlowFailed: there are no more, because of an error.
+            OSError: a part cannot be written.
+        """
+        progress, cancellation = self.collector.progress, self.runtime.cancellation
+        while cancellation.reason is None:
             try:
-                with display.live(console, collector.progress) as shown, daft_plan.recorded(folder, settings.profile):
-                    if todo:
-                        stream = Stream(rows(left, reader, job, clients, folder, stop, held, account))
-                        follow(stream, collector, clients, settings, stop, watchdog, shown)
-            except Exception as error:
-                stop.pull(explain(error, folder))
-            interrupt.hold()
-            reason = stop.reason
-            measured.flow_ended()
-            # Beside what is to be written: it may take seconds, and has to begin before Daft's event loop is gone.
-            closing = threading.Thread(target=clients.close, name="closing", daemon=True)
-            closing.start()
-            watchdog.now(f"writing the rows into {folder}")
-            with kept(folder, manifest, reason):
-                written = write_rows(folder, parts, listed, watchdog.moved)
-                unended = max(len(todo) - collector.progress.done, len(listed) - written["images"].num_rows)
-                manifest |= {"seconds": round(time.perf_counter() - clock, 3), "done_before": len(sources) - len(todo)}
-                manifest |= outcome(reason or lost(unended, len(listed)))
-                manifest |= ended(written, len(listed), job)
-                run_folder.write_manifest(folder, manifest)
-        measured.finish()
-        closing.join()
-        measured.phase(profiler.REPORT)
-        watchdog.now(f"writing the report into {folder}")
-        write_report(folder, manifest, written, job, sources, reader, left.paths, console, watchdog.moved)
-        run_folder.point_latest_at(folder)
-        measured.write(folder)
-        if publication:
-            watchdog.now(f"publishing to {publication.address}")
-            published = publication.publish(watchdog.moved)
-            console.print(f"published {published} files to {publication.address}", highlight=False, soft_wrap=True)
-    return Run(folder, manifest)
+                row = stream.take(TICK_S)
+            except StopIteration:
+                return
+            if cancellation.reason is not None:
+                return  # a row after the cancellation is not counted: the next run does it
+            if row is not None:
+                self.collector.add(row)
+                self.watchdog.moved()
+            elif away := self.clients.away():
+                self.watchdog.moved()  # an outage has a limit of its own
+                shown.note(f"waiting for the {' and the '.join(away)} to come back")
+            if progress.failure_rate() > self.settings.failure_limit:
+                cancellation.cancel(
+                    f"{progress.failure_rate():.0%} of the rows failed at a service, more than SPOTTER_FAILURE_LIMIT: "
+                    "see the reasons below, then run again with --retry-failed"
+                )
+            shown.update()
 
+    def commit(self) -> None:
+        """Commit the last part, write both tables, and say in run.json how the run ended.
 
-@contextmanager
-def kept(folder: Path, manifest: dict[str, Any], reason: str | None) -> Iterator[None]:
-    """Let run.json say that the run was stopped, and why, when the rows cannot be written.
+        Raises:
+            RunStopped: the rows cannot be written; run.json says why, where that can be.
+        """
+        self.interrupt.hold()
+        reason = self.runtime.cancellation.reason
+        # From another thread: closing may take seconds, and has to begin before Daft's event loop is gone.
+        self.closing = threading.Thread(target=self.clients.close, name="closing", daemon=True)
+        self.closing.start()
+        self.watchdog.now(f"writing the rows into {self.folder}")
+        with self._stopped_in_manifest(reason):
+            parts, images = self.collector.parts, {source.shown for source in self.sources}
+            parts.commit()
+            self.watchdog.moved()
+            self.tables = parts.merge(images)
+            for name, table in self.tables.items():
+                self.watchdog.moved()
+                write_table(table, self.folder / f"{name}.parquet")
+            todo = len(self.resume_plan.sources)
+            unended = max(todo - self.collector.progress.done, len(images) - self.tables["images"].num_rows)
+            seconds = round(time.perf_counter() - self.clock, 3)
+            self.manifest |= {"seconds": seconds, "done_before": len(self.sources) - todo}
+            self.manifest |= outcome(reason or lost(unended, len(images)))
+            self.manifest |= ended(self.tables, len(images), self.job)
+            run_folder.write_manifest(self.folder, self.manifest)
+        log.info("%s after %.1f s: %s", self.manifest["status"], seconds, json.dumps(self.manifest["counts"]))
 
-    Raises:
-        RunStopped: they cannot be.
-    """
-    try:
-        yield
-    except Exception as error:
-        reason = explain(error, folder) if reason in (None, INTERRUPTED) else reason
-        with suppress(OSError):
-            run_folder.write_manifest(folder, manifest | {"status": STOPPED, "reason": reason})
-        raise RunStopped(f"{reason}; what was committed until then is safe") from error
+    @contextmanager
+    def _stopped_in_manifest(self, reason: str | None) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            reason = explain(error, self.folder) if reason in (None, INTERRUPTED) else reason
+            with suppress(OSError):
+                run_folder.write_manifest(self.folder, self.manifest | {"status": STOPPED, "reason": reason})
+            raise RunStopped(f"{reason}; what was committed until then is safe") from error
+
+    def report(self) -> None:
+        """Write the report and the profile."""
+        self.profiler.finish()
+        self.closing.join()
+        self.profiler.phase(profiler.REPORT)
+        self.watchdog.now(f"writing the report into {self.folder}")
+        pictures = Pictures(self.sources, self.reader, self.resume_plan.paths)
+        write_report(self.folder, self.manifest, self.tables, self.job, pictures, self.console, self.watchdog.moved)
+        run_folder.point_latest_at(self.folder)
+        self.profiler.write(self.folder)
+
+    def publish(self) -> None:
+        """Copy the folder to the bucket that the settings name, if they do.
+
+        Raises:
+            RunStopped: the bucket does not take it; the folder is complete.
+        """
+        if self.publication:
+            self.watchdog.now(f"publishing to {self.publication.address}")
+            published = self.publication.publish(self.watchdog.moved)
+            self.say(f"published {published} files to {self.publication.address}")

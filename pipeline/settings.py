@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dotenv import dotenv_values
 from pydantic import AnyHttpUrl, ByteSize, Field, SecretStr, ValidationError, field_validator
@@ -109,6 +109,9 @@ class Settings(BaseSettings):
         description="longest without any row ending before the run is stopped; above 2 x attempts x request timeout",
     )
     failure_limit: float = Field(0.5, ge=0, le=1, description="stop when a larger share of rows fails at a service")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="the least that run.log in the run's folder records"
+    )
     retry_failed: bool = Field(False, description="do again what failed before")
     force: bool = Field(False, description="begin anew in the run's folder")
     profile: bool = Field(

@@ -1,49 +1,87 @@
-"""Both services' clients, with the settings' limits."""
+"""The clients of both services, with the settings' limits."""
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from pipeline.clients.detector import DetectorClient
 from pipeline.clients.http import HttpClient, Limits
 from pipeline.clients.model import ModelClient
-from pipeline.clients.probe import Services, model_headers
+from pipeline.clients.server_load import RUNNING, WAITING, LoadPoller, Reading, Server
 from pipeline.job import Job
-from pipeline.metrics.stage import Account
-from pipeline.runtime.cancellation import Stop
+from pipeline.metrics.stage import ASK, DETECT
+from pipeline.runtime.runtime import Runtime
 from pipeline.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
 class Clients:
-    """The two services, bounded."""
+    """The two services' clients, and the poller of the servers' load."""
 
     detector: DetectorClient
     model: ModelClient
+    load: LoadPoller
+
+    @property
+    def http(self) -> tuple[HttpClient, HttpClient]:
+        """Both services' connections."""
+        return self.detector.http, self.model.http
 
     def close(self) -> None:
-        """Close all connections."""
-        self.detector.http.close()
-        self.model.http.close()
+        """Stop polling and close all connections."""
+        self.load.stop()
+        for http in self.http:
+            http.close()
+        self.load.finish()
 
     def waiting_for(self) -> str:
         """What the clients wait for now, in words."""
-        states = []
-        for http in (self.detector.http, self.model.http):
-            if http.connection is None:
-                continue
-            slots, away = http.connection.slots, http.connection.outage.since is not None
-            states.append(f"{http.name}: " + ("away" if away else f"{slots.in_flight} requests in flight"))
+        states = [
+            f"{http.name}: " + ("away" if away(http) else f"{http.connection.limiter.in_flight} requests in flight")
+            for http in self.http
+            if http.connection
+        ]
         return ", ".join(states) or "the first image"
 
     def away(self) -> list[str]:
-        """The services that are not there now."""
-        clients = (self.detector.http, self.model.http)
-        return [http.name for http in clients if http.connection and http.connection.outage.since is not None]
+        """The services that are away now."""
+        return [http.name for http in self.http if away(http)]
+
+    def tasks(self) -> str:
+        """Where the tasks of the clients' event loops wait, and how many at each place: a line a place."""
+        places: Counter[str] = Counter()
+        for loop in {http.connection.loop for http in self.http if http.connection}:
+            with suppress(RuntimeError):  # tasks come and go meanwhile
+                places.update(where(task.get_coro()) for task in asyncio.all_tasks(loop))
+        return "".join(f"{number} tasks: {place}\n" for place, number in places.most_common())
 
 
-def make_clients(settings: Settings, job: Job, services: Services, stop: Stop, account: Account) -> Clients:
-    """Clients with the settings' limits; their requests are noted in the account."""
+def away(http: HttpClient) -> bool:
+    """Whether a service is away now."""
+    return http.connection is not None and http.connection.breaker.since is not None
+
+
+def where(waiting: Any) -> str:
+    """The lines at which a coroutine, and what it awaits, stand: the outermost first."""
+    lines = []
+    while (frame := getattr(waiting, "cr_frame", None)) is not None:
+        lines.append(f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {frame.f_code.co_name}")
+        waiting = waiting.cr_await
+    return " > ".join(lines) or "done"
+
+
+def model_headers(settings: Settings) -> dict[str, str]:
+    """The headers that the model server wants."""
+    return {"Authorization": f"Bearer {settings.api_key.get_secret_value()}"} if settings.api_key else {}
+
+
+def make_clients(settings: Settings, job: Job, model: str, runtime: Runtime) -> Clients:
+    """Clients with the settings' limits; `model` is the model's name at its server, whose queue steers the limiter."""
 
     def limits(concurrency: int) -> Limits:
         return Limits(concurrency, settings.request_timeout_s, settings.attempts, outage_s=settings.outage_limit_s)
@@ -52,16 +90,26 @@ def make_clients(settings: Settings, job: Job, services: Services, stop: Stop, a
         str(settings.detector_url),
         limits(settings.detector_concurrency),
         name="detector",
-        stop=stop,
-        account=account.detect,
+        cancellation=runtime.cancellation,
+        metrics=runtime.metrics.stages[DETECT],
     )
-    model = HttpClient(
+    model_http = HttpClient(
         str(settings.model_url),
         limits(settings.model_concurrency),
         name="model server",
         check_path="/models",
         headers=model_headers(settings),
-        stop=stop,
-        account=account.ask,
+        cancellation=runtime.cancellation,
+        metrics=runtime.metrics.stages[ASK],
     )
-    return Clients(DetectorClient(detector, job.label, job.threshold), ModelClient(model, services.model, job))
+    servers = {"detector": Server(detector.base_url), "model": Server(model_http.base_url)}
+
+    def steer(reading: Reading) -> None:
+        model_http.hear_queue(reading.get(RUNNING, 0.0), reading.get(WAITING, 0.0))
+
+    servers["model"].listeners.append(steer)
+    return Clients(
+        DetectorClient(detector, job.label, job.threshold),
+        ModelClient(model_http, model, job),
+        LoadPoller(servers),
+    )

@@ -8,15 +8,20 @@ import msgpack
 from pydantic import BaseModel, FiniteFloat, PositiveInt
 
 from pipeline.clients.http import HttpClient
+from pipeline.errors import RowError
 
 
-@dataclass(frozen=True, slots=True)
-class Box:
-    """A detection: `xyxy` in pixels of the image that was sent, upright."""
+class BadReply(RowError):
+    """The detector answered in another form than its protocol."""
 
-    xyxy: tuple[float, float, float, float]
+
+class Box(BaseModel):
+    """A detection as the service sends it; a box of NaN or infinity fails alone, when it is cropped."""
+
+    box: tuple[float, float, float, float]
+    """`xyxy` in pixels of the image that was sent, upright."""
     label: str
-    score: float | None
+    score: FiniteFloat | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +40,10 @@ class Detected:
     """Of the request that was answered."""
 
 
-class Found(BaseModel):
-    """A detection, as the service sends it. A box that is no box (NaN, infinite) fails alone, when it is to be cut."""
-
-    box: tuple[float, float, float, float]
-    label: str
-    score: FiniteFloat | None
-
-
 class Answer(BaseModel):
     """The service's answer, checked: what no column can hold fails its image here, and not the run later."""
 
-    boxes: list[Found]
+    boxes: list[Box]
     width: PositiveInt
     height: PositiveInt
     model: str
@@ -67,16 +64,18 @@ class DetectorClient:
 
         Raises:
             RequestFailed: the service refused the image or the label, or could not be reached.
-            ValueError: it answered in another form.
+            BadReply: it answered in another form.
         """
         body = msgpack.packb({"image": image, "label": self.label, "threshold": self.threshold})
         reply = await self.http.post("/detect", body, "application/msgpack")
-        answer = Answer.model_validate(msgpack.unpackb(reply.body))
-        boxes = [Box(found.box, found.label, found.score) for found in answer.boxes]
+        try:
+            answer = Answer.model_validate(msgpack.unpackb(reply.body))
+        except (ValueError, LookupError, TypeError, msgpack.UnpackException) as error:
+            raise BadReply(f"unexpected answer: {type(error).__name__}: {error}", reply.attempts) from error
         # A detector without scores keeps its order; ties are broken by place, so that two runs agree.
-        boxes.sort(key=lambda box: (-(box.score or 0.0), box.xyxy))
+        answer.boxes.sort(key=lambda box: (-(box.score or 0.0), box.box))
         return Detected(
-            boxes,
+            answer.boxes,
             answer.width,
             answer.height,
             answer.model,

@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import random
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import aiohttp
 import tenacity
 
-from pipeline.clients.limiter import Slots
-from pipeline.clients.outage import Outage
+from pipeline.clients.circuit_breaker import CircuitBreaker
+from pipeline.clients.limiter import AdaptiveLimiter
 from pipeline.clients.sockets import make_socket
-from pipeline.metrics.stage import StageAccount, Unaccounted
-from pipeline.runtime.cancellation import Stop
+from pipeline.errors import RowError
+from pipeline.metrics.stage import NoStageMetrics, StageMetrics
+from pipeline.runtime.cancellation import CancellationToken
+from pipeline.runtime.in_process import InProcess
+
+log = logging.getLogger(__name__)
 
 # Statuses that a later try can change: a full queue, a server that restarts or is behind.
 TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -51,12 +55,8 @@ class Reply:
     """Of the last request, from sending it to its last byte; waiting for a free slot is not in it."""
 
 
-class RequestFailed(Exception):
-    """A request came to no good end; the message names status or error, and `attempts` how often it was tried."""
-
-    def __init__(self, reason: str, attempts: int) -> None:
-        super().__init__(reason)
-        self.attempts = attempts
+class RequestFailed(RowError):
+    """A request failed for good; the message names the status or the error."""
 
 
 class Temporary(Exception):
@@ -108,15 +108,15 @@ class Connection:
 
     loop: asyncio.AbstractEventLoop
     session: aiohttp.ClientSession
-    slots: Slots
-    outage: Outage
+    limiter: AdaptiveLimiter
+    breaker: CircuitBreaker
 
 
-class HttpClient:
-    """POST to one service, within limits.
+class HttpClient(InProcess):
+    """POSTs to one service, within limits.
 
-    `name` is what people call the service, `check_path` answers 200 to a GET when it is there. One instance serves one
-    event loop; what belongs to that is made at the first request, so an instance can be pickled to where it is used.
+    `name` is what people call the service; a GET of `check_path` answers 200 when it is there. One instance serves one
+    event loop, whose session and limiter it makes at the first request.
     """
 
     def __init__(
@@ -127,36 +127,33 @@ class HttpClient:
         name: str = "server",
         check_path: str = "/",
         headers: dict[str, str] | None = None,
-        stop: Stop | None = None,
-        account: StageAccount | None = None,
+        cancellation: CancellationToken | None = None,
+        metrics: StageMetrics | None = None,
     ) -> None:
         self.base_url = base_url.rstrip("/")
         self.limits = limits
         self.name = name
         self.check_path = check_path
         self.headers = headers or {}
-        self.stop = stop or Stop()
-        self.account = account or Unaccounted()
+        self.cancellation = cancellation or CancellationToken()
+        self.metrics = metrics or NoStageMetrics()
         self.connection: Connection | None = None
-        self.pending = 0
-        """Requests that have not come to an end: at the server, or waiting for a slot, a pause or the server."""
 
-    def __getstate__(self) -> dict[str, Any]:
-        """All but what belongs to an event loop, or to this process's account of the run."""
-        return self.__dict__ | {"connection": None, "account": Unaccounted(), "pending": 0}
+    def allowed(self) -> float:
+        """How many requests may be at the server now."""
+        return self.connection.limiter.limit if self.connection else self.limits.concurrency
 
     def connect(self) -> Connection:
         """The connection of the running event loop, made at the first call."""
         if self.connection is None:
             session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, socket_factory=make_socket),  # bounded by the slots
+                connector=aiohttp.TCPConnector(limit=0, socket_factory=make_socket),  # the limiter bounds them
                 timeout=aiohttp.ClientTimeout(total=self.limits.timeout_s, sock_connect=self.limits.connect_s),
                 headers=self.headers,
             )
-            outage = Outage(self.name, self.is_there, self.limits.outage_s, self.stop)
-            slots = Slots(self.limits.concurrency)
-            self.account.allowed = lambda: slots.limit
-            self.connection = Connection(asyncio.get_running_loop(), session, slots, outage)
+            breaker = CircuitBreaker(self.name, self.is_there, self.limits.outage_s, self.cancellation)
+            limiter = AdaptiveLimiter(self.limits.concurrency)
+            self.connection = Connection(asyncio.get_running_loop(), session, limiter, breaker)
         return self.connection
 
     async def is_there(self) -> bool:
@@ -173,10 +170,9 @@ class HttpClient:
 
         Raises:
             RequestFailed: the server refused it, or all attempts failed.
-            Stopped: the run is ending.
+            Cancelled: the run is ending.
         """
         connection = self.connect()
-        self.pending += 1
         try:  # the common case, without the machinery of retries
             data, latency_s = await self._reach(connection, path, body, content_type)
             return Reply(data, 1, latency_s)
@@ -184,8 +180,6 @@ class HttpClient:
             raise RequestFailed(str(error), 1) from error
         except Temporary as error:
             return await self._again(connection, error, path, body, content_type)
-        finally:
-            self.pending -= 1
 
     async def _again(
         self, connection: Connection, first: Temporary, path: str, body: bytes, content_type: str
@@ -196,7 +190,7 @@ class HttpClient:
             retry=tenacity.retry_if_exception_type(Temporary),
             wait=wait_time,
             stop=tenacity.stop_after_attempt(self.limits.attempts),
-            before_sleep=lambda state: self.account.arrive(time.perf_counter()),
+            before_sleep=self._before_retry,
             reraise=True,
         )
         try:
@@ -211,30 +205,35 @@ class HttpClient:
             raise RequestFailed(str(error), attempt) from error
         raise AssertionError("tenacity ends with a result or an error")
 
+    def _before_retry(self, state: tenacity.RetryCallState) -> None:
+        self.metrics.arrive(time.perf_counter())
+        reason = state.outcome.exception() if state.outcome else None
+        log.debug("%s, attempt %d: %s", self.name, state.attempt_number, reason)
+
     async def _reach(self, connection: Connection, path: str, body: bytes, content_type: str) -> tuple[bytes, float]:
         """One try that reaches the server: while nobody is there, it waits and does not count."""
         while True:
-            await connection.outage.over()
-            async with connection.slots as sent_in:
-                if connection.outage.since is not None:  # since this one has waited for its turn
+            await connection.breaker.closed()
+            async with connection.limiter as sent_in:
+                if connection.breaker.since is not None:  # since this one has waited for its turn
                     continue
-                self.stop.check()
-                began, data = self.account.begin(), b""
+                self.cancellation.check()
+                began, data = self.metrics.begin(), b""
                 try:
                     data = await self._send(connection, sent_in, path, body, content_type)
                 except Unreachable as error:
                     if not self.limits.outage_s:
                         raise Temporary(str(error)) from error
-                    connection.outage.begin(str(error))
-                    self.account.arrive(time.perf_counter())
+                    connection.breaker.open(str(error))
+                    self.metrics.arrive(time.perf_counter())
                     continue
                 except NoAnswer as error:
-                    if self.limits.outage_s and await connection.outage.suspect(str(error)):
-                        connection.slots.died()
+                    if self.limits.outage_s and await connection.breaker.suspect(str(error)):
+                        connection.limiter.died()
                     raise
                 finally:
-                    ended = self.account.end(began, len(body), len(data))
-                connection.slots.answered()
+                    ended = self.metrics.end(began, len(body), len(data))
+                connection.limiter.answered()
                 return data, ended - began
 
     async def _send(self, connection: Connection, sent_in: int, path: str, body: bytes, content_type: str) -> bytes:
@@ -258,7 +257,7 @@ class HttpClient:
         if response.status not in TEMPORARY:
             raise Refused(reason)
         if response.status in TOO_MANY:
-            connection.slots.refused(sent_in)
+            connection.limiter.refused(sent_in)
         retry_after_s = retry_after(response.headers.get("Retry-After"))
         if retry_after_s > LONGEST_RETRY_AFTER_S:
             raise Refused(f"{reason} (Retry-After: {retry_after_s:g} s)")
@@ -268,7 +267,7 @@ class HttpClient:
         """The server says how many requests it runs and how many wait there; to be called from another thread."""
         if self.connection is not None:
             with contextlib.suppress(RuntimeError):  # the loop was closed: the run is at its end
-                self.connection.loop.call_soon_threadsafe(self.connection.slots.queue, running, waiting)
+                self.connection.loop.call_soon_threadsafe(self.connection.limiter.queue, running, waiting)
 
     async def aclose(self) -> None:
         """Close the connections, on the loop that opened them; the client cannot be used again."""

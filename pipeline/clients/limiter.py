@@ -1,9 +1,9 @@
-"""How many requests may be at a server: a fixed bound, and below it what the server can take.
+"""The adaptive limiter: how many requests may be at a server.
 
-A server tells that in two ways. By its answers: 429 (the detector's queue is full) or 503 (vLLM's is, whose length the
-presets bound with max-num-queued-reqs). And beforehand by its metrics, where they can be read: how many requests it
-runs, and how many wait for that. A short queue is wanted, since it keeps the server's batches full; in a long one
-requests only spend their time limit, and so do those of others who share the server.
+There is a fixed bound, and below it the server decides, in two ways. By its answers: 429 (the detector's queue is full)
+or 503 (vLLM's queue, whose length the presets bound by max-num-queued-reqs). And earlier by its metrics, where they can
+be read: how many requests it runs, and how many wait. A short queue is wanted: it keeps the server's batches full. In a
+long queue requests only use up their time limit, and so do those of others who share the server.
 """
 
 from __future__ import annotations
@@ -12,44 +12,45 @@ import asyncio
 from collections import deque
 from types import TracebackType
 
-# A server that refuses gets this share of the requests from then on, and one more for each round of answers. Additive
-# increase and multiplicative decrease is what lets many clients share a server (Chiu and Jain, 1989; TCP's choice). The
-# increase grows by one with each round without a refusal, in the way of H-TCP: from 1 to 256 it is 26 rounds, not 255.
+# After a refusal the server gets this share of the requests, and one more for each round of answers. Additive increase
+# and multiplicative decrease let many clients share a server (Chiu and Jain, 1989; TCP does the same). The increase
+# grows by one with each round without a refusal, as in H-TCP: from 1 to 256 takes 26 rounds, not 255.
 DECREASE = 0.7
 
-# As many requests may wait in the server as it runs: whatever ends is followed at once, even if all end together.
+# As many requests may wait in the server as it runs: each one that ends is followed at once, even if all end together.
 WAITING_PER_RUNNING = 1.0
 
-# So many requests are a long queue for nobody. It also is what is left beside others who queue without end.
+# Never throttle below 8 requests for a queue: that is a short queue for any server, and a share beside clients that do
+# not throttle.
 LEAST_IN_QUEUE = 8
 
 
-class Slots:
-    """At most `most` requests in flight; fewer while the server refuses some for being too many, or lets many wait.
+class AdaptiveLimiter:
+    """At most `most` requests in flight; fewer while the server refuses some for being too many, or queues many.
 
-    Use as an asynchronous context manager around one request; what that gives goes back with `refused`. Belongs to one
-    event loop.
+    An asynchronous context manager around one request; `refused` takes the number that it gives. Belongs to one event
+    loop.
     """
 
     def __init__(self, most: int) -> None:
         self.most = most
         self.in_flight = 0
         self._taken = float(most)
-        """What the server took without refusing any."""
+        """The limit by refusals."""
         self._queued = float(most)
-        """With so many its queue is not too long."""
+        """The limit by the server's queue."""
         self._cuts = 0
         self._rounds = 0.0
         """Rounds of answers since the last refusal."""
         self._room = 1.0
-        """By which factor there was room for more, or too little, when the queue was last looked at."""
+        """At the last look: by which factor the requests in flight could grow (above 1) or had to shrink."""
         self._regain = 0.0
-        """Below this the limit grows fast: the server had as many before it died, and did not mind."""
+        """Below this the limit grows fast: the server took as many before it died."""
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     @property
     def limit(self) -> float:
-        """The requests that may be in flight now; the whole ones of them count."""
+        """The requests that may be in flight now, a fraction until it is rounded down."""
         return min(self._taken, self._queued)
 
     async def __aenter__(self) -> int:
@@ -60,7 +61,7 @@ class Slots:
         turn = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         try:
-            await turn  # whoever gives a slot away has counted it for us
+            await turn  # `_admit` has counted it
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
                 self.in_flight -= 1
@@ -76,7 +77,7 @@ class Slots:
         self._admit()
 
     def _admit(self) -> None:
-        """Give free slots to those who wait."""
+        """Let as many waiting requests go as the limit allows."""
         while self._waiting and self.in_flight < int(self.limit):
             turn = self._waiting.popleft()
             if not turn.done():
@@ -84,21 +85,21 @@ class Slots:
                 turn.set_result(None)
 
     def answered(self) -> None:
-        """The server took a request: a round of answers allows some more, and after its death each of them does."""
+        """The server took a request: each round of answers raises the limit, and after a death each answer does."""
         self._rounds += 1 / self._taken
         more = 1.0 if self._taken < self._regain else max(self._rounds, 1.0) / self._taken
         self._taken = min(self._taken + more, float(self.most))
 
     def died(self) -> None:
-        """The server went down under the requests in flight: one of them may be why. Send few, so that it is soon
-        alone, and does not take others' attempts."""
+        """The server went down, perhaps by one of the requests in flight. Send few, so that this one is soon alone and
+        does not use up the attempts of others."""
         self._regain, self._rounds = self.limit, 0.0
         self._taken = max(self.limit / 8, 1.0)
 
     def refused(self, sent_in: int) -> None:
-        """The server had too many requests in the round in which this one was sent: allow fewer, once for the round.
+        """The server refused a request for being one too many: cut the limit once for the round in which it was sent.
 
-        Those that were sent before the last cut tell nothing new: a full queue refuses all that come at that moment.
+        Refusals of requests that were sent before the last cut tell nothing new: a full queue refuses many at once.
         """
         if sent_in != self._cuts:
             return

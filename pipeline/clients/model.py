@@ -15,20 +15,21 @@ import pyarrow as pa
 
 from pipeline.clients.completion import PICTURE, completion_request
 from pipeline.clients.http import HttpClient
+from pipeline.errors import RowError
 from pipeline.job import Job
+from pipeline.runtime.in_process import InProcess
 from pipeline.tables import answer_type, answer_value
 
 # What an answer cost, as a server tells it in `usage`, if it does.
 TOKENS = ("prompt_tokens", "completion_tokens")
 
 
-class BadAnswer(Exception):
+class BadAnswer(RowError):
     """The model answered, but not with what the job's schema asks for; `raw` is its text."""
 
     def __init__(self, reason: str, raw: str | None, attempts: int) -> None:
-        super().__init__(reason)
+        super().__init__(reason, attempts)
         self.raw = raw
-        self.attempts = attempts
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ def data_url(image: bytes, media_type: str = "image/jpeg") -> str:
     return f"data:{media_type};base64,{base64.b64encode(image).decode()}"
 
 
-class ModelClient:
+class ModelClient(InProcess):
     """Asks the job's question about crops, in the job's form."""
 
     def __init__(self, http: HttpClient, model: str, job: Job) -> None:
@@ -61,10 +62,6 @@ class ModelClient:
         # All requests are the same but for the picture; writing each as JSON took a tenth of the CPU.
         body = json.dumps(self.request).encode()
         self.around_picture = body.split(json.dumps(PICTURE)[1:-1].encode())
-
-    def __reduce__(self) -> tuple[type[ModelClient], tuple[HttpClient, str, Job]]:
-        """A copy elsewhere compiles the schema anew."""
-        return ModelClient, (self.http, self.request["model"], self.job)
 
     async def ask(self, crop: bytes) -> Answer:
         """Ask the job's question about one JPEG.

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import aiohttp
 from PIL import Image
 
-from pipeline.clients.detector import Detected, DetectorClient
+from pipeline.clients.connect import model_headers
+from pipeline.clients.detector import BadReply, Detected, DetectorClient
 from pipeline.clients.http import HttpClient, Limits, RequestFailed, describe
 from pipeline.clients.model import BadAnswer, ModelClient
 from pipeline.errors import UsageError
@@ -45,11 +46,6 @@ def blank_jpeg() -> bytes:
     encoded = io.BytesIO()
     Image.new("RGB", (64, 64), (127, 127, 127)).save(encoded, "JPEG")
     return encoded.getvalue()
-
-
-def model_headers(settings: Settings) -> dict[str, str]:
-    """The headers that the model server wants."""
-    return {"Authorization": f"Bearer {settings.api_key.get_secret_value()}"} if settings.api_key else {}
 
 
 async def find_model(settings: Settings) -> tuple[str, str | None]:
@@ -106,7 +102,7 @@ async def try_detector(settings: Settings, job: Job) -> Detected:
             f"detector {http.base_url} cannot be used ({error}): start the stack with 'make up', "
             "or set SPOTTER_DETECTOR_URL"
         ) from error
-    except (ValueError, LookupError, TypeError) as error:
+    except BadReply as error:
         raise UsageError(f"detector {http.base_url} answers in another form than Spotter's detector service") from error
     finally:
         await http.aclose()

@@ -14,7 +14,8 @@ from statistics import fmean
 
 from pipeline.metrics.bottleneck import FULL
 from pipeline.metrics.profile import Advice, Machine, Stage
-from pipeline.metrics.stage import ASK, CROP, DETECT, POOLED, READ, STAGES, STORE, Traced
+from pipeline.metrics.stage import ASK, CROP, DETECT, POOLED, READ, STAGES, STORE
+from pipeline.metrics.traces import TracedStep
 
 # A lever for less than this share of the wall time is not worth a change.
 WORTH = 0.05
@@ -51,7 +52,7 @@ class Evidence:
     services: Mapping[str, Mapping[str, float]]
     settings: Mapping[str, str | int | float | bool | None]
     machine: Machine
-    steps: Sequence[Traced]
+    steps: Sequence[TracedStep]
     pipeline_cpu: float
     """Cores that the pipeline took, mean over the flow."""
     host_cpu: float

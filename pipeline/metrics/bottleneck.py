@@ -1,14 +1,14 @@
-"""Which stage holds a run up, moment by moment.
+"""Bottleneck attribution: which stage limits the run, moment by moment.
 
 At each moment one resource limits the flow. Stages hold each other back: rows pile up before the one that limits, the
-ones after it starve, and those before it fill the space between and then stand still. So the blame goes
+stages after it starve, and those before it fill the space between and then stand still. So a moment is attributed
 
-1. to the most downstream stage that has all the work it may have. An earlier one that is busy, too, only fills queues.
-   Synchronous stages share a pool of threads: when the pool is full they are to blame by the threads that they take.
+1. to the most downstream stage that works on as many rows as it may. An earlier busy stage only fills queues.
+   Synchronous stages share a pool of threads: when the pool is full, each counts by the threads that it takes.
 2. when there is none (the first rows, the last ones, few rows): to the most upstream stage that works, because its
-   rows have the longest way to go, and to the next one for the part of the time in which that one rests.
-3. when nobody works: to the service before which rows wait, for an outage to end or until a try may be repeated; or
-   else to reading, while there are images left: a store is sending them.
+   rows have the longest way to go, and to the next stage for the part of the time in which that one rests.
+3. when nobody works: to the service before which rows wait, for an outage to end or a retry to be due; otherwise to
+   reading, while there are images left: a store is sending them.
 """
 
 from __future__ import annotations
@@ -67,14 +67,14 @@ def limiting(stages: Mapping[str, Moment], limits: Mapping[str, float]) -> dict[
 
 
 @dataclass
-class Blame:
-    """Wall time by the stage that is to blame for it."""
+class Attribution:
+    """Wall time by the stage that limits the run in it."""
 
     limits: Mapping[str, float]
-    """The work that each may have, now."""
+    """The rows that each may work on now."""
     cost_s: dict[str, float] = field(default_factory=dict)
 
     def add(self, seconds: float, stages: Mapping[str, Moment]) -> None:
-        """Blame someone for some seconds."""
+        """Attribute some seconds."""
         for name, share in limiting(stages, self.limits).items():
             self.cost_s[name] = self.cost_s.get(name, 0.0) + share * seconds

@@ -17,8 +17,8 @@ from daft import get_context
 from daft.subscribers import Subscriber
 from daft.subscribers.events import ExecutionStarted, Stats
 
+from pipeline.files import write_atomically
 from pipeline.metrics.profile import FILE
-from pipeline.output.run_folder import write_atomically
 
 PAGE = FILE.parent / "daft.md"
 NAME = "spotter-plan"

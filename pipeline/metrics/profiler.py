@@ -1,29 +1,26 @@
 """A run measures itself: its phases, its stages while they work, and at the end `profile/profile.json`.
 
-Measuring is meant to go on in every run. The phases are a clock reading each; the stages' notes and the sampler cost
-what `scripts/bench/accounting.py` measures.
+Every run is measured; `scripts/bench/accounting.py` measures what that costs. Measuring never steers a run.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
 
-from pipeline.job import Job
-from pipeline.metrics import services as service_metrics
+from pipeline.files import write_atomically
+from pipeline.metrics import services
 from pipeline.metrics.advice import Evidence
 from pipeline.metrics.diagnosis import diagnose
 from pipeline.metrics.gpu import Gpus
 from pipeline.metrics.profile import FILE, Machine, Phase, Profile, Span
 from pipeline.metrics.sampler import Sampler
-from pipeline.metrics.stage import Account
-from pipeline.output.run_folder import write_atomically
-from pipeline.settings import Settings
+from pipeline.metrics.stage import ASK, COLLECT, READ, RunMetrics
 
 # The phases of a run, in order. "start" lasts from the flow's beginning to its first row.
 LIST, PROBE, PREPARE, START, FLOW = "list", "probe", "prepare", "start", "flow"
@@ -37,12 +34,15 @@ def cores() -> int:
 
 
 class Profiler:
-    """Measures one run, from its construction to `write`."""
+    """Measures one run, from its construction to `write`; `enabled=False` measures nothing but the phases."""
 
-    def __init__(self) -> None:
+    def __init__(self, enabled: bool = True) -> None:
+        self.enabled = enabled
         self.zero = time.perf_counter()
         self.started = datetime.now(UTC).isoformat(timespec="seconds")
-        self.account = Account.nowhere()
+        self.metrics = RunMetrics.disabled()
+        self.servers = {"model": services.model_server(), "detector": services.detector()}
+        """Take the readings of the servers' metrics."""
         self._phases: list[tuple[str, float]] = []
         self._sampler: Sampler | None = None
         self._settings: dict[str, str | int | float | bool | None] = {}
@@ -52,53 +52,46 @@ class Profiler:
         """A phase begins, and the one before ends."""
         self._phases.append((name, time.perf_counter()))
 
-    def flow_begins(self, settings: Settings, job: Job, images: int) -> Account:
-        """The account for the stages of the flow over so many images; they are watched until `flow_ended`."""
-        self.phase(START)
-        self._settings = {
-            "SPOTTER_DETECTOR_CONCURRENCY": settings.detector_concurrency,
-            "SPOTTER_MODEL_CONCURRENCY": settings.model_concurrency,
-            "crop.max_side": job.crop.max_side,
-            "max_tokens": job.max_tokens,
-        }
-        services = {
-            "model": service_metrics.model_server(str(settings.model_url)),
-            "detector": service_metrics.detector(str(settings.detector_url)),
-        }
-        self.account = Account(settings.detector_concurrency, settings.model_concurrency, cores())
-        self._sampler = Sampler(self.account.stages, self.account.selection, services, self.zero, Gpus())
-        self._sampler.start()
-        self.account.read.arrive(time.perf_counter(), images)
-        self._main_cpu_s = time.thread_time()
-        return self.account
+    def measure(self, settings: dict[str, str | int | float | bool | None], limits: tuple[int, int]) -> RunMetrics:
+        """The metrics for the stages of a flow whose `limits` are the requests at detector and model.
 
-    def tell_queue(self, hear: Callable[[float, float], None]) -> None:
-        """From now on tell `hear` how many requests the model server runs, and how many wait there, at each reading.
-
-        Both are 0 where its metrics could not be read.
+        `settings`: those that tuning advice may name.
         """
-        if self._sampler is not None:
-            self._sampler.services["model"].tell = lambda now: hear(
-                now.get(service_metrics.RUNNING, 0.0), now.get(service_metrics.WAITING, 0.0)
-            )
+        self._settings = settings
+        if self.enabled:
+            self.metrics = RunMetrics.of(*limits, cores())
+        return self.metrics
+
+    def flow_begins(self, images: int, allowed: Mapping[str, Callable[[], float]]) -> None:
+        """The flow over so many images begins; `allowed`: how many rows each asking stage may send now."""
+        if not self.enabled:
+            return
+        self._sampler = Sampler(self.metrics, self.servers, allowed, self.zero, Gpus())
+        self._sampler.start()
+        for server in self.servers.values():
+            server.flowing = True
+        self.metrics.stages[READ].arrive(time.perf_counter(), images)
+        self._main_cpu_s = time.thread_time()
 
     def flow_ended(self) -> None:
-        """The flow has come to its end, or was cut short. Call it where `flow_begins` was: rows are collected there."""
+        """The flow has ended or was cut short. Call it in the thread of `flow_begins`: rows are collected there."""
         if self._sampler is not None:
-            self.account.collect.count(0, cpu_s=time.thread_time() - self._main_cpu_s)
+            self.metrics.stages[COLLECT].count(0, cpu_s=time.thread_time() - self._main_cpu_s)
             self._sampler.stop()
+            for server in self.servers.values():
+                server.flowing = False
         self.phase(WRITE)
 
     def finish(self) -> None:
-        """What was done is written: wait for the last that the services say of themselves."""
+        """The rows are written."""
         if self._sampler is not None:
             self.phase(FINISH)
-            self._sampler.finish()
+            self._sampler.gpus.close()
 
     @property
     def cpu_s(self) -> float:
-        """CPU time that watching took; the stages' notes, which are taken in their own threads, are not in it."""
-        return self._sampler.cpu_s + self._sampler.services_cpu_s if self._sampler else 0.0
+        """CPU time that the sampler took; the stages' own records are not in it."""
+        return self._sampler.cpu_s if self._sampler else 0.0
 
     def profile(self, run: str) -> Profile | None:
         """What was measured until now; None when there was no flow."""
@@ -106,23 +99,23 @@ class Profiler:
             return None
         ended = time.perf_counter()
         wall_s = ended - self.zero
-        stages = [stage.result(self.zero) for stage in self.account.stages.values()]
+        stages = [stage.result(self.zero) for stage in self.metrics.stages.values()]
         first = min((stage.first_s for stage in stages if stage.rows), default=wall_s)
         phases = list(self._split(ended, first))
         cost_s = {phase.name: phase.end_s - phase.start_s for phase in phases if phase.name != FLOW}
         memory = psutil.virtual_memory().total
         machine = Machine(cpus=cores(), memory_bytes=memory, gpus=self._sampler.gpus.names)
-        services = {
-            "model": service_metrics.of_model(self._sampler.services["model"], self.account.ask.busy_s or wall_s),
-            "detector": service_metrics.of_detector(self._sampler.services["detector"]),
+        reports = {
+            "model": services.of_model(self.servers["model"], self.metrics.stages[ASK].busy_s or wall_s),
+            "detector": services.of_detector(self.servers["detector"]),
         }
         samples = self._sampler.series.result()
-        steps = self.account.selection.steps()
+        steps = self.metrics.traces.steps()
         evidence = Evidence(
             wall_s=wall_s,
-            cost_s=cost_s | self._sampler.blame.cost_s,
+            cost_s=cost_s | self._sampler.attribution.cost_s,
             stages={stage.name: stage for stage in stages},
-            services=services,
+            services=reports,
             settings=self._settings,
             machine=machine,
             steps=steps,
@@ -147,7 +140,7 @@ class Profiler:
             settings=self._settings,
             phases=phases,
             stages=stages,
-            services={name: values for name, values in services.items() if values},
+            services={name: values for name, values in reports.items() if values},
             samples=samples,
             spans=spans,
             diagnosis=diagnose(evidence),

@@ -1,19 +1,19 @@
-"""Looks at a run some times a second: draws the stages' notes, says who is to blame, keeps a bounded series."""
+"""Looks at a run some times a second: aggregates stage metrics, attributes the bottleneck, keeps bounded series."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import psutil
 
-from pipeline.metrics.bottleneck import Blame, Moment
+from pipeline.metrics.bottleneck import Attribution, Moment
 from pipeline.metrics.gpu import Gpus
 from pipeline.metrics.profile import Samples
-from pipeline.metrics.services import TIMEOUT_S, Service
-from pipeline.metrics.stage import STAGES, Selection, StageAccount
+from pipeline.metrics.services import ServerSeries
+from pipeline.metrics.stage import STAGES, RunMetrics, StageMetrics
 
 # How often the stages are looked at, and blamed: after a 25th of the time since the beginning, within these bounds. A
 # run of seconds is told apart to a twentieth of one, and a long one pays four looks a second, some 0.1 ms of CPU each.
@@ -26,10 +26,6 @@ MOST_SAMPLES = 1200
 # Over less than this no use of CPU is told: the kernel counts the host's in hundredths of a second, and two of them
 # between looks that are milliseconds apart, as the last ones may be, read as several cores.
 LEAST_USAGE_S = 0.1
-# How often the services are asked for their metrics, which costs them a few milliseconds.
-SERVICES_S = 1.0
-# How long a run waits for them at its beginning and at its end: two services that answer just in time.
-SERVICES_LIMIT_S = 2 * TIMEOUT_S
 
 
 @dataclass
@@ -80,8 +76,8 @@ class Integrals:
     busy_s: float = 0.0
 
     @classmethod
-    def of(cls, stage: StageAccount, at: float) -> Integrals:
-        """As of the last draw, at `at`."""
+    def of(cls, stage: StageMetrics, at: float) -> Integrals:
+        """As of the last aggregate, at `at`."""
         return cls(at, stage.work_s, stage.waiting_s, stage.busy_s)
 
     def since(self, before: Integrals) -> Moment:
@@ -128,50 +124,43 @@ class Usage:
 
 
 class Sampler:
-    """A thread beside a run's flow."""
+    """A thread beside a run's flow that reads its stages; nothing that it does changes the run."""
 
     def __init__(
         self,
-        stages: Mapping[str, StageAccount],
-        selection: Selection,
-        services: Mapping[str, Service],
+        metrics: RunMetrics,
+        servers: Mapping[str, ServerSeries],
+        allowed: Mapping[str, Callable[[], float]],
         zero: float,
         gpus: Gpus,
     ) -> None:
-        self.stages = stages
-        self.selection = selection
-        self.services = services
+        """`allowed`: how many rows each stage that asks a service may send now; `zero`: when the run began."""
+        self.stages = metrics.stages
+        self.traces = metrics.traces
+        self.servers = servers
+        self.allowed = allowed
         self.zero = zero
         self.gpus = gpus
         self.series = Series()
-        self.blame = Blame({name: stage.limit for name, stage in stages.items()})
-        self.cpu_s = self.services_cpu_s = 0.0
-        """CPU time that looking at the stages and at the services took."""
+        self.attribution = Attribution({name: stage.limit for name, stage in self.stages.items()})
+        self.cpu_s = 0.0
+        """CPU time that looking took."""
         self._usage = Usage()
         self._stop = threading.Event()
         self._began = now = time.perf_counter()
-        self._tick = {name: Integrals.of(stage, now) for name, stage in stages.items()}
+        self._tick = {name: Integrals.of(stage, now) for name, stage in self.stages.items()}
         self._sample = dict(self._tick)
-        self._looking = threading.Thread(target=self._run, name="sampler", daemon=True)
-        self._asking = threading.Thread(target=self._ask_services, name="service metrics", daemon=True)
-        self._asked = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
 
     def start(self) -> None:
-        """Begin to look; the services are read once before, but a page that drips is not waited for."""
-        self._asking.start()
-        self._asked.wait(SERVICES_LIMIT_S)
-        self._looking.start()
+        """Begin to look."""
+        self._thread.start()
 
     def stop(self) -> None:
-        """Look at the stages a last time, and let the services be read once more, which `finish` waits for."""
+        """Look a last time."""
         self._stop.set()
-        self._looking.join()
+        self._thread.join()
         self._look(keep=True)
-
-    def finish(self) -> None:
-        """End, after `stop`."""
-        self._asking.join(SERVICES_LIMIT_S)
-        self.gpus.close()
 
     def _run(self) -> None:
         while not self._stop.wait(min(max(self._elapsed_s() / TICKS, SHORTEST_TICK_S), LONGEST_TICK_S)):
@@ -184,32 +173,19 @@ class Sampler:
         """Since the sampler was made."""
         return time.perf_counter() - self._began
 
-    def _ask_services(self) -> None:
-        self._ask_each(between=False)
-        self._asked.set()
-        while not self._stop.wait(SERVICES_S):
-            began = time.thread_time()
-            self._ask_each(between=True)
-            self.services_cpu_s += time.thread_time() - began
-        self._ask_each(between=False)
-
-    def _ask_each(self, between: bool) -> None:
-        for service in self.services.values():
-            service.look(between)
-
     def _look(self, keep: bool) -> None:
         now = time.perf_counter()
-        for stage in self.stages.values():
-            stage.draw(now)
-        self.selection.draw()
+        for name, stage in self.stages.items():
+            stage.aggregate(now, self.allowed[name]() if name in self.allowed else None)
+        self.traces.aggregate()
         integrals = {name: Integrals.of(stage, now) for name, stage in self.stages.items()}
         # Until the first row the flow only starts, which is a phase of its own and no stage's doing.
         first = min((stage.first for stage in self.stages.values() if stage.first is not None), default=now)
         since = max(self._tick[STAGES[0]].at, first)
         if now > since:
-            self.blame.limits = {name: stage.room for name, stage in self.stages.items()}
+            self.attribution.limits = {name: stage.allowed for name, stage in self.stages.items()}
             before = {name: replace(it, at=since) for name, it in self._tick.items()}
-            self.blame.add(now - since, {name: it.since(before[name]) for name, it in integrals.items()})
+            self.attribution.add(now - since, {name: it.since(before[name]) for name, it in integrals.items()})
         self._tick = integrals
         if keep and now > self._sample[STAGES[0]].at:
             values: dict[str, float | None] = {}
@@ -220,6 +196,6 @@ class Sampler:
             values |= self._usage.now()
             if (gpu := self.gpus.now()) is not None:
                 values |= {"gpu.utilisation": gpu[0], "gpu.memory_bytes": gpu[1]}
-            for service in self.services.values():
-                values |= {series: service.now.get(series) for series in service.gauges} if service.readings else {}
+            for server in self.servers.values():
+                values |= {series: server.now.get(series) for series in server.gauges} if server.readings else {}
             self.series.add(now - self.zero, values)

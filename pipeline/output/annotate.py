@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline.output.run_folder import whole
+from pipeline.files import whole
 from pipeline.sources.images import BadImage, decode
 from pipeline.sources.listing import Reader, Source
 from pipeline.sources.objects import StoreError

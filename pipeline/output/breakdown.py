@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.errors import RunStopped, UsageError
-from pipeline.output.run_folder import ERROR, write_atomically
+from pipeline.files import write_atomically
+from pipeline.output.run_folder import ERROR
+from pipeline.runtime.stream import FlowFailed
 
 # What an operating system says of a place that cannot be written, and what helps.
 MAKE_ROOM = "make room, then run again"
@@ -20,10 +22,6 @@ REMEDIES = {
 }
 # For what should not have happened.
 AGAIN = "run again to do the rest; if it comes again, it is a bug worth reporting"
-
-
-class FlowFailed(Exception):
-    """The flow ended with an error, which is its cause."""
 
 
 def explain(error: BaseException, folder: Path) -> str:

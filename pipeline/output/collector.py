@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline import tables
-from pipeline.metrics.stage import Account
+from pipeline.metrics.stage import COLLECT
+from pipeline.metrics.traces import TracedStep, row_name
+from pipeline.output import rows
 from pipeline.output.parts import Parts
 from pipeline.runtime.progress import Progress
+from pipeline.runtime.runtime import Runtime
 
 
 class Collector:
     """Holds the rows of an image until all of its detections have ended, then hands them to the parts."""
 
-    def __init__(self, parts: Parts, progress: Progress, account: Account) -> None:
+    def __init__(self, parts: Parts, progress: Progress, runtime: Runtime) -> None:
         self.parts = parts
         self.progress = progress
-        self.account = account
+        self.runtime = runtime
         self.open: dict[bytes, list[dict[str, Any]]] = {}
 
     def add(self, row: dict[str, Any]) -> None:
@@ -25,20 +27,23 @@ class Collector:
         Raises:
             OSError: a part cannot be written.
         """
-        began = self.account.collect.begin()
+        stage, traces = self.runtime.metrics.stages[COLLECT], self.runtime.metrics.traces
+        began = stage.begin()
         self._add(row)
-        self.account.finish(self.account.collect, began, key=row["key"], index=row["at"] and row["at"]["index"])
+        ended = stage.end(began)
+        if (key := row["key"]) is not None and traces.samples(key):
+            traces.add(key, TracedStep(COLLECT, row_name(key, row["index"]), began, ended))
 
     def _add(self, row: dict[str, Any]) -> None:
-        rows = self.open.setdefault(row["path"], [])
-        failed = row["image_failure"]
-        if row["at"] is not None:
-            rows.append(tables.detection_row(row, self.parts.schemas["detections"]))
-            self.progress.row(rows[-1]["stage"])
+        detections = self.open.setdefault(row["path"], [])
+        if row["index"] is not None:
+            detections.append(rows.detection_row(row, self.parts.schemas["detections"]))
+            self.progress.row(detections[-1]["stage"])
         else:
+            failed = row["image_failure"]
             self.progress.row(failed["stage"] if failed else None)
-        if len(rows) < (row["detections"] or 0):
+        if len(detections) < (row["detections"] or 0):
             return
-        image = tables.image_row(row)
-        self.progress.image(image["outcome"], rows)
+        image = rows.image_row(row)
+        self.progress.image(image["outcome"], detections)
         self.parts.add(image, self.open.pop(row["path"]))

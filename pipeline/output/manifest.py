@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections import Counter
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,63 @@ import pyarrow.compute as pc
 from pipeline import tables
 from pipeline.clients.probe import Services
 from pipeline.job import Job
-from pipeline.runtime.progress import count
+from pipeline.output.breakdown import AGAIN
+from pipeline.output.run_folder import differences, read_manifest
+from pipeline.runtime.interrupts import INTERRUPTED
 from pipeline.settings import Settings
 from pipeline.sources.listing import canonical
 
 VERSION = "0.1.0"
+
+# How a run ended; it ends as INTERRUPTED, too.
+COMPLETE = "complete"
+STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a run left behind."""
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    @property
+    def status(self) -> str:
+        """COMPLETE, INTERRUPTED or STOPPED."""
+        return str(self.manifest["status"])
+
+    @property
+    def answered(self) -> int:
+        """Detections with an answer."""
+        return int(self.manifest["counts"]["detections"][tables.ANSWERED])
+
+    @property
+    def succeeded(self) -> int:
+        """Rows that ended well: answered detections, and images without a detection."""
+        return self.answered + int(self.manifest["counts"]["images"][tables.NO_OBJECT])
+
+    @property
+    def failures(self) -> int:
+        """Images and detections that failed."""
+        counts = self.manifest["counts"]
+        return int(counts["images"][tables.FAILED] + counts["detections"][tables.FAILED])
+
+
+def count(written: dict[str, pa.Table], listed: int) -> dict[str, dict[str, int]]:
+    """The counts of run.json, from the tables themselves; each group's entries add up to its `total`."""
+    images = Counter(written["images"]["outcome"].to_pylist())
+    detections = Counter(written["detections"]["outcome"].to_pylist())
+    return {
+        "images": {
+            "total": listed,
+            **{outcome: images[outcome] for outcome in tables.IMAGE_OUTCOMES},
+            "not_reached": listed - images.total(),
+        },
+        "detections": {
+            "total": detections.total(),
+            **{outcome: detections[outcome] for outcome in tables.DETECTION_OUTCOMES},
+        },
+    }
 
 
 def count_reasons(written: dict[str, pa.Table]) -> list[dict[str, Any]]:
@@ -99,3 +152,28 @@ def ended(written: dict[str, pa.Table], listed: int, job: Job) -> dict[str, Any]
         "failures": count_reasons(written),
         "totals": totals(written),
     }
+
+
+def lost(unended: int, listed: int) -> str | None:
+    """Why a run whose flow has ended is not complete: some of `listed` images have no rows; None when all have."""
+    if not unended:
+        return None
+    return f"the flow ended, but {unended} of {listed} images have no rows or too few: {AGAIN}"
+
+
+def outcome(reason: str | None) -> dict[str, str]:
+    """How a run has ended, for run.json; `reason`: why it ended early."""
+    if reason is None:
+        return {"status": COMPLETE}
+    return {"status": INTERRUPTED} if reason == INTERRUPTED else {"status": STOPPED, "reason": reason}
+
+
+def why_new(folder: Path, identity: dict[str, Any], job: Job) -> str | None:
+    """Why a run of the same job over the same images does not continue the last one; None where it does."""
+    before = read_manifest(folder.parent / "latest")
+    if before is None or folder.exists() or before.get("identity", {}).get("images") != identity["images"]:
+        return None
+    changed = differences(identity, before["identity"])
+    if before["job"]["name"] != job.name or not changed:
+        return None
+    return f"a new run, not {before['run']} continued: another {', '.join(changed)}"

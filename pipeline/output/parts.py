@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import tables
-from pipeline.output.run_folder import COMMITTED, sync_disk, sync_folder, write_atomically, write_table
+from pipeline.files import sync_disk, sync_folder, write_atomically, write_table
+from pipeline.output.run_folder import COMMITTED
 
 # A part is committed when it has this many images or detections or is this old: what a crash can cost, and what is in
 # memory until then (100,000 detections took 300 MB).

@@ -20,15 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import RunStopped, UsageError
-from pipeline.output.run_folder import (
-    COMMITTED,
-    CONTENTS,
-    MANIFEST,
-    PUBLISHED,
-    read_manifest,
-    remove_run,
-    write_atomically,
-)
+from pipeline.files import write_atomically
+from pipeline.output.run_folder import COMMITTED, CONTENTS, MANIFEST, PUBLISHED, read_manifest, remove_run
 from pipeline.sources.objects import NoObject, Objects, StoreError, refuse
 
 # The order of publication; what is not named comes before. Nothing is there before what it speaks of.

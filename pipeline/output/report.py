@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ import pyarrow as pa
 from rich.console import Console
 
 from pipeline import tables
+from pipeline.files import write_atomically
 from pipeline.job import Job
 from pipeline.output.annotate import annotate_all
-from pipeline.output.run_folder import write_atomically
 from pipeline.runtime.display import counted
 from pipeline.sources.listing import Reader, Source
 
@@ -31,21 +32,28 @@ def caption(row: dict[str, Any], job: Job) -> str:
     return str(answer if answer is not None else row["label"])
 
 
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """Where the report gets its pictures."""
+
+    sources: Iterable[Source]
+    reader: Reader
+    redone: set[str]
+    """The paths of the images that this run did: their annotated copies are made anew."""
+
+
 def write_report(
     folder: Path,
     manifest: dict[str, Any],
     written: dict[str, pa.Table],
     job: Job,
-    sources: Iterable[Source],
-    reader: Reader,
-    redone: set[str],
+    pictures: Pictures,
     console: Console,
     moved: Callable[[], None] = lambda: None,
 ) -> Path:
     """Write report.html and the annotated images into a run's folder.
 
-    `written` holds the run's two tables; `sources` are the images, which `reader` reads again, `redone` the paths
-    that were done just now. `moved` is called after each annotated image.
+    `written`: the run's two tables; `moved` is called after each annotated image.
 
     Raises:
         OSError: the report cannot be written.
@@ -65,14 +73,14 @@ def write_report(
             if row["path"] in found:
                 row["answer"] = [row[name] for name in job.properties] if row["outcome"] == tables.ANSWERED else []
                 found[row["path"]].append(row)
-    by_path = {source.shown: source for source in sources}
+    by_path = {source.shown: source for source in pictures.sources}
     with counted(console, "annotated images", len(drawn)) as count:
 
         def advance() -> None:
             count()
             moved()
 
-        copies = annotate_all(drawn, by_path, reader, folder, redone, advance)
+        copies = annotate_all(drawn, by_path, pictures.reader, folder, pictures.redone, advance)
     shown = [
         image | {"annotated": copies.get(image["path"]), "found": found[image["path"]]}
         for image in ended[:SHOWN_IMAGES]

@@ -1,4 +1,4 @@
-"""What a run has still to do, by what its folder holds already."""
+"""The resume plan: what a run still has to do, after what its folder holds."""
 
 from __future__ import annotations
 
@@ -9,55 +9,54 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import tables
-from pipeline.clients.model import TOKENS
 from pipeline.output.parts import Parts
 from pipeline.sources.listing import Source
-from pipeline.stages import flow
-from pipeline.stages.reusable import KeptAnswers
+from pipeline.stages.read import SeenContent
+from pipeline.stages.reusable import COLUMNS, ReusableAnswers
 
 
 @dataclass(frozen=True, slots=True)
-class Outstanding:
-    """The images that are to be done, and what nobody has to be asked again for them."""
+class ResumePlan:
+    """The images that a run does, and what need not be asked for them again."""
 
     sources: list[Source]
     paths: set[str]
     """Their names in the tables."""
-    known: flow.Keys
-    """Of images that are done: another one with the same bytes has their answers."""
-    answers: KeptAnswers
-    """About detections of images that are done again because another detection failed."""
+    seen: SeenContent
+    """Of images that are done: another image with the same bytes has their answers."""
+    answers: ReusableAnswers
+    """About detections of images that are done again because another of their detections failed."""
 
 
-def outstanding(parts: Parts, sources: list[Source], *, retry_failed: bool) -> Outstanding:
-    """What is to be done of a run's sources; with `retry_failed` also what has failed before."""
+def plan(parts: Parts, sources: list[Source], *, retry_failed: bool) -> ResumePlan:
+    """What a run does of its sources; with `retry_failed` also what failed before."""
     latest = parts.latest()
-    retry, answers = retried(parts, latest) if retry_failed else (set[str](), KeptAnswers())
+    retry, answers = retried(parts, latest) if retry_failed else (set[str](), ReusableAnswers())
     todo = still_to_do(sources, latest, retry)
     paths = {source.shown for source in todo}
     asked = (row for path, row in latest.items() if path not in paths and row["outcome"] != tables.DUPLICATE)
-    return Outstanding(todo, paths, flow.Keys(row["key"] for row in asked if row["key"]), answers)
+    return ResumePlan(todo, paths, SeenContent(row["key"] for row in asked if row["key"]), answers)
 
 
-def retried(parts: Parts, latest: dict[str, dict[str, Any]]) -> tuple[set[str], KeptAnswers]:
-    """The images that failed or have a detection that did, and what was answered about their other detections."""
+def retried(parts: Parts, latest: dict[str, dict[str, Any]]) -> tuple[set[str], ReusableAnswers]:
+    """The images that failed or have a failed detection, and the answers about their other detections."""
     failed = {path for path, row in latest.items() if row["outcome"] == tables.FAILED}
     detections = parts.current("detections", latest, ["path", "outcome"])
     failed |= set(detections.filter(pc.equal(detections["outcome"], tables.FAILED))["path"].to_pylist())
-    columns = ["path", "outcome", "key", "box", "raw_answer", "latency_s", "attempts", *TOKENS]
+    columns = ["path", "outcome", "key", "box", *COLUMNS]
     detections = parts.current("detections", latest, columns)
     answered = pc.and_(
         pc.equal(detections["outcome"], tables.ANSWERED),
         pc.is_in(detections["path"], value_set=pa.array(sorted(failed), pa.string())),
     )
-    return failed, KeptAnswers(detections.filter(answered).to_pylist())
+    return failed, ReusableAnswers(detections.filter(answered).to_pylist())
 
 
 def still_to_do(sources: list[Source], latest: dict[str, dict[str, Any]], retry: set[str]) -> list[Source]:
-    """The sources that have no committed rows, have changed since, wait for their original, or are to be retried.
+    """The sources without committed rows, changed since, waiting for their original, or to be retried.
 
-    The duplicates of an image that is retried have its rows, whatever they will be: they are not done again, or one of
-    them might be asked about in its place.
+    The duplicates of a retried image share its rows, whatever these will be. They are not done again: one of them might
+    be asked about in its place.
     """
 
     def stale(source: Source) -> bool:

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import Any
 
 from pipeline.errors import UsageError
+from pipeline.files import partial, sync_folder, write_atomically
 
 MANIFEST = "run.json"
 # The parts that count: without this file nothing of a run does.
 COMMITTED = ".parts/committed.jsonl"
 # The stacks of a run that did not move any more, or that an error ended.
 STALL, ERROR = "stall.txt", "error.txt"
+LOG = "run.log"
 
 # What a run makes in its folder; nothing else is ever removed from it.
 CONTENTS = (
@@ -30,6 +28,7 @@ CONTENTS = (
     "report.html",
     STALL,
     ERROR,
+    LOG,
     "crops",
     "annotated",
     "profile",
@@ -39,44 +38,6 @@ CONTENTS = (
 # What the folder is held with, and what is known of its copy in a bucket.
 LOCK = ".lock"
 PUBLISHED = ".published"
-
-
-def partial(path: Path) -> Path:
-    """Where a file is until it is whole."""
-    return path.with_name(f".{path.name}.partial")
-
-
-@contextlib.contextmanager
-def whole(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
-    """A handle to write a file that is there completely or not at all; if `durable`, also after a power cut.
-
-    Raises:
-        OSError: it cannot be written; nothing of it is left.
-    """
-    fresh = partial(path)
-    try:
-        with fresh.open("wb") as handle:
-            yield handle
-            if durable:
-                handle.flush()
-                os.fsync(handle.fileno())
-        fresh.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            fresh.unlink(missing_ok=True)
-        raise
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that is there completely or not at all."""
-    with whole(path) as handle:
-        handle.write(content)
-
-
-def write_table(table: pa.Table, path: Path) -> None:
-    """Write a Parquet file that is there completely or not at all."""
-    with whole(path) as handle:
-        pq.write_table(table, handle, compression="zstd")
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -189,40 +150,6 @@ def remove_run(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def descriptor(folder: Path) -> Iterator[int]:
-    """An open folder."""
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        yield opened
-    finally:
-        os.close(opened)
-
-
-def sync_folder(folder: Path) -> None:
-    """Have a folder's entries on the disk: what was renamed or removed in it stays so after a power cut."""
-    with descriptor(folder) as opened:
-        os.fsync(opened)
-
-
-def sync_disk(folder: Path) -> None:
-    """Have all on the disk that was written to the folder's file system: thousands of crops at the price of one.
-
-    Linux can do that for one file system. `os.sync`, for the rest, waits for all of them, also for a server's that is
-    gone.
-
-    Raises:
-        OSError: something could not be written.
-    """
-    syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
-    if syncfs is None:
-        os.sync()
-        return
-    with descriptor(folder) as opened:
-        if syncfs(opened):
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(folder))
 
 
 def point_latest_at(folder: Path) -> None:

@@ -1,26 +1,28 @@
-"""A run's emergency brake: any stage can pull it, the run sees it and ends with the reason."""
+"""A run's cancellation token: any stage can end the run; all others see it, and the reason."""
 
 from __future__ import annotations
 
 import threading
 
+from pipeline.errors import RowError
+from pipeline.runtime.in_process import InProcess
 
-class Stopped(Exception):
-    """The run is ending; the row is left for the next one."""
+
+class Cancelled(RowError):
+    """The run is ending; the next run does this row."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, attempts=0)
 
 
-class Stop:
-    """Set once, with the first reason; safe from any thread."""
+class CancellationToken(InProcess):
+    """Cancelled once, with the first reason; safe from any thread."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()  # a signal's handler may come while its thread holds it
+        self._lock = threading.RLock()  # a signal's handler may run while its thread holds the lock
         self.reason: str | None = None
 
-    def __reduce__(self) -> tuple[type[Stop], tuple[()]]:
-        """A copy elsewhere has a brake of its own."""
-        return Stop, ()
-
-    def pull(self, reason: str) -> None:
+    def cancel(self, reason: str) -> None:
         """End the run for this reason, unless it is ending already."""
         with self._lock:
             self.reason = self.reason or reason
@@ -29,7 +31,7 @@ class Stop:
         """Leave a stage when the run is ending.
 
         Raises:
-            Stopped: it is.
+            Cancelled: the run is ending.
         """
         if self.reason is not None:
-            raise Stopped(self.reason)
+            raise Cancelled(self.reason)

@@ -1,4 +1,4 @@
-"""What Ctrl-C does to a run: it ends early, and nothing keeps it from writing down what was done."""
+"""Ctrl-C ends a run early, and the run still writes what was done."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ import signal
 import threading
 from types import FrameType, TracebackType
 
-from pipeline.runtime.cancellation import Stop
+from pipeline.runtime.cancellation import CancellationToken
 
 INTERRUPTED = "interrupted"
 
-# Ctrl-C, and how a container or a scheduler asks a process to end.
+# Ctrl-C, and the signal by which a container or a scheduler ends a process.
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class OneInterrupt:
-    """Within the block the first of SIGNALS pulls the run's brake, the next ones do nothing.
+    """Within the block the first of SIGNALS cancels the run, and further ones do nothing.
 
-    None is raised there: an exception between any two instructions could part an image from its detections. One Ctrl-C
-    can come several times: a terminal sends it to `docker` and to its Compose plugin, and each passes it on. After
-    `hold` the first one does nothing before the block ends, and is raised then.
+    None raises an exception there: raised between any two instructions, it could part an image from its detections. One
+    Ctrl-C can arrive several times: a terminal sends it to `docker` and to its Compose plugin, and each passes it on.
+    After `hold` the first signal does nothing until the block ends, and is raised then.
     """
 
-    def __init__(self, stop: Stop) -> None:
-        self.stop = stop
-        self.braked = self.held = self.late = False
+    def __init__(self, cancellation: CancellationToken) -> None:
+        self.cancellation = cancellation
+        self.cancelled = self.held = self.late = False
 
     def __enter__(self) -> OneInterrupt:
-        self._here = threading.current_thread() is threading.main_thread()  # others get no signals
+        self._here = threading.current_thread() is threading.main_thread()  # other threads get no signals
         if self._here:
             self._before = {number: signal.signal(number, self._interrupt) for number in SIGNALS}
         return self
@@ -36,11 +36,11 @@ class OneInterrupt:
         if self.held:
             self.late = True
         else:
-            self.braked = True
-            self.stop.pull(INTERRUPTED)
+            self.cancelled = True
+            self.cancellation.cancel(INTERRUPTED)
 
     def hold(self) -> None:
-        """What follows is to be done to its end."""
+        """Let what follows run to its end."""
         self.held = True
 
     def __exit__(
@@ -49,5 +49,5 @@ class OneInterrupt:
         if self._here:
             for number, handler in self._before.items():
                 signal.signal(number, handler)
-        if kind is None and self.late and not self.braked:
+        if kind is None and self.late and not self.cancelled:
             raise KeyboardInterrupt

@@ -6,8 +6,6 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyarrow as pa
-
 from pipeline import tables
 
 # A run is not judged by fewer rows than this.
@@ -54,20 +52,3 @@ class Progress:
     def failure_rate(self) -> float:
         """The share of the last rows that a service failed; 0 while there are too few to judge."""
         return sum(self.lately) / len(self.lately) if len(self.lately) >= JUDGED_ROWS else 0.0
-
-
-def count(written: dict[str, pa.Table], listed: int) -> dict[str, dict[str, int]]:
-    """The counts of run.json, from the tables themselves; each group's entries add up to its `total`."""
-    images = Counter(written["images"]["outcome"].to_pylist())
-    detections = Counter(written["detections"]["outcome"].to_pylist())
-    return {
-        "images": {
-            "total": listed,
-            **{outcome: images[outcome] for outcome in tables.IMAGE_OUTCOMES},
-            "not_reached": listed - images.total(),
-        },
-        "detections": {
-            "total": detections.total(),
-            **{outcome: detections[outcome] for outcome in tables.DETECTION_OUTCOMES},
-        },
-    }

@@ -9,7 +9,8 @@ import pillow_heif
 from PIL import Image
 
 from imaging import decode as imaging
-from imaging.decode import BadImage, Upright
+from imaging.decode import Upright
+from pipeline.errors import RowError
 
 __all__ = ["BadImage", "Upright", "content_key", "decode", "for_detector"]
 
@@ -26,6 +27,10 @@ PASSED_ON_BYTES = 8 * 1024**2
 DETECTOR_MAX_SIDE = 1280
 
 
+class BadImage(RowError):
+    """A file is not a usable image; the message says why."""
+
+
 def content_key(data: bytes) -> str:
     """The name of an image by its content: 64 bits of SHA-256, enough for 10 million images at odds of 1 to 300,000."""
     return hashlib.sha256(data).hexdigest()[:16]
@@ -37,14 +42,15 @@ def decode(data: bytes, enough: int | None = None) -> Upright:
     Raises:
         BadImage: the image cannot be used; see `imaging.decode.decode`.
     """
-    if not enough:
-        return imaging.decode(data, formats=FORMATS)
 
     def least(width: int, height: int) -> tuple[int, int]:
         longest = max(width, height)
-        return max(width * enough // longest, 1), max(height * enough // longest, 1)
+        return max(width * (enough or 0) // longest, 1), max(height * (enough or 0) // longest, 1)
 
-    return imaging.decode(data, least, FORMATS)
+    try:
+        return imaging.decode(data, least if enough else None, FORMATS)
+    except imaging.BadImage as error:
+        raise BadImage(str(error)) from error
 
 
 def for_detector(data: bytes, upright: Upright) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import daft
 from daft import col
@@ -17,7 +17,7 @@ from daft.daft import io_glob
 from daft.functions import download, upload
 from daft.io import IOConfig, S3Config
 
-from pipeline.errors import UsageError
+from pipeline.errors import RowError, UsageError
 
 # Daft's own limits (25 tries, 30 s to connect) let a wrong address hang for minutes. With its back-off of 1 s and more,
 # these get over a passing fault and tell a lasting one within 20 s.
@@ -30,12 +30,16 @@ WILDCARD = re.compile(r"[*?\[{]")
 COPIED_AT_ONCE = 32
 
 
-class StoreError(Exception):
+class StoreError(RowError):
     """The store of an object did not do what it was asked; the message is one line."""
+
+    stage: ClassVar[str | None] = "fetch"
 
 
 class NoObject(StoreError):
     """There is no such object, or no such bucket."""
+
+    stage: ClassVar[str | None] = None
 
 
 def explain(error: BaseException) -> StoreError:

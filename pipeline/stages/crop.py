@@ -8,11 +8,13 @@ from collections.abc import Sequence
 
 from PIL import Image
 
+from pipeline.errors import RowError
+
 # Quality 90 keeps a crop about 30 kB; the model's processor rescales it anyway.
 JPEG_QUALITY = 90
 
 
-class BadBox(Exception):
+class BadBox(RowError):
     """A box that holds nothing of its image; the message says why."""
 
 

@@ -1,4 +1,4 @@
-"""Answers that are kept when an image is done again because another of its detections failed."""
+"""Answers of an earlier run, for an image that is done again because another of its detections failed."""
 
 from __future__ import annotations
 
@@ -9,21 +9,18 @@ from typing import Any
 # away.
 SAME_BOX_PX = 1.0
 
+# The columns of an answer, in the flow and in detections.parquet.
+COLUMNS = ("raw_answer", "latency_s", "attempts", "prompt_tokens", "completion_tokens")
 
-class KeptAnswers:
+
+class ReusableAnswers:
     """What the model has answered already, by the image's key and the detection's box."""
 
     def __init__(self, rows: Iterable[dict[str, Any]] = ()) -> None:
-        """From answered rows of detections.parquet: `key`, `box`, `raw_answer` and what the answer cost."""
+        """From answered rows of detections.parquet: `key`, `box` and COLUMNS."""
         self._of_key: dict[str, list[tuple[list[float], dict[str, Any]]]] = {}
         for row in rows:
-            answer = {
-                "raw": row["raw_answer"],
-                "latency": row["latency_s"],
-                "attempts": row["attempts"],
-                "prompt_tokens": row["prompt_tokens"],
-                "completion_tokens": row["completion_tokens"],
-            }
+            answer = {name: row[name] for name in COLUMNS}
             self._of_key.setdefault(row["key"], []).append((row["box"], answer))
 
     def __bool__(self) -> bool:
@@ -31,7 +28,7 @@ class KeptAnswers:
         return bool(self._of_key)
 
     def find(self, key: str | None, box: Sequence[float] | None) -> dict[str, Any] | None:
-        """The answer about a box (xyxy, pixels of the upright image), as flow.ANSWER has it; None where there is none.
+        """The answer about a box (xyxy, pixels of the upright image), as schema.ANSWER has it, or None.
 
         Of several boxes at one place the nearest counts.
         """
@@ -39,7 +36,7 @@ class KeptAnswers:
             return None
         near = [
             (apart, answer)
-            for kept, answer in self._of_key.get(key, ())
-            if (apart := max(abs(a - b) for a, b in zip(kept, box, strict=True))) <= SAME_BOX_PX
+            for known, answer in self._of_key.get(key, ())
+            if (apart := max(abs(a - b) for a, b in zip(known, box, strict=True))) <= SAME_BOX_PX
         ]
         return min(near, key=lambda found: found[0])[1] if near else None

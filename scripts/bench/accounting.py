@@ -27,52 +27,48 @@ from rich.console import Console
 
 from pipeline import run as runs
 from pipeline.__main__ import collect_rarely
-from pipeline.job import Job
-from pipeline.metrics.profiler import START, Profiler
-from pipeline.metrics.stage import Account
+from pipeline.metrics.profiler import Profiler
+from pipeline.metrics.stage import ASK, COLLECT, STORE, RunMetrics
+from pipeline.runtime.cancellation import CancellationToken
+from pipeline.runtime.memory_budget import MemoryBudget
+from pipeline.runtime.runtime import Runtime
 from pipeline.settings import Settings
 from tests.doubles.own_process import simulated_process
 from tests.pictures import write_plain
 
 
-class Unmeasured(Profiler):
-    """A profiler that looks away."""
-
-    def flow_begins(self, settings: Settings, job: Job, images: int) -> Account:
-        """An account that takes notes of nothing, and no sampler."""
-        self.phase(START)
-        return self.account
-
-
-def cpu_of(settings: Settings, kind: type[Profiler]) -> tuple[float, int, Profiler]:
+def cpu_of(settings: Settings, measure: bool) -> tuple[float, int, Profiler]:
     """CPU seconds of one run, the detections that it answered, and its profiler."""
     made: list[Profiler] = []
 
-    def make() -> Profiler:
-        made.append(kind())
+    def make(enabled: bool) -> Profiler:
+        made.append(Profiler(enabled))
         return made[0]
 
     began = time.process_time()
     with mock.patch.object(runs, "Profiler", make), mock.patch.object(runs, "write_report"):
-        done = runs.run(settings, Console(file=io.StringIO()))
+        done = runs.run(settings, Console(file=io.StringIO()), measure=measure)
     return time.process_time() - began, done.answered, made[0]
 
 
-def note_s(notes: int = 20_000) -> float:
-    """CPU seconds of all notes that are taken of one detection, from the model to the tables."""
-    account = Account(1, 1, 1)
-    account.selection.bound = ""  # as for most rows of a run
+def record_s(rows: int = 20_000) -> float:
+    """CPU seconds of all that is recorded of one detection, from the model to the tables."""
+    token = CancellationToken()
+    runtime = Runtime(MemoryBudget(1, token), token, RunMetrics.of(1, 1, 1))
+    runtime.metrics.traces.bound = ""  # as for most rows of a run
+    ask, store, collect = (runtime.metrics.stages[name] for name in (ASK, STORE, COLLECT))
     began = time.thread_time()
-    for number in range(notes):
-        account.ask.end(account.ask.begin(), 1, 1)
-        if account.selection.has("0"):
-            raise AssertionError("nothing is kept")
+    for number in range(rows):
+        ask.end(ask.begin(), 1, 1)
+        if runtime.metrics.traces.samples("0"):
+            raise AssertionError("nothing is sampled")
         if number % 32 == 0:  # a batch of questions
-            account.ask.count(32, 0, 1, 1)
-            account.store.arrive(began, 32)
-        account.finish(account.store, account.store.begin(), account.collect, key="0", index=0, bytes_in=1)
-        account.finish(account.collect, account.collect.begin(), key="0", index=0)
-    return (time.thread_time() - began) / notes
+            ask.count(32, 0, 1, 1)
+            store.arrive(began, 32)
+        with runtime.step(STORE, "0", 0) as step:
+            step.bytes_in = 1
+        collect.end(collect.begin())
+    return (time.thread_time() - began) / rows
 
 
 def main() -> None:
@@ -102,12 +98,12 @@ def main() -> None:
         )
         without, measured, shares = [], [], []
         for number in range(arguments.runs + 1):
-            cpu_s, rows, _ = cpu_of(settings, Unmeasured)
-            more_cpu_s, _, profiler = cpu_of(settings, Profiler)
+            cpu_s, rows, _ = cpu_of(settings, measure=False)
+            more_cpu_s, _, profiler = cpu_of(settings, measure=True)
             if number:  # the first of each warms up
                 without.append(cpu_s / rows)
                 measured.append(more_cpu_s / rows)
-                shares.append((profiler.cpu_s + rows * note_s()) / more_cpu_s)
+                shares.append((profiler.cpu_s + rows * record_s()) / more_cpu_s)
     print(f"a detection: {min(measured) * 1e6:.0f} us of CPU, without accounting {min(without) * 1e6:.0f} us")
     print(f"accounting, counted: {statistics.median(shares):.1%} of the run's CPU time ({len(shares)} runs)")
     print(f"accounting, compared: {min(measured) / min(without) - 1:+.1%} (cheapest of {len(shares)} runs each)")

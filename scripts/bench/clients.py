@@ -53,15 +53,15 @@ def spotter(work: Work) -> Answers:
     """The pipeline's own stage, on Daft: bounded by rows, with retries, every answer checked."""
     import daft
 
-    from pipeline.stages import flow
+    from pipeline.stages.ask import ask
 
     collect_rarely()  # as the pipeline's command does
     client = ModelClient(HttpClient(work.model_url, Limits(work.concurrency), headers=work.headers), work.model, JOB)
     crops = daft.from_pydict({"jpeg": work.crops}).into_batches(64)
     detections = crops.select(daft.functions.to_struct(jpeg=daft.col("jpeg")).alias("detection"))
-    answers = flow.ask(detections, client).select(daft.col("answer")["raw"]).to_pydict()
+    answers = ask(detections, client).select(daft.col("answer")["raw_answer"]).to_pydict()
     client.http.close()
-    return list(answers["raw"])
+    return list(answers["raw_answer"])
 
 
 def plain_asyncio(work: Work) -> Answers:
@@ -162,7 +162,7 @@ def friction_udf(work: Work) -> Answers:
 
 
 CLIENTS: dict[str, tuple[Callable[[Work], Answers], tuple[str, ...]]] = {
-    "Spotter": (spotter, ("daft", "pipeline.stages.flow")),
+    "Spotter": (spotter, ("daft", "pipeline.stages.ask")),
     "asyncio script": (plain_asyncio, ("aiohttp",)),
     "openai, threads": (thread_pool, ("openai",)),
     "Daft prompt": (daft_prompt, ("daft.ai.openai.provider", "openai")),

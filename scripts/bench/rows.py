@@ -26,7 +26,7 @@ from pipeline import job as jobs
 from pipeline.__main__ import collect_rarely
 from pipeline.clients.http import HttpClient, Limits
 from pipeline.clients.model import ModelClient, data_url
-from pipeline.stages import flow
+from pipeline.stages.ask import ask
 from scripts.bench import command
 from tests.doubles.own_process import simulated_process, statistics_of
 
@@ -58,7 +58,7 @@ def spotter(url: str, rows: int, concurrency: int, crop: bytes, client: ModelCli
     numbers = daft.from_pydict({"number": list(range(rows))}).into_batches(64)
     # Made on demand: 100,000 crops at once would be the bench's memory, not the pipeline's.
     detection = daft.functions.to_struct(jpeg=daft.lit(crop))
-    frame = flow.ask(numbers.with_column("detection", detection), client)
+    frame = ask(numbers.with_column("detection", detection), client)
     ended = failed = 0
     for batch in frame.select("answer").to_arrow_iter():
         for row in batch.to_pylist():

@@ -22,9 +22,9 @@ from rich.prompt import Confirm
 from rich.table import Table
 
 from pipeline import settings as pipeline_settings
+from pipeline.clients.connect import model_headers
 from pipeline.clients.http import HttpClient, Limits, RequestFailed
 from pipeline.clients.model import Answer, BadAnswer, ModelClient
-from pipeline.clients.probe import model_headers
 from pipeline.errors import UsageError
 from pipeline.job import Job
 from pipeline.job import load as load_job

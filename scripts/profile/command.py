@@ -12,8 +12,8 @@ from rich.console import Console
 from pipeline import job as jobs
 from pipeline import settings as job_settings
 from pipeline.errors import UsageError
+from pipeline.files import write_atomically
 from pipeline.metrics.profile import FILE, Profile
-from pipeline.output.run_folder import write_atomically
 from scripts import foreground
 from scripts.profile import markdown, page, table, trace
 from scripts.profile.comparison import Comparison

@@ -72,7 +72,7 @@ def test_dafts_own_diagram_is_drawn_beside_it(drawing_board: Page) -> None:
     plan = Plan()
     plan.plan = {
         "id": 2,
-        "name": 'UDF "pipeline.stages.flow.Ask" <1> #2',
+        "name": 'UDF "pipeline.stages.ask.Ask" <1> #2',
         "children": [{"id": 1, "name": "Into Batches of 8", "children": []}],
     }
     own, dafts = diagrams(markdown.page(make_profile(), daft=plan.page()))

@@ -22,12 +22,12 @@ from rich.console import Console
 
 from pipeline import job as jobs
 from pipeline import settings as pipeline_settings
-from pipeline import tables
 from pipeline.metrics.profile import Profile
 from pipeline.metrics.profiler import cores
+from pipeline.output import rows
 from pipeline.run import run
 from pipeline.sources import images
-from pipeline.stages import crop, flow
+from pipeline.stages import crop, cut, read
 from tests.doubles.simulated import ANSWER, Fault, Simulated, completion
 from tests.pictures import encoded, gradient
 
@@ -105,7 +105,7 @@ class Delay:
 
 
 def delay_read(delay: Delay, simulated: Simulated, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flow, "content_key", delay.before(images.content_key))
+    monkeypatch.setattr(read, "content_key", delay.before(images.content_key))
 
 
 def delay_detect(delay: Delay, simulated: Simulated, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +115,7 @@ def delay_detect(delay: Delay, simulated: Simulated, monkeypatch: pytest.MonkeyP
 
 
 def delay_crop(delay: Delay, simulated: Simulated, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flow, "cut", delay.before(crop.cut))
+    monkeypatch.setattr(cut, "cut", delay.before(crop.cut))
 
 
 def delay_ask(delay: Delay, simulated: Simulated, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +131,7 @@ def delay_store(delay: Delay, simulated: Simulated, monkeypatch: pytest.MonkeyPa
 
 
 def delay_collect(delay: Delay, simulated: Simulated, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "detection_row", delay.before(tables.detection_row))
+    monkeypatch.setattr(rows, "detection_row", delay.before(rows.detection_row))
 
 
 @pytest.mark.parametrize(
@@ -207,15 +207,15 @@ def test_a_run_that_is_interrupted_says_what_it_did_until_then(
     profiled: Profiled, simulated: Simulated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C, as the tenth row comes."""
-    rows = itertools.count(1)
-    detection_row = tables.detection_row
+    taken = itertools.count(1)
+    detection_row = rows.detection_row
 
     def interrupted(*arguments: Any) -> Any:
-        if next(rows) == 10:
+        if next(taken) == 10:
             os.kill(os.getpid(), signal.SIGINT)
         return detection_row(*arguments)
 
-    monkeypatch.setattr(tables, "detection_row", interrupted)
+    monkeypatch.setattr(rows, "detection_row", interrupted)
     simulated.latency_s = 0.5
     profile = profiled()
     collected = next(stage for stage in profile.stages if stage.name == "collect")

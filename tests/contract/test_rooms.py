@@ -65,31 +65,17 @@ ALLOWED: dict[str, set[str]] = {
     "examples": {*prefixed("pipeline", "settings job clients stages run")},
 }
 
-UNTIL_THE_CORE_IS_SPLIT = "2026-11-28: goes when the run's parts move to an object of their own"
-IMPORTS_UPWARD = {
-    ("pipeline.metrics.daft_plan", "pipeline.output"): UNTIL_THE_CORE_IS_SPLIT,
-    ("pipeline.metrics.profiler", "pipeline.output"): UNTIL_THE_CORE_IS_SPLIT,
-    ("pipeline.runtime.memory_budget", "pipeline.sources"): UNTIL_THE_CORE_IS_SPLIT,
-    ("pipeline.runtime.watchdog", "pipeline.clients"): UNTIL_THE_CORE_IS_SPLIT,
-    ("pipeline.runtime.watchdog", "pipeline.output"): UNTIL_THE_CORE_IS_SPLIT,
-}
+IMPORTS_UPWARD: dict[tuple[str, str], str] = {}
 
 MOST_LINES = 350
 LONG_MODULES = {
     "pipeline.metrics.advice": "2026-11-28: one rule after another; to be shortened",
-    "pipeline.metrics.stage": UNTIL_THE_CORE_IS_SPLIT,
-    "pipeline.stages.flow": "2026-11-28: goes when each stage is a file",
     "scripts.commands.stack": "2026-11-28: to be split",
     "scripts.docker.engine": "2026-11-28: goes when Docker is reached through one client",
 }
 
 MOST_PARAMETERS = 7
-MANY_PARAMETERS = {
-    "pipeline.metrics.stage.finish": UNTIL_THE_CORE_IS_SPLIT,
-    "pipeline.output.report.write_report": UNTIL_THE_CORE_IS_SPLIT,
-    "pipeline.run.execute": UNTIL_THE_CORE_IS_SPLIT,
-    "pipeline.run.rows": UNTIL_THE_CORE_IS_SPLIT,
-}
+MANY_PARAMETERS: dict[str, str] = {}
 
 MOST_IN_A_SUBJECT = 72
 # Older subjects stay as they are.

@@ -205,7 +205,7 @@ def test_the_detector_ranks_dogs_before_all_else(stack: RunningStack, fresh: Fre
 
     found = [
         ScoredBoxes(
-            np.array([box.xyxy for box in one.boxes], dtype=float).reshape(-1, 4),
+            np.array([box.box for box in one.boxes], dtype=float).reshape(-1, 4),
             np.array([box.score for box in one.boxes], dtype=float),
         )
         for one in asyncio.run(ask())

@@ -12,7 +12,8 @@ import pytest
 from rich.console import Console
 
 from pipeline import settings as pipeline_settings
-from pipeline.run import Run, run
+from pipeline.output.manifest import Result
+from pipeline.run import run
 from pipeline.tables import shown_path
 from tests import corpus
 from tests.doubles.simulated import serve
@@ -26,7 +27,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]
 
 
 @pytest.fixture(scope="module")
-def done(pictures: tuple[Path, list[str]], tmp_path_factory: pytest.TempPathFactory) -> Run:
+def done(pictures: tuple[Path, list[str]], tmp_path_factory: pytest.TempPathFactory) -> Result:
     """A run over the corpus, against a detector that knows its boxes."""
     with pytest.MonkeyPatch.context() as patch, serve() as simulated:
         simulated.boxes, simulated.keep_bodies = corpus.boxes, False
@@ -36,7 +37,7 @@ def done(pictures: tuple[Path, list[str]], tmp_path_factory: pytest.TempPathFact
         return run(pipeline_settings.load(arguments), Console(file=io.StringIO()))
 
 
-def test_every_picture_is_accounted_for(done: Run, pictures: tuple[Path, list[str]]) -> None:
+def test_every_picture_is_accounted_for(done: Result, pictures: tuple[Path, list[str]]) -> None:
     _, names = pictures
     assert len(names) >= 150
     rows = {row["path"].rsplit("/", 1)[1]: row for row in pq.read_table(done.folder / "images.parquet").to_pylist()}
@@ -51,7 +52,7 @@ def test_every_picture_is_accounted_for(done: Run, pictures: tuple[Path, list[st
     assert counts["detected"] + counts["failed"] + counts["no_object"] == counts["total"] == len(names)
 
 
-def test_a_box_that_holds_nothing_fails_alone(done: Run) -> None:
+def test_a_box_that_holds_nothing_fails_alone(done: Result) -> None:
     rows = pq.read_table(done.folder / "detections.parquet", columns=["path", "outcome", "stage", "reason"]).to_pylist()
     found: dict[str, Counter[str]] = defaultdict(Counter)
     for row in rows:
@@ -72,7 +73,7 @@ def test_a_box_that_holds_nothing_fails_alone(done: Run) -> None:
     assert all(row["reason"].startswith("box [") for row in rows if row["outcome"] == "failed")
 
 
-def test_the_report_shows_them_and_runs_nothing(done: Run) -> None:
+def test_the_report_shows_them_and_runs_nothing(done: Result) -> None:
     page = (done.folder / "report.html").read_text()
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert(1)" in page

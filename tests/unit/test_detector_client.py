@@ -8,7 +8,7 @@ from typing import Any
 import msgpack
 import pytest
 
-from pipeline.clients.detector import DetectorClient
+from pipeline.clients.detector import BadReply, DetectorClient
 from pipeline.clients.http import HttpClient, Limits, Reply
 
 BOX = {"box": [1, 2.5, 30, 40], "label": "dog", "score": 0.5}
@@ -33,7 +33,7 @@ def answered(client: DetectorClient, monkeypatch: pytest.MonkeyPatch, answer: An
 def test_boxes_come_by_score_and_ties_by_place(client: DetectorClient, monkeypatch: pytest.MonkeyPatch) -> None:
     boxes = [BOX | {"score": 0.2}, BOX | {"score": 0.9, "box": [9, 9, 20, 20]}, BOX | {"score": 0.9}]
     found = answered(client, monkeypatch, ANSWER | {"boxes": boxes})
-    assert [(box.score, box.xyxy[0]) for box in found.boxes] == [(0.9, 1), (0.9, 9), (0.2, 1)]
+    assert [(box.score, box.box[0]) for box in found.boxes] == [(0.9, 1), (0.9, 9), (0.2, 1)]
     assert (found.width, found.height, found.model, found.revision) == (64, 48, "tiny", None)
 
 
@@ -52,5 +52,5 @@ def test_boxes_come_by_score_and_ties_by_place(client: DetectorClient, monkeypat
 def test_another_form_is_refused(
     client: DetectorClient, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any]
 ) -> None:
-    with pytest.raises(ValueError, match="validation error"):
+    with pytest.raises(BadReply, match="validation error"):
         answered(client, monkeypatch, ANSWER | wrong)

@@ -8,7 +8,8 @@ import pytest
 from pipeline.metrics.advice import Evidence
 from pipeline.metrics.diagnosis import diagnose
 from pipeline.metrics.profile import Advice, Concurrency, Machine, Percentiles, Stage
-from pipeline.metrics.stage import STAGES, Traced
+from pipeline.metrics.stage import STAGES
+from pipeline.metrics.traces import TracedStep
 
 
 def stage(name: str, **said: Any) -> Stage:
@@ -132,11 +133,11 @@ def test_more_images_at_the_detector_only_as_far_as_its_model_is_idle() -> None:
     assert lever(evidence(DETECTING, two, busy), "SPOTTER_DETECTOR_CONCURRENCY") is None
 
 
-def asked(slope: float, noise: float = 0.0) -> list[Traced]:
+def asked(slope: float, noise: float = 0.0) -> list[TracedStep]:
     """Crops of 200 to 1,000 pixels a side, and a latency that grows by so much a megapixel."""
     sides = [200 + 20 * number for number in range(41)]
     return [
-        Traced("ask", f"{side}", 1.0, 1.1 + slope * side * side / 1e6 + noise * (number % 7), 0.0, (side, side))
+        TracedStep("ask", f"{side}", 1.0, 1.1 + slope * side * side / 1e6 + noise * (number % 7), 0.0, (side, side))
         for number, side in enumerate(sides)
     ]
 

@@ -13,7 +13,8 @@ import pytest
 from rich.console import Console
 
 from pipeline import settings as pipeline_settings
-from pipeline.run import Run, run
+from pipeline.output.manifest import Result
+from pipeline.run import run
 from tests.doubles.faults import BAD_BOXES, DETECTOR_FAULTS, HEALING, MODEL_FAULTS, grid, misbehave, parse_fault
 from tests.doubles.simulated import Fault, Misbehaviour, Simulated
 from tests.pictures import encoded, gradient
@@ -39,7 +40,7 @@ def always(kind: str, kinds: dict[str, Misbehaviour]) -> Fault:
     return misbehave({kind: 1.0}, after=BEFORE, kinds=kinds)
 
 
-def run_with(simulated: Simulated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> Run:
+def run_with(simulated: Simulated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> Result:
     """200 rows of 20 images."""
     monkeypatch.setattr("pipeline.clients.http.FIRST_PAUSE_S", 0.01)
     folder = tmp_path / "images"
@@ -61,7 +62,7 @@ def patience(kind: str, tries: int, timeout_s: str) -> list[str]:
     return ["--attempts", str(tries), "--request-timeout-s", timeout_s if kind in SILENT else "30"]
 
 
-def rows(done: Run, name: str) -> list[dict[str, Any]]:
+def rows(done: Result, name: str) -> list[dict[str, Any]]:
     content: list[dict[str, Any]] = pq.read_table(done.folder / f"{name}.parquet").to_pylist()
     return content
 

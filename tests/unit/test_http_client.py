@@ -15,7 +15,7 @@ from aiohttp import web
 from pipeline.clients import http, sockets
 from pipeline.clients.http import HttpClient, Limits, Reply, RequestFailed, Temporary, retry_after, wait_time
 from pipeline.clients.sockets import make_socket
-from pipeline.runtime.cancellation import Stop, Stopped
+from pipeline.runtime.cancellation import CancellationToken, Cancelled
 
 Handler = Callable[[int], web.StreamResponse]
 
@@ -189,9 +189,11 @@ def test_requests_in_flight_are_bounded() -> None:
     assert peak == 7
 
 
-def test_pickles_without_its_connections() -> None:
-    copy = pickle.loads(pickle.dumps(HttpClient("http://a/v1/", Limits(concurrency=3))))
-    assert (copy.base_url, copy.limits, copy.connection) == ("http://a/v1", Limits(concurrency=3), None)
+def test_a_copy_in_another_process_is_refused() -> None:
+    """Each would send as many requests as the bound allows."""
+    copy = pickle.dumps(HttpClient("http://a/v1/", Limits(concurrency=3)))
+    with pytest.raises(RuntimeError, match="HttpClient belongs to the process that made it"):
+        pickle.loads(copy)
 
 
 class Restarting:
@@ -237,11 +239,11 @@ def test_a_restart_is_waited_out_and_costs_no_attempt() -> None:
         await asyncio.sleep(1.5)
         assert not waiting.done()
         assert client.connection
-        assert client.connection.outage.since is not None
+        assert client.connection.breaker.since is not None
         await server.start()
         replies = await waiting
         assert server.requests == 51
-        assert client.connection.outage.count == 1
+        assert client.connection.breaker.count == 1
         await client.aclose()
         await server.stop()
         return replies
@@ -269,17 +271,17 @@ def test_a_frozen_server_is_waited_out_and_costs_one_attempt(monkeypatch: pytest
         client = HttpClient(f"http://127.0.0.1:{runner.addresses[0][1]}", limits)
         waiting = asyncio.gather(*(client.post("/ask", b"", "text/plain") for _ in range(50)))
         async with asyncio.timeout(20):
-            while client.connection is None or client.connection.outage.since is None:  # noqa: ASYNC110
+            while client.connection is None or client.connection.breaker.since is None:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         await asyncio.sleep(1)  # it is looked for meanwhile, and not found
-        assert client.connection.outage.since is not None
+        assert client.connection.breaker.since is not None
         assert not waiting.done()
         thawed.set()
         replies = await waiting
         await client.aclose()
         await runner.cleanup()
         assert client.connection
-        return replies, client.connection.outage.count
+        return replies, client.connection.breaker.count
 
     replies, outages = asyncio.run(main())
     assert outages == 1
@@ -309,7 +311,7 @@ def test_a_slow_server_that_gives_a_sign_of_life_is_not_away() -> None:
         await client.aclose()
         await runner.cleanup()
         assert client.connection
-        return ended, client.connection.outage.count
+        return ended, client.connection.breaker.count
 
     failed, outages = asyncio.run(main())
     assert outages == 0
@@ -326,9 +328,9 @@ def test_a_peer_that_vanishes_is_probed_for() -> None:
 
 def test_a_server_that_stays_away_stops_the_run() -> None:
     async def main() -> tuple[str | None, list[BaseException | Reply]]:
-        stop = Stop()
+        stop = CancellationToken()
         limits = Limits(concurrency=2, attempts=1, outage_s=0.5)
-        client = HttpClient("http://127.0.0.1:9", limits, name="detector", stop=stop)
+        client = HttpClient("http://127.0.0.1:9", limits, name="detector", cancellation=stop)
         ended = await asyncio.gather(
             *(client.post("/ask", b"", "text/plain") for _ in range(9)), return_exceptions=True
         )
@@ -338,7 +340,7 @@ def test_a_server_that_stays_away_stops_the_run() -> None:
     reason, ended = asyncio.run(main())
     assert reason
     assert reason.startswith("the detector was away for 0.5 s (cannot connect")
-    assert all(isinstance(error, Stopped) for error in ended)
+    assert all(isinstance(error, Cancelled) for error in ended)
 
 
 @pytest.mark.parametrize(

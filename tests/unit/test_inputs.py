@@ -20,8 +20,9 @@ from rich.console import Console
 
 from pipeline import settings as pipeline_settings
 from pipeline.errors import RunStopped, UsageError
-from pipeline.output.run_folder import write_atomically
-from pipeline.run import Run, run
+from pipeline.files import write_atomically
+from pipeline.output.manifest import Result
+from pipeline.run import run
 from tests.conftest import ROOT, Cli
 from tests.doubles.simulated import Simulated
 from tests.killed_runs import committed, pipeline
@@ -32,7 +33,7 @@ from tests.s3 import BUCKET, Store
 PICTURES = [encoded(gradient(100 + number, 80)) for number in range(6)]
 THERE = f"s3://{BUCKET}"
 
-RunJob = Callable[..., tuple[Run, str]]
+RunJob = Callable[..., tuple[Result, str]]
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def run_job(simulated: Simulated, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for name, value in simulated.settings.items():
         monkeypatch.setenv(name, value)
 
-    def do(images: object, *options: str, output: object = tmp_path / "runs") -> tuple[Run, str]:
+    def do(images: object, *options: str, output: object = tmp_path / "runs") -> tuple[Result, str]:
         printed = io.StringIO()
         arguments = ["--images", str(images), "--output", str(output), "--work", str(tmp_path / "work"), *options]
         return run(pipeline_settings.load(arguments), Console(file=printed, width=200)), printed.getvalue()
@@ -49,12 +50,12 @@ def run_job(simulated: Simulated, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     return do
 
 
-def rows(done: Run, name: str = "images") -> list[dict[str, Any]]:
+def rows(done: Result, name: str = "images") -> list[dict[str, Any]]:
     content: list[dict[str, Any]] = pq.read_table(done.folder / f"{name}.parquet").to_pylist()
     return content
 
 
-def outcomes(done: Run) -> dict[str, str]:
+def outcomes(done: Result) -> dict[str, str]:
     return {row["path"].rsplit("/", 1)[1]: row["outcome"] for row in rows(done)}
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from pipeline.runtime.cancellation import Stop
+from pipeline.runtime.cancellation import CancellationToken
 from pipeline.runtime.interrupts import INTERRUPTED, SIGNALS, OneInterrupt
 
 
@@ -19,7 +19,7 @@ def ctrl_c(number: int = signal.SIGINT) -> None:
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_an_interrupt_pulls_the_brake_and_nothing_is_raised(number: int) -> None:
-    stop, done = Stop(), []
+    stop, done = CancellationToken(), []
     with OneInterrupt(stop):
         ctrl_c(number)
         done.append(stop.reason)
@@ -29,7 +29,7 @@ def test_an_interrupt_pulls_the_brake_and_nothing_is_raised(number: int) -> None
 
 
 def test_an_interrupt_while_the_brake_is_pulled_waits_for_nothing() -> None:
-    stop = Stop()
+    stop = CancellationToken()
     with OneInterrupt(stop), stop._lock:
         ctrl_c()
     assert stop.reason == INTERRUPTED
@@ -37,7 +37,7 @@ def test_an_interrupt_while_the_brake_is_pulled_waits_for_nothing() -> None:
 
 def interrupted_while_held(then: Callable[[], None]) -> None:
     """Ctrl-C in what is to be done to its end, and what comes after it there."""
-    stop = Stop()
+    stop = CancellationToken()
     with OneInterrupt(stop) as interrupt:
         interrupt.hold()
         ctrl_c()
@@ -62,6 +62,6 @@ def test_an_error_is_not_hidden_by_an_interrupt() -> None:
 
 def test_afterwards_ctrl_c_is_what_it_was() -> None:
     before = [signal.getsignal(number) for number in SIGNALS]
-    with OneInterrupt(Stop()):
+    with OneInterrupt(CancellationToken()):
         assert not {signal.getsignal(number) for number in SIGNALS} & set(before)
     assert [signal.getsignal(number) for number in SIGNALS] == before

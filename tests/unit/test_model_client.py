@@ -1,7 +1,6 @@
 """The model client: what it sends, and what it makes of answers."""
 
 import json
-import pickle
 from typing import Any
 
 import pytest
@@ -94,12 +93,6 @@ def test_half_a_character_is_no_text(client: ModelClient) -> None:
 )
 def test_a_cost_that_is_no_number_is_left_out(client: ModelClient, usage: Any) -> None:
     assert client.parse(completion(json.dumps(GOOD), usage=usage), 1, 0.1).prompt_tokens is None
-
-
-def test_the_client_can_be_sent_to_where_it_is_used(client: ModelClient) -> None:
-    copy = pickle.loads(pickle.dumps(client))
-    assert copy.request == client.request
-    assert copy.parse(completion(json.dumps(GOOD)), 1, 0.1).fields == GOOD
 
 
 def test_the_request_bounds_the_answer(client: ModelClient) -> None:

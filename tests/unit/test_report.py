@@ -76,9 +76,8 @@ def page(tmp_path: Path) -> str:
         **ended(written, len(files), job),
     }
     sources = [Source(bytes(file), None) for file in files]
-    return report.write_report(
-        folder, manifest, written, job, sources, Reader(Objects()), set(), Console(quiet=True)
-    ).read_text()
+    pictures = report.Pictures(sources, Reader(Objects()), set())
+    return report.write_report(folder, manifest, written, job, pictures, Console(quiet=True)).read_text()
 
 
 def test_every_image_answer_and_failure_is_shown(page: str) -> None:

@@ -27,8 +27,9 @@ from pipeline import run as run_module
 from pipeline import settings as pipeline_settings
 from pipeline.clients.connect import Clients
 from pipeline.errors import RunStopped, UsageError
+from pipeline.output.manifest import Result
 from pipeline.output.parts import Parts
-from pipeline.run import Run, run
+from pipeline.run import run
 from pipeline.runtime.interrupts import SIGNALS
 from tests.conftest import ROOT
 from tests.doubles.faults import hang
@@ -36,7 +37,7 @@ from tests.doubles.simulated import ANSWER, Simulated
 from tests.killed_runs import BOXES, CONCURRENCY, committed, kill_and_resume, pipeline
 from tests.pictures import encoded, gradient, write_plain
 
-RunJob = Callable[..., tuple[Run, str]]
+RunJob = Callable[..., tuple[Result, str]]
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def photos(tmp_path: Path) -> Path:
 def run_job(simulated: Simulated, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunJob:
     """Run the bundled job over the pictures; the run, and what it printed."""
 
-    def do(*options: str) -> tuple[Run, str]:
+    def do(*options: str) -> tuple[Result, str]:
         for name, value in simulated.settings.items():
             monkeypatch.setenv(name, value)
         printed = io.StringIO()
@@ -64,7 +65,7 @@ def run_job(simulated: Simulated, photos: Path, tmp_path: Path, monkeypatch: pyt
     return do
 
 
-def rows(done: Run, name: str) -> list[dict[str, Any]]:
+def rows(done: Result, name: str) -> list[dict[str, Any]]:
     content: list[dict[str, Any]] = pq.read_table(done.folder / f"{name}.parquet").to_pylist()
     return content
 
@@ -369,7 +370,7 @@ def test_a_second_interrupt_leaves_the_annotated_copies(
 ) -> None:
     simulated.latency_s = 0.1
     begun = tmp_path / "begun"
-    slow = "import pathlib; from pipeline import annotate\n"
+    slow = "import pathlib; from pipeline.output import annotate\n"
     slow += f"annotate.annotated = lambda *given: pathlib.Path({str(begun)!r}).touch() or time.sleep(3) or b'jpeg'"
     child = start("--model-concurrency", "1", "--run-name", "one", change=slow)
     wait_until(lambda: simulated.model.requests >= 8)
@@ -386,7 +387,8 @@ def test_a_second_interrupt_leaves_the_annotated_copies(
 def test_a_run_that_hangs_in_a_write_is_left_with_the_reason(start: Start, tmp_path: Path) -> None:
     """As on a disk of a server that is gone; the services answer."""
     gone = (
-        "from pipeline import parts, watch; parts.sync_disk = lambda folder: time.sleep(3600); watch.AFTERWARDS_S = 4"
+        "from pipeline.output import parts; from pipeline.runtime import watchdog; "
+        "parts.sync_disk = lambda folder: time.sleep(3600); watchdog.AFTERWARDS_S = 4"
     )
     child = start("--stall-limit-s", "4", "--run-name", "one", change=gone)
     output, _ = child.communicate(timeout=60)
@@ -518,14 +520,14 @@ class Panic(BaseException):
 def test_an_error_that_nobody_expected_costs_no_rows(
     run_job: RunJob, simulated: Simulated, monkeypatch: pytest.MonkeyPatch, broken: type[BaseException]
 ) -> None:
-    flow_rows = run_module.rows
+    flow_rows = run_module.JobRun.rows
 
     def breaks(*arguments: Any) -> Iterator[dict[str, Any]]:
         yield from itertools.islice(flow_rows(*arguments), 6)
         raise broken("a gremlin")
 
     with monkeypatch.context() as patched:
-        patched.setattr(run_module, "rows", breaks)
+        patched.setattr(run_module.JobRun, "rows", breaks)
         done, printed = run_job()
     assert done.status == "stopped"
     reason = done.manifest["reason"]
@@ -585,9 +587,11 @@ def test_a_run_that_lost_rows_is_not_complete(
     run_job: RunJob, simulated: Simulated, monkeypatch: pytest.MonkeyPatch, boxes: int
 ) -> None:
     simulated.boxes = lambda image: [[0, 0, 50, 50 + number] for number in range(boxes)]
-    flow_rows = run_module.rows
+    flow_rows = run_module.JobRun.rows
     with monkeypatch.context() as patched:
-        patched.setattr(run_module, "rows", lambda *arguments: itertools.islice(flow_rows(*arguments), 10 * boxes - 1))
+        patched.setattr(
+            run_module.JobRun, "rows", lambda *arguments: itertools.islice(flow_rows(*arguments), 10 * boxes - 1)
+        )
         done, _ = run_job()
     assert done.status == "stopped"
     assert done.manifest["reason"].startswith("the flow ended, but 1 of 10 images have no rows or too few: run again")
@@ -601,7 +605,7 @@ def test_a_run_that_lost_rows_of_what_is_done_again_is_not_complete(
     run_job()
     (photos / "0.jpg").write_bytes(encoded(gradient(500, 400)))
     with monkeypatch.context() as patched:
-        patched.setattr(run_module, "rows", lambda *arguments: iter(()))
+        patched.setattr(run_module.JobRun, "rows", lambda *arguments: iter(()))
         done, _ = run_job()
     assert "1 of 10 images" in done.manifest["reason"]
 

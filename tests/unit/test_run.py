@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,23 +16,24 @@ from PIL import Image
 from rich.console import Console
 
 from pipeline import settings as pipeline_settings
-from pipeline.run import Run, run
+from pipeline.output.manifest import Result
+from pipeline.run import run
 from tests.conftest import Cli
 from tests.doubles.simulated import Simulated
 from tests.pictures import awkward_folder, encoded, gradient, rotated_by_exif
 
-RunJob = Callable[..., Run]
+RunJob = Callable[..., Result]
 
 
 @pytest.fixture
 def run_job(simulated: Simulated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunJob:
     """Run the bundled job over a folder, with the simulated servers; options are command line arguments."""
 
-    def do(images: Path, *options: str) -> Run:
+    def do(images: Path, *options: str, measure: bool = True) -> Result:
         for name, value in simulated.settings.items():
             monkeypatch.setenv(name, value)
         arguments = ["--images", str(images), "--output", str(tmp_path / "runs"), *options]
-        return run(pipeline_settings.load(arguments), Console(file=io.StringIO()))
+        return run(pipeline_settings.load(arguments), Console(file=io.StringIO()), measure=measure)
 
     return do
 
@@ -46,7 +48,7 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-def table(done: Run, name: str) -> list[dict[str, Any]]:
+def table(done: Result, name: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = pq.read_table(done.folder / f"{name}.parquet").to_pylist()
     return rows
 
@@ -228,13 +230,51 @@ def test_the_folder_of_a_run(run_job: RunJob, photos: Path, monkeypatch: pytest.
     done = run_job(photos)
     present = {path.name for path in done.folder.iterdir()}
     shown = {name for name in present if not name.startswith(".")}
-    assert shown == {"images.parquet", "detections.parquet", "run.json", "report.html", "crops", "annotated", "profile"}
+    files = {"images.parquet", "detections.parquet", "run.json", "report.html", "run.log"}
+    assert shown == files | {"crops", "annotated", "profile"}
     assert (done.folder.parent / "latest").resolve() == done.folder.resolve()
     assert len(list((done.folder / "annotated").iterdir())) == 3
     manifest = (done.folder / "run.json").read_text()
-    assert "s3cret" not in manifest
+    assert "s3cret" not in manifest + (done.folder / "run.log").read_text()
     assert json.loads(manifest)["services"]["model"] == {
         "name": "simulated",
         "root": "root/simulated",
         "revision": None,
     }
+
+
+def test_the_log_says_what_happened_and_when(run_job: RunJob, photos: Path, simulated: Simulated) -> None:
+    done = run_job(photos)
+    lines = (done.folder / "run.log").read_text().splitlines()
+    assert all(re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (INFO|WARNING) pipeline\.", line) for line in lines)
+    assert "3 images, 0 done before" in lines[0]
+    assert "complete after" in lines[-1]
+    again = run_job(photos)
+    assert (again.folder / "run.log").read_text().splitlines()[: len(lines)] == lines  # it goes on
+
+
+@pytest.mark.parametrize(("level", "recorded"), [("warning", False), ("debug", True)])
+def test_the_level_of_the_log_is_a_setting(
+    run_job: RunJob, photos: Path, simulated: Simulated, level: str, recorded: bool
+) -> None:
+    simulated.model_fault = lambda number: web.Response(status=503) if number == 2 else None
+    done = run_job(photos, "--log-level", level)
+    log = done.folder / "run.log"
+    assert (log.exists() and "HTTP 503" in log.read_text()) is recorded
+
+
+def test_measuring_changes_nothing(run_job: RunJob, photos: Path, simulated: Simulated) -> None:
+    """The same rows, as many requests: the profile alone is missing."""
+    measured = run_job(photos, "--run-name", "measured")
+    requests = simulated.model.requests, simulated.detector.requests
+    unmeasured = run_job(photos, "--run-name", "unmeasured", measure=False)
+    assert (simulated.model.requests, simulated.detector.requests) == (2 * requests[0], 2 * requests[1])
+    times = {"latency_s", "read_s", "detect_s", "crop_s"}
+    for name in ("images", "detections"):
+        rows, expected = (
+            [{key: row[key] for key in row.keys() - times} for row in table(each, name)]
+            for each in (unmeasured, measured)
+        )
+        assert rows == expected
+    assert (measured.folder / "profile" / "profile.json").exists()
+    assert not (unmeasured.folder / "profile" / "profile.json").exists()

@@ -16,17 +16,9 @@ from typing import Any
 import pytest
 
 from pipeline.errors import UsageError
+from pipeline.files import sync_disk, write_atomically
 from pipeline.output.parts import Parts
-from pipeline.output.run_folder import (
-    COMMITTED,
-    CONTENTS,
-    open_run_folder,
-    prepare,
-    read_manifest,
-    sync_disk,
-    write_atomically,
-    write_manifest,
-)
+from pipeline.output.run_folder import COMMITTED, CONTENTS, open_run_folder, prepare, read_manifest, write_manifest
 
 MINE: dict[str, Any] = {"images": "photos", "model": "a"}
 OTHER = MINE | {"model": "b"}

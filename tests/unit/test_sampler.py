@@ -1,19 +1,18 @@
 """Looking at a run: bounded series, services' metrics, GPUs."""
 
-import itertools
 import os
-import threading
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 
+from pipeline.clients.server_load import parse
 from pipeline.metrics import sampler as sampler_module
 from pipeline.metrics.gpu import Gpus
 from pipeline.metrics.sampler import Sampler, Series, Usage
-from pipeline.metrics.services import GIVE_UP_AFTER, Service, detector, model_server, of_detector, of_model, parse
-from pipeline.metrics.stage import Account
+from pipeline.metrics.services import ServerSeries, detector, model_server, of_detector, of_model
+from pipeline.metrics.stage import RunMetrics, StageMetrics
 
 NO_GPU = "no-such-program"
 
@@ -71,14 +70,20 @@ def test_a_run_of_any_length_has_a_bounded_number_of_samples() -> None:
     assert (samples.series["late"][0], samples.series["late"][-1]) == (None, 1.0)
 
 
+def sampled() -> tuple[Sampler, StageMetrics, StageMetrics]:
+    """A sampler, and the metrics of the stages read and detect."""
+    metrics = RunMetrics.of(4, 8, 2)
+    sampler = Sampler(metrics, {}, {}, time.perf_counter(), Gpus(NO_GPU))
+    return sampler, metrics.stages["read"], metrics.stages["detect"]
+
+
 def test_the_sampler_sees_work_and_the_machine() -> None:
-    account = Account(4, 8, 2)
-    sampler = Sampler(account.stages, account.selection, {}, time.perf_counter(), Gpus(NO_GPU))
+    sampler, read, detect = sampled()
     sampler.start()
-    account.read.arrive(time.perf_counter(), 1)
-    began = account.read.begin()
+    read.arrive(time.perf_counter(), 1)
+    began = read.begin()
     time.sleep(0.6)
-    account.finish(account.read, began, account.detect)
+    detect.arrive(read.end(began))
     sampler.stop()
     samples = sampler.series.result()
     assert max(value or 0 for value in samples.series["read.working"]) == pytest.approx(1.0, abs=0.1)
@@ -87,8 +92,8 @@ def test_the_sampler_sees_work_and_the_machine() -> None:
     assert host is not None
     # Each core's use is told in hundredths of a second, over a tenth at least.
     assert 0 <= host <= (os.cpu_count() or 1) * 1.1
-    assert sampler.blame.cost_s["read"] == pytest.approx(account.read.work_s, rel=0.2)
-    assert account.detect.waiting == 1
+    assert sampler.attribution.cost_s["read"] == pytest.approx(read.work_s, rel=0.2)
+    assert detect.waiting == 1
     assert 0 < sampler.cpu_s < 0.1
 
 
@@ -103,82 +108,45 @@ def test_no_use_of_cpu_is_told_over_a_moment(monkeypatch: pytest.MonkeyPatch) ->
     assert all(look["host.memory_bytes"] for look in looks)
 
 
-def test_a_page_that_drips_keeps_no_run_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampler_module, "SERVICES_LIMIT_S", 0.2)
-    over = threading.Event()
-
-    def drip(url: str) -> dict[str, float]:
-        over.wait()
-        raise OSError("cut off")
-
-    account = Account(4, 8, 2)
-    services = {"model": Service("http://127.0.0.1:1/metrics", {}, drip)}
-    sampler = Sampler(account.stages, account.selection, services, time.perf_counter(), Gpus(NO_GPU))
-    began = time.perf_counter()
-    sampler.start()
-    started = time.perf_counter()
-    sampler.stop()
-    sampler.finish()
-    assert sampler._asking.is_alive()  # it waits for the page still, and nobody for it
-    over.set()
-    assert started - began >= 0.2
-
-
-def test_the_services_are_read_before_and_after(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampler_module, "SERVICES_S", 60.0)
-    counter = itertools.count()
-    services = {"model": Service("http://127.0.0.1:1/metrics", {}, lambda url: {"counted": float(next(counter))})}
-    account = Account(4, 8, 2)
-    sampler = Sampler(account.stages, account.selection, services, time.perf_counter(), Gpus(NO_GPU))
-    sampler.start()
-    assert services["model"].readings == 1
-    sampler.stop()
-    sampler.finish()
-    assert services["model"].change("counted") == 1
-
-
-def test_nobody_is_to_blame_before_the_first_row_and_after_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Starting is a phase of its own, and so is the last look at the services, however long they take."""
-
-    looks, over = threading.Event(), threading.Event()
-
-    class Slow(Service):
-        def look(self, between: bool = True) -> None:
-            if between:
-                looks.set()
-                over.wait()
-
-    # Looks are the test's to take.
+def test_nothing_limits_a_run_before_its_first_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starting is a phase of its own."""
+    # The test looks by itself.
     monkeypatch.setattr(sampler_module, "SHORTEST_TICK_S", 60.0)
     monkeypatch.setattr(sampler_module, "LONGEST_TICK_S", 60.0)
-    monkeypatch.setattr(sampler_module, "SERVICES_S", 0.01)
-    account = Account(4, 8, 2)
-    services = {"model": Slow("http://127.0.0.1:1/metrics", {})}
-    sampler = Sampler(account.stages, account.selection, services, time.perf_counter(), Gpus(NO_GPU))
+    sampler, read, detect = sampled()
     sampler.start()
-    account.read.arrive(time.perf_counter(), 2)
-    assert looks.wait(20)
+    read.arrive(time.perf_counter(), 2)
     sampler._look(keep=False)
-    assert sampler.blame.cost_s == {}
-    began = account.read.begin()
+    assert sampler.attribution.cost_s == {}
+    began = read.begin()
     time.sleep(0.2)
-    account.finish(account.read, began, account.detect)
+    detect.arrive(read.end(began))
     sampler.stop()
-    assert sampler._asking.is_alive()
-    assert sampler.blame.cost_s == {"read": pytest.approx(account.read.work_s)}
-    over.set()
+    assert sampler.attribution.cost_s == {"read": pytest.approx(read.work_s)}
+
+
+def test_the_limits_that_the_clients_keep_are_read() -> None:
+    metrics = RunMetrics.of(4, 8, 2)
+    sampler = Sampler(metrics, {}, {"ask": lambda: 3.0}, time.perf_counter(), Gpus(NO_GPU))
+    sampler._look(keep=False)
+    assert (metrics.stages["ask"].allowed, metrics.stages["detect"].allowed) == (3.0, 4)
+
+
+def fed(series: ServerSeries, *pages: str, flowing: tuple[int, ...] = (1,)) -> ServerSeries:
+    """A server's series after these pages, of which those with numbers in `flowing` were read while rows flowed."""
+    for number, page in enumerate(pages):
+        series.flowing = number in flowing
+        series.add(parse(page))
+    return series
 
 
 def test_what_the_detector_did_over_a_run() -> None:
-    pages = iter(
-        [DETECTOR_PAGE % (100, 9.0, 100, 0), DETECTOR_PAGE % (140, 9.5, 108, 12), DETECTOR_PAGE % (180, 10.0, 120, 4)]
+    pages = (
+        DETECTOR_PAGE % (100, 9.0, 100, 0),
+        DETECTOR_PAGE % (140, 9.5, 108, 12),
+        DETECTOR_PAGE % (180, 10.0, 120, 4),
     )
-    service = detector("http://127.0.0.1:8001")
-    service.read = lambda url: parse(next(pages))
-    for between in (False, True, False):
-        service.look(between)
-    assert service.url == "http://127.0.0.1:8001/metrics"
-    said = of_detector(service)
+    said = of_detector(fed(detector(), *pages))
     assert (said["requests"], said["batches"], said["batch_size"]) == (80, 20, 4)
     assert said["pass_s"] == pytest.approx(0.05)
     assert said["pass_total_s"] == pytest.approx(1.0)
@@ -186,18 +154,11 @@ def test_what_the_detector_did_over_a_run() -> None:
 
 
 def test_what_the_model_server_did_over_a_run() -> None:
-    pages = iter(
-        [
-            MODEL_PAGE % (0, 0, 10, 0, 1000, 5.0, 10, 3.0, 4000, 0),
-            MODEL_PAGE % (8, 2, 50, 2, 2000, 13.4, 52, 33.0, 8000, 400),
-        ]
+    pages = (
+        MODEL_PAGE % (0, 0, 10, 0, 1000, 5.0, 10, 3.0, 4000, 0),
+        MODEL_PAGE % (8, 2, 50, 2, 2000, 13.4, 52, 33.0, 8000, 400),
     )
-    service = model_server("http://127.0.0.1:8000/v1")
-    service.read = lambda url: parse(next(pages))
-    service.look(between=False)
-    service.look()
-    assert service.url == "http://127.0.0.1:8000/metrics"
-    said = of_model(service, seconds=5.0)
+    said = of_model(fed(model_server(), *pages), seconds=5.0)
     assert (said["requests"], said["cut_at_max_tokens"]) == (42, 2)
     assert said["generated_tokens_per_s"] == 200
     assert said["time_to_first_token_s"] == pytest.approx(0.2)
@@ -208,43 +169,14 @@ def test_what_the_model_server_did_over_a_run() -> None:
 
 
 def test_a_service_that_was_started_again_counts_from_nought() -> None:
-    pages = iter([DETECTOR_PAGE % (100, 9.0, 100, 0), DETECTOR_PAGE % (30, 1.0, 10, 0)])
-    service = detector("http://127.0.0.1:8001")
-    service.read = lambda url: parse(next(pages))
-    service.look()
-    service.look()
-    assert of_detector(service)["requests"] == 30
+    pages = (DETECTOR_PAGE % (100, 9.0, 100, 0), DETECTOR_PAGE % (30, 1.0, 10, 0))
+    assert of_detector(fed(detector(), *pages))["requests"] == 30
 
 
-def test_another_page_is_none_of_the_services_metrics() -> None:
-    with pytest.raises(ValueError, match="no metric that begins with vllm: or detector_"):
-        parse("<html>hello</html>")
-
-
-def test_a_server_without_metrics_is_left_alone() -> None:
-    asked: list[str] = []
-
-    def refuse(url: str) -> dict[str, float]:
-        asked.append(url)
-        raise OSError("404")
-
-    service = Service("http://127.0.0.1:1/metrics", {}, refuse)
-    for _ in range(10):
-        service.look()
-    assert len(asked) == GIVE_UP_AFTER
-    assert of_model(service, 1.0) == of_detector(service) == {}
-
-
-def test_who_wants_to_know_the_queue_is_told_at_each_reading() -> None:
-    """Also that it could not be read: a queue of long ago must not bound the requests for good."""
-    pages = iter([MODEL_PAGE % (8, 2, 50, 2, 2000, 13.4, 52, 33.0, 8000, 400), "<html>away</html>"])
-    told: list[dict[str, float]] = []
-    service = model_server("http://127.0.0.1:8000/v1")
-    service.read = lambda url: parse(next(pages))
-    service.tell = lambda now: told.append(dict(now))
-    service.look()
-    service.look()
-    assert told == [{"model.running": 8, "model.waiting": 2}, {}]
+def test_a_server_without_metrics_has_none() -> None:
+    series = model_server()
+    series.add({})
+    assert of_model(series, 1.0) == of_detector(series) == {}
 
 
 def test_two_gpus_are_read_and_the_program_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

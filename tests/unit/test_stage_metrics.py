@@ -1,13 +1,14 @@
 """What a stage's notes add up to."""
 
-import pickle
 import sys
 import threading
 import time
 
 import pytest
 
-from pipeline.metrics.stage import KEPT_STEPS, Account, Histogram, Selection, StageAccount, Traced
+from pipeline.metrics.histogram import Histogram
+from pipeline.metrics.stage import RunMetrics, StageMetrics
+from pipeline.metrics.traces import MOST_STEPS, TracedStep, TraceSampler
 
 
 @pytest.fixture
@@ -20,8 +21,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def test_times_of_overlapping_rows(clock: list[float]) -> None:
     """Two rows at once from 101 to 103, one of them until 106; both have come at 100, and nothing happens until 110."""
-    stage = StageAccount("read", limit=2)
-    stage.draw(clock[0])
+    stage = StageMetrics("read", limit=2)
+    stage.aggregate(clock[0])
     stage.arrive(clock[0], 2)
     clock[0] = 101.0
     first, second = stage.begin(), stage.begin()
@@ -29,7 +30,7 @@ def test_times_of_overlapping_rows(clock: list[float]) -> None:
     stage.end(first, bytes_in=10, bytes_out=1)
     clock[0] = 106.0
     stage.end(second, bytes_in=20, bytes_out=2)
-    stage.draw(110.0)
+    stage.aggregate(110.0)
     result = stage.result(zero=100.0)
     assert (result.rows, result.bytes_in, result.bytes_out) == (2, 30, 3)
     assert (result.busy_s, result.work_s, result.waiting_s) == (5.0, 7.0, 2.0)
@@ -42,22 +43,22 @@ def test_times_of_overlapping_rows(clock: list[float]) -> None:
 
 def test_it_does_not_matter_when_the_notes_are_drawn(clock: list[float]) -> None:
     """Work in progress counts up to the moment of the draw."""
-    seldom, often = StageAccount("crop", 2), StageAccount("crop", 2)
-    seldom.draw(clock[0])
+    seldom, often = StageMetrics("crop", 2), StageMetrics("crop", 2)
+    seldom.aggregate(clock[0])
     for _ in range(20):
         for stage in (seldom, often):
             stage.arrive(clock[0])
         clock[0] += 0.5
-        often.draw(clock[0])
+        often.aggregate(clock[0])
         began = seldom.begin(), often.begin()
         clock[0] += 0.25
-        often.draw(clock[0])
+        often.aggregate(clock[0])
         assert often.working == 1
         seldom.end(began[0])
         often.end(began[1])
         clock[0] += 0.125
-        often.draw(clock[0])
-    seldom.draw(clock[0])
+        often.aggregate(clock[0])
+    seldom.aggregate(clock[0])
     for stage in (seldom, often):
         assert stage.work_s == stage.busy_s == pytest.approx(20 * 0.25)
         assert stage.waiting_s == pytest.approx(20 * 0.5)
@@ -65,8 +66,8 @@ def test_it_does_not_matter_when_the_notes_are_drawn(clock: list[float]) -> None
 
 
 def test_a_request_that_is_tried_again_is_one_row_and_waits_in_between(clock: list[float]) -> None:
-    stage = StageAccount("ask", 4)
-    stage.draw(clock[0])
+    stage = StageMetrics("ask", 4)
+    stage.aggregate(clock[0])
     stage.arrive(clock[0])
     for _ in range(3):
         began = stage.begin()
@@ -76,15 +77,15 @@ def test_a_request_that_is_tried_again_is_one_row_and_waits_in_between(clock: li
             stage.arrive(clock[0])
             clock[0] += 2.0
     stage.count(failed=1, prompt_tokens=40, completion_tokens=12)
-    stage.draw(clock[0])
+    stage.aggregate(clock[0])
     assert (stage.rows, stage.failed, stage.prompt_tokens, stage.completion_tokens) == (1, 1, 40, 12)
     assert (stage.work_s, stage.waiting_s) == (3.0, 4.0)
 
 
 def test_a_note_that_comes_late_is_not_counted_into_the_past(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread reads the clock at 102 and is held up until 110, when others are at work and a draw has been made."""
-    stage = StageAccount("store", limit=3)
-    stage.draw(100.0)
+    stage = StageMetrics("store", limit=3)
+    stage.aggregate(100.0)
     moment = 101.0
     monkeypatch.setattr(time, "perf_counter", lambda: moment)
     began = stage.begin()
@@ -94,7 +95,7 @@ def test_a_note_that_comes_late_is_not_counted_into_the_past(monkeypatch: pytest
         moment = 109.0
         monkeypatch.setattr(time, "perf_counter", lambda: moment)
         others.extend((stage.begin(), stage.begin()))
-        stage.draw(110.0)
+        stage.aggregate(110.0)
         return 102.0
 
     others: list[float] = []
@@ -103,14 +104,14 @@ def test_a_note_that_comes_late_is_not_counted_into_the_past(monkeypatch: pytest
     moment = 112.0
     for other in others:
         stage.end(other)
-    stage.draw(111.0)  # a moment before the others ended: the caller looked at the clock first
+    stage.aggregate(111.0)  # a moment before the others ended: the caller looked at the clock first
     assert (stage.working, stage.peak, stage.latency.max) == (0, 3, 3.0)
     # Busy from 101 to 112; one at work until 109, three until 110, two until 112.
     assert (stage.busy_s, stage.work_s) == (11.0, 8 + 3 + 2 * 2)
 
 
 def test_notes_of_many_threads_are_all_there() -> None:
-    stage = StageAccount("store", 8)
+    stage = StageMetrics("store", 8)
     going = threading.Event()
 
     def work() -> None:
@@ -126,10 +127,10 @@ def test_notes_of_many_threads_are_all_there() -> None:
     try:
         going.set()
         while any(thread.is_alive() for thread in threads):
-            stage.draw(time.perf_counter())
+            stage.aggregate(time.perf_counter())
     finally:
         sys.setswitchinterval(switched)
-    stage.draw(time.perf_counter())
+    stage.aggregate(time.perf_counter())
     assert (stage.rows, stage.bytes_in, stage.working) == (16_000, 16_000, 0)
     assert 1 <= stage.peak <= 8
     assert 0 < stage.busy_s <= stage.work_s
@@ -149,28 +150,29 @@ def test_percentiles_are_right_to_a_few_percent_whatever_the_number() -> None:
 
 def test_steps_are_kept_of_whole_images_and_never_too_many() -> None:
     """Of 20,000 images with three steps each; keys are hashes, evenly spread."""
-    selection = Selection()
+    sampler = TraceSampler()
     for number in range(20_000):
         key = f"{number * 0x9E3779B97F4A7C15 % 2**64:016x}"
         for stage in ("read", "detect", "crop"):
-            if selection.has(key):
-                selection.note(key, Traced(stage, key, float(number), number + 1.0))
+            if sampler.samples(key):
+                sampler.add(key, TracedStep(stage, key, float(number), number + 1.0))
         if number % 100 == 0:
-            selection.draw()
-    selection.draw()
-    steps = selection.steps()
-    assert KEPT_STEPS / 4 < len(steps) <= KEPT_STEPS
+            sampler.aggregate()
+    sampler.aggregate()
+    steps = sampler.steps()
+    assert MOST_STEPS / 4 < len(steps) <= MOST_STEPS
     rows = [step.row for step in steps]
     assert all(rows.count(row) == 3 for row in set(rows[:50]))
     assert min(step.began for step in steps) < 200
     assert max(step.began for step in steps) > 19_800
 
 
-def test_a_copy_elsewhere_takes_no_notes() -> None:
-    """Daft may pickle a stage to another process, where nobody draws."""
-    copy = pickle.loads(pickle.dumps(Account(16, 64, 2)))
-    began = copy.read.begin()
-    assert copy.finish(copy.read, began, copy.detect, key="0" * 16) >= 0
-    copy.read.draw(time.perf_counter())
-    assert (copy.read.rows, copy.detect.waiting) == (0, 0)
-    assert not copy.selection.has("0" * 16)
+def test_disabled_metrics_record_nothing() -> None:
+    metrics = RunMetrics.disabled()
+    read = metrics.stages["read"]
+    read.end(read.begin(), 1, 1)
+    read.count(failed=1)
+    read.arrive(time.perf_counter(), 5)
+    read.aggregate(time.perf_counter())
+    assert (read.rows, read.failed, read.waiting, read.bytes_in) == (0, 0, 0, 0)
+    assert not metrics.traces.samples("0" * 16)

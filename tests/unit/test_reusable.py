@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.stages.reusable import KeptAnswers
+from pipeline.stages.reusable import ReusableAnswers
 
 
 def row(key: str, box: list[float], raw: str) -> dict[str, object]:
@@ -12,7 +12,7 @@ def row(key: str, box: list[float], raw: str) -> dict[str, object]:
     return {"key": key, "box": box, "raw_answer": raw, **cost}
 
 
-KEPT = KeptAnswers(
+KEPT = ReusableAnswers(
     [row("a", [0, 0, 50, 50], "first"), row("a", [0.8, 0, 50.8, 50], "second"), row("b", [5, 5, 9, 9], "third")]
 )
 
@@ -32,11 +32,17 @@ KEPT = KeptAnswers(
 )
 def test_an_answer_belongs_to_an_image_and_a_box(key: str | None, box: list[float] | None, raw: str | None) -> None:
     found = KEPT.find(key, box)
-    assert (found and found["raw"]) == raw
+    assert (found and found["raw_answer"]) == raw
 
 
 def test_what_it_cost_is_kept_too() -> None:
     found = KEPT.find("b", [5, 5, 9, 9])
-    assert found == {"raw": "third", "latency": 0.5, "attempts": 2, "prompt_tokens": 40, "completion_tokens": 12}
+    assert found == {
+        "raw_answer": "third",
+        "latency_s": 0.5,
+        "attempts": 2,
+        "prompt_tokens": 40,
+        "completion_tokens": 12,
+    }
     assert KEPT
-    assert not KeptAnswers()
+    assert not ReusableAnswers()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,21 +13,24 @@ from rich.console import Console
 
 from pipeline import settings
 from pipeline.run import run
-from pipeline.runtime.cancellation import Stop
-from pipeline.runtime.memory_budget import Held
-from pipeline.stages.flow import BATCH
+from pipeline.runtime.cancellation import CancellationToken
+from pipeline.runtime.memory_budget import MemoryBudget
+from pipeline.stages.batches import BATCH
+from pipeline.stages.read import held_bytes
 from tests.doubles.simulated import Simulated
 from tests.pictures import encoded, gradient
 
 MB = 1024**2
 
 
-def passes(held: Held, **sizes: int | None) -> bool:
+def passes(budget: MemoryBudget, **sizes: int | None) -> bool:
     """Whether a batch gets through the gate without anything else being let go."""
 
     async def attempt() -> bool:
         try:
-            await asyncio.wait_for(held.enter({name.encode(): size for name, size in sizes.items()}), 0.05)
+            await asyncio.wait_for(
+                budget.admit({name.encode(): held_bytes(size) for name, size in sizes.items()}), 0.05
+            )
         except TimeoutError:
             return False
         return True
@@ -34,57 +38,61 @@ def passes(held: Held, **sizes: int | None) -> bool:
     return asyncio.run(attempt())
 
 
+def entering(budget: MemoryBudget, sizes: Sequence[int | None]) -> int:
+    """How many files of these sizes may enter together."""
+    return budget.admission_batch([held_bytes(size) or 0 for size in sizes], BATCH)
+
+
 def test_images_wait_until_others_are_let_go() -> None:
-    held = Held(10 * MB, Stop())
-    assert passes(held, a=2 * MB)
-    assert passes(held, b=2 * MB)
-    assert not passes(held, c=2 * MB)
-    held.read(b"a", 3 * MB)
-    held.cut(b"a", 0)
-    assert passes(held, c=2 * MB)
-    assert held.total == held.peak == 8 * MB
+    budget = MemoryBudget(10 * MB, CancellationToken())
+    assert passes(budget, a=2 * MB)
+    assert passes(budget, b=2 * MB)
+    assert not passes(budget, c=2 * MB)
+    budget.loaded(b"a", 3 * MB)
+    budget.cropped(b"a", 0)
+    assert passes(budget, c=2 * MB)
+    assert budget.total == budget.peak == 8 * MB
 
 
 def test_crops_count_until_they_are_stored() -> None:
-    held = Held(10 * MB, Stop())
-    assert passes(held, a=1 * MB, b=1 * MB)
-    held.cut(b"a", 8 * MB)
-    assert not passes(held, c=1 * MB)
-    held.stored(8 * MB)
-    assert passes(held, c=1 * MB)
-    assert held.total == 4 * MB
+    budget = MemoryBudget(10 * MB, CancellationToken())
+    assert passes(budget, a=1 * MB, b=1 * MB)
+    budget.cropped(b"a", 8 * MB)
+    assert not passes(budget, c=1 * MB)
+    budget.stored(8 * MB)
+    assert passes(budget, c=1 * MB)
+    assert budget.total == 4 * MB
 
 
 def test_an_image_above_the_bound_goes_alone() -> None:
-    held = Held(10 * MB, Stop())
-    assert passes(held, giant=500 * MB)
-    assert not passes(held, next=1)
-    held.cut(b"giant", 0)
-    assert passes(held, next=1)
+    budget = MemoryBudget(10 * MB, CancellationToken())
+    assert passes(budget, giant=500 * MB)
+    assert not passes(budget, next=1)
+    budget.cropped(b"giant", 0)
+    assert passes(budget, next=1)
 
 
 def test_crops_alone_close_the_gate_for_a_while_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """They may wait for others to fill their batch."""
     monkeypatch.setattr("pipeline.runtime.memory_budget.PATIENCE_S", 60.0)
-    held = Held(10 * MB, Stop())
-    assert passes(held, a=1 * MB)
-    held.cut(b"a", 20 * MB)
-    assert not passes(held, b=1 * MB)
+    budget = MemoryBudget(10 * MB, CancellationToken())
+    assert passes(budget, a=1 * MB)
+    budget.cropped(b"a", 20 * MB)
+    assert not passes(budget, b=1 * MB)
     monkeypatch.setattr("pipeline.runtime.memory_budget.PATIENCE_S", 0.0)
-    assert passes(held, b=1 * MB)
-    assert not passes(held, c=1 * MB)  # one is on its way
+    assert passes(budget, b=1 * MB)
+    assert not passes(budget, c=1 * MB)  # one is on its way
 
 
 def test_crops_that_are_asked_about_keep_the_gate_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     """However long that takes, and without any patience: the model server is slow, or away."""
     monkeypatch.setattr("pipeline.runtime.memory_budget.PATIENCE_S", 0.0)
-    held = Held(10 * MB, Stop())
-    assert passes(held, a=1 * MB)
-    held.cut(b"a", 20 * MB)
-    held.pending = lambda: 3
-    assert not passes(held, b=1 * MB)
-    held.pending = lambda: 0
-    assert passes(held, b=1 * MB)
+    budget = MemoryBudget(10 * MB, CancellationToken())
+    assert passes(budget, a=1 * MB)
+    budget.cropped(b"a", 20 * MB)
+    with budget.asking(3):
+        assert not passes(budget, b=1 * MB)
+    assert passes(budget, b=1 * MB)
 
 
 def test_a_slow_model_server_does_not_fill_the_memory(
@@ -117,45 +125,45 @@ def test_a_slow_model_server_does_not_fill_the_memory(
 
 
 def test_large_images_enter_in_small_batches() -> None:
-    held = Held(512 * MB, Stop())
-    assert held.batch([5 * MB, None, 2 * MB], 8) == 8
-    assert held.batch([5 * MB] * 7 + [100 * MB] * 8, 8) == 2
-    assert held.batch([5 * MB] * 100 + [100 * MB], 8) == 8
-    assert held.batch([5 * MB, 400 * MB], 8) == 1
-    assert held.batch([], 8) == 8
+    budget = MemoryBudget(512 * MB, CancellationToken())
+    assert entering(budget, [5 * MB, None, 2 * MB]) == 8
+    assert entering(budget, [5 * MB] * 7 + [100 * MB] * 8) == 2
+    assert entering(budget, [5 * MB] * 100 + [100 * MB]) == 8
+    assert entering(budget, [5 * MB, 400 * MB]) == 1
+    assert entering(budget, []) == 8
 
 
 def test_what_is_too_large_to_be_read_takes_no_room() -> None:
-    held = Held(512 * MB, Stop())
-    assert held.batch([5 * MB, 2000 * MB], 8) == 8
-    assert passes(held, disk_image=2000 * MB)
-    assert held.total == 0
+    budget = MemoryBudget(512 * MB, CancellationToken())
+    assert entering(budget, [5 * MB, 2000 * MB]) == 8
+    assert passes(budget, disk_image=2000 * MB)
+    assert budget.total == 0
 
 
 def test_an_image_of_unknown_size_counts_as_the_usual_one() -> None:
-    held = Held(10 * MB, Stop())
-    assert passes(held, a=None, b=None)
-    held.read(b"a", 6 * MB)
-    held.read(b"b", 2 * MB)
-    assert not passes(held, c=None)
-    held.cut(b"a", 0)
-    assert passes(held, c=None)
-    assert held.total == 2 * MB + 4 * MB
+    budget = MemoryBudget(10 * MB, CancellationToken())
+    assert passes(budget, a=None, b=None)
+    budget.loaded(b"a", 6 * MB)
+    budget.loaded(b"b", 2 * MB)
+    assert not passes(budget, c=None)
+    budget.cropped(b"a", 0)
+    assert passes(budget, c=None)
+    assert budget.total == 2 * MB + 4 * MB
 
 
 def test_a_run_that_ends_opens_the_gate() -> None:
-    stop = Stop()
-    held = Held(1, stop)
-    assert passes(held, a=MB)
-    stop.pull("enough")
-    assert passes(held, b=MB)
+    stop = CancellationToken()
+    budget = MemoryBudget(1, stop)
+    assert passes(budget, a=MB)
+    stop.cancel("enough")
+    assert passes(budget, b=MB)
 
 
-def test_a_copy_counts_by_itself() -> None:
-    held = Held(10 * MB, Stop())
-    assert passes(held, a=MB)
-    copy = pickle.loads(pickle.dumps(held))
-    assert (copy.most, copy.total) == (10 * MB, 0)
+def test_a_copy_in_another_process_is_refused() -> None:
+    """It would have a budget of its own, and no bound would hold any more."""
+    copy = pickle.dumps(MemoryBudget(10 * MB, CancellationToken()))
+    with pytest.raises(RuntimeError, match="MemoryBudget belongs to the process that made it"):
+        pickle.loads(copy)
 
 
 def test_one_large_image_leaves_as_many_at_the_detector(

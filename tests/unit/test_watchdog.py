@@ -14,10 +14,13 @@ from typing import Any, cast
 import pytest
 
 from pipeline.clients.connect import Clients
-from pipeline.output.breakdown import FlowFailed
+from pipeline.clients.detector import DetectorClient
+from pipeline.clients.model import ModelClient
+from pipeline.clients.server_load import LoadPoller
 from pipeline.runtime import watchdog as watch
-from pipeline.runtime.cancellation import Stop
-from pipeline.runtime.watchdog import Stream, Watchdog
+from pipeline.runtime.cancellation import CancellationToken
+from pipeline.runtime.stream import FlowFailed, Stream
+from pipeline.runtime.watchdog import Watchdog
 
 LIMIT_S = 0.3
 
@@ -43,15 +46,19 @@ def clients() -> Iterator[Clients]:
     thread.start()
     waiting = [asyncio.run_coroutine_threadsafe(ask(), loop) for _ in range(3)]
     asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop).result(20)  # its turn comes after theirs: they wait now
-    http = SimpleNamespace(connection=SimpleNamespace(loop=loop))
-    named = SimpleNamespace(http=http)
-    yield cast(Clients, SimpleNamespace(detector=named, model=named, waiting_for=lambda: "model: 3 requests in flight"))
+    connection = SimpleNamespace(loop=loop, breaker=SimpleNamespace(since=None), limiter=SimpleNamespace(in_flight=3))
+    named = SimpleNamespace(http=SimpleNamespace(name="model", connection=connection))
+    yield Clients(cast(DetectorClient, named), cast(ModelClient, named), LoadPoller({}))
     for request in waiting:
         request.cancel()
     asyncio.run_coroutine_threadsafe(asyncio.sleep(0.01), loop).result(20)
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()
+
+
+def watching(folder: Path, limit_s: float, cancellation: CancellationToken, clients: Clients, left: Left) -> Watchdog:
+    return Watchdog(folder / "stall.txt", limit_s, cancellation, clients.waiting_for, clients.tasks, left)
 
 
 def wait_for(event: threading.Event) -> None:
@@ -69,29 +76,30 @@ class Left(threading.Event):
 
 
 def test_a_run_without_rows_is_braked_then_left(tmp_path: Path, clients: Clients) -> None:
-    stop, left = Stop(), Left()
+    stop, left = CancellationToken(), Left()
     began = time.monotonic()
-    with Watchdog(tmp_path, LIMIT_S, stop, clients, left):
+    with watching(tmp_path, LIMIT_S, stop, clients, left):
         wait_for(left)
     assert time.monotonic() - began >= 2 * LIMIT_S
-    expected = f"no row ended for 0.3 s (model: 3 requests in flight; stacks in {tmp_path / 'stall.txt'}): look at"
+    waiting = "model: 3 requests in flight, model: 3 requests in flight"
+    expected = f"no row ended for 0.3 s ({waiting}; stacks in {tmp_path / 'stall.txt'}): look at"
     assert str(stop.reason).startswith(expected)
     assert left.reason.startswith(expected)
 
 
 def test_the_stacks_of_threads_and_tasks_are_kept(tmp_path: Path, clients: Clients) -> None:
     left = Left()
-    with Watchdog(tmp_path, LIMIT_S, Stop(), clients, left):
+    with watching(tmp_path, LIMIT_S, CancellationToken(), clients, left):
         wait_for(left)
     dump = (tmp_path / "stall.txt").read_text()
     assert "in wait_for" in dump  # the main thread
-    assert "3 tasks: test_watch.py:" in dump
+    assert "3 tasks: test_watchdog.py:" in dump
     assert " answered > locks.py:" in dump
 
 
 def test_what_follows_the_flow_is_watched_too(tmp_path: Path, clients: Clients) -> None:
     left = Left()
-    watchdog = Watchdog(tmp_path, 0.1, Stop(), clients, left)
+    watchdog = watching(tmp_path, 0.1, CancellationToken(), clients, left)
     watchdog.now("writing the rows")
     with watchdog:
         wait_for(left)
@@ -100,10 +108,10 @@ def test_what_follows_the_flow_is_watched_too(tmp_path: Path, clients: Clients) 
 
 def test_what_moves_is_left_alone(tmp_path: Path, clients: Clients, monkeypatch: pytest.MonkeyPatch) -> None:
     """Looked at twenty times a second for a minute, by a clock of the test's own."""
-    stop, left = Stop(), Left()
+    stop, left = CancellationToken(), Left()
     seconds = 0.0
     monkeypatch.setattr(watch, "time", SimpleNamespace(monotonic=lambda: seconds))
-    watchdog = Watchdog(tmp_path, LIMIT_S, stop, clients, left)
+    watchdog = watching(tmp_path, LIMIT_S, stop, clients, left)
     moves = itertools.cycle([False] * 4 + [True])  # every 0.25 s, and 0.3 s would be too late
 
     def wait(tick_s: float) -> bool:
@@ -131,7 +139,7 @@ def test_a_disk_that_hangs_keeps_no_reason_back(
     left = Left()
     with monkeypatch.context() as patched:
         patched.setattr(Path, "open", hang)
-        with Watchdog(tmp_path, LIMIT_S, Stop(), clients, left):
+        with watching(tmp_path, LIMIT_S, CancellationToken(), clients, left):
             wait_for(left)
         gone.set()
     assert "stacks" not in left.reason

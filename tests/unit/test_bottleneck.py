@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.metrics.bottleneck import Blame, Moment, limiting
+from pipeline.metrics.bottleneck import Attribution, Moment, limiting
 from pipeline.metrics.stage import STAGES
 
 LIMITS = {"read": 2, "detect": 16, "crop": 2, "ask": 64, "store": 2, "collect": 1}
@@ -37,7 +37,7 @@ def test_who_is_to_blame(situation: dict[str, Moment], to_blame: dict[str, float
 
 
 def test_blame_adds_up_to_the_time_in_which_somebody_worked() -> None:
-    blame = Blame(LIMITS)
+    blame = Attribution(LIMITS)
     blame.add(2.0, at(ask=64))
     blame.add(1.0, at(read=1.5, crop=0.5))
     blame.add(0.5, at(read=0.5))

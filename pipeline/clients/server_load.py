@@ -1,0 +1,133 @@
+"""Polls the servers' Prometheus metrics while a run goes on: the model server's queue steers the limiter.
+
+vLLM names its metrics `vllm:...`; the detector's come from Mosec and begin with `detector_`. A server without metrics
+(another kind, an address behind a gateway) is asked a few times and then left alone.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Mapping
+
+from prometheus_client.parser import text_string_to_metric_families
+
+# A busy server answers within this time, or the next reading will do.
+TIMEOUT_S = 2.0
+# Failures in a row after which a server counts as one without metrics.
+GIVE_UP_AFTER = 3
+# How often the servers are read, which costs them a few milliseconds.
+POLL_S = 1.0
+# How long a run waits for the first and the last reading: two servers that answer just in time.
+WAIT_S = 2 * TIMEOUT_S
+
+PREFIXES = ("vllm:", "detector_")
+RUNNING, WAITING = "vllm:num_requests_running", "vllm:num_requests_waiting"
+
+Reading = Mapping[str, float]
+"""A metric's value by its name, summed over its labels; the detector's stages and vLLM's reasons to finish stand in the
+name: `...{Detect}`. Empty where the server could not be read."""
+
+
+def parse(text: str) -> Reading:
+    """The services' values on a page in Prometheus' text format; of histograms the sums and counts.
+
+    Raises:
+        ValueError: the page holds none of them.
+    """
+    reading: dict[str, float] = {}
+    # Most of vLLM's page is buckets and Python's own counters: parsing all of it each second takes 20 ms of CPU.
+    wanted = "\n".join(line for line in text.splitlines() if line.startswith(PREFIXES) and "_bucket{" not in line)
+    for family in text_string_to_metric_families(wanted):
+        for sample in family.samples:
+            if sample.name.endswith(("_created", "_info")):
+                continue
+            stage = sample.labels.get("stage", "").partition("_")[0]
+            reason = sample.labels.get("finished_reason", "")
+            labels = [label for label in (stage, reason) if label]
+            for name in (sample.name, *(f"{sample.name}{{{label}}}" for label in labels)):
+                reading[name] = reading.get(name, 0.0) + sample.value
+    if not reading:
+        raise ValueError(f"no metric that begins with {' or '.join(PREFIXES)}")
+    return reading
+
+
+def fetch(url: str) -> Reading:
+    """Read a server's metrics.
+
+    Raises:
+        OSError: nobody answers, or not with 200.
+        ValueError: the page holds none of the services' metrics.
+    """
+    with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:
+        text: str = response.read().decode()
+    return parse(text)
+
+
+def metrics_url(base_url: str) -> str:
+    """Where a service has its metrics: beside its API's version."""
+    return base_url.rstrip("/").removesuffix("/v1") + "/metrics"
+
+
+class Server:
+    """One server's metrics, and who listens to them."""
+
+    def __init__(self, base_url: str, read: Callable[[str], Reading] = fetch) -> None:
+        self.url = metrics_url(base_url)
+        self.read = read
+        self.listeners: list[Callable[[Reading], None]] = []
+        """Called with each reading, in the thread that polls."""
+        self._failures = 0
+        self._answered = False
+
+    def poll(self) -> None:
+        """Read once and pass the reading on, unless nobody listens or the server has no metrics."""
+        if not self.listeners or (self._failures >= GIVE_UP_AFTER and not self._answered):
+            return
+        try:
+            reading = self.read(self.url)
+            self._answered = True
+        except Exception:  # a page may be anything (cut short, not text), and no run ends for it
+            self._failures += 1
+            reading = {}
+        for listen in self.listeners:
+            listen(reading)
+
+
+class LoadPoller:
+    """Polls servers from a thread of its own, from `start` to `stop`."""
+
+    def __init__(self, servers: Mapping[str, Server]) -> None:
+        self.servers = servers
+        self.cpu_s = 0.0
+        """CPU time that polling took."""
+        self._stop, self._first = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="server load", daemon=True)
+
+    def start(self) -> None:
+        """Begin to poll, and wait for the first reading, but not for a server that hangs."""
+        self._thread.start()
+        self._first.wait(WAIT_S)
+
+    def stop(self) -> None:
+        """Poll a last time; `finish` waits for it."""
+        self._stop.set()
+
+    def finish(self) -> None:
+        """Wait until the last reading is there, after `stop`."""
+        if self._thread.is_alive():
+            self._thread.join(WAIT_S)
+
+    def _run(self) -> None:
+        self._poll()
+        self._first.set()
+        while not self._stop.wait(POLL_S):
+            self._poll()
+        self._poll()
+
+    def _poll(self) -> None:
+        began = time.thread_time()
+        for server in self.servers.values():
+            server.poll()
+        self.cpu_s += time.thread_time() - began

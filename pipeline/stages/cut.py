@@ -1,0 +1,85 @@
+"""The third stage: cut each detection out of its image; from here on a row is a detection."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import daft
+from daft import col
+from daft.functions import coalesce
+from PIL import Image
+
+from pipeline.job import Crop
+from pipeline.metrics.stage import ASK, COLLECT, CROP
+from pipeline.runtime.runtime import Runtime, failure
+from pipeline.sources.images import decode
+from pipeline.stages.crop import BadBox, cut
+from pipeline.stages.schema import CROPPED
+
+
+class CropBoxes:
+    """Cuts the boxes out of the image at full resolution."""
+
+    def __init__(self, crop: Crop, runtime: Runtime) -> None:
+        self.crop = crop
+        self.runtime = runtime
+
+    @daft.method(return_dtype=CROPPED)
+    def __call__(
+        self, path: bytes, data: bytes | None, boxes: list[dict[str, Any]] | None, key: str | None
+    ) -> dict[str, Any] | None:
+        """Each box with its JPEG; the image's bytes are released."""
+        cropped = self.cut(data, boxes, key) if data and boxes else None
+        found = (cropped or {}).get("detections", [])
+        self.runtime.budget.cropped(path, sum(len(each.get("jpeg", b"")) for each in found))
+        return cropped
+
+    def cut(self, data: bytes, boxes: list[dict[str, Any]], key: str | None) -> dict[str, Any]:
+        """Each box with its JPEG, or why it has none."""
+        cropped: dict[str, Any] = {}
+        with self.runtime.step(CROP, key) as step:
+            step.bytes_in = len(data)
+            pixels = decode(data).pixels
+            cropped["detections"] = [self.cut_one(pixels, box) for box in boxes]
+            jpegs = [found["jpeg"] for found in cropped["detections"] if "jpeg" in found]
+            step.bytes_out = sum(map(len, jpegs))
+            if jpegs:
+                step.hand_on(ASK, len(jpegs))
+                self.runtime.metrics.stages[COLLECT].arrive(time.perf_counter(), len(boxes) - len(jpegs))
+            else:
+                step.hand_on(COLLECT, len(boxes))
+        return cropped | {"seconds": step.seconds, "failure": step.failure}
+
+    def cut_one(self, pixels: Image.Image, box: dict[str, Any]) -> dict[str, Any]:
+        """A box with its JPEG, or why it has none; the image's other boxes are cut all the same."""
+        try:
+            return box | {"jpeg": cut(pixels, box["box"], self.crop.margin, self.crop.max_side)}
+        except BadBox as error:
+            return box | {"failure": failure(CROP, error)}
+
+
+def crop(detected: daft.DataFrame, settings: Crop, runtime: Runtime) -> daft.DataFrame:
+    """`image`, `detected` -> one row a `detection` (box and JPEG); an image without a detection keeps one row.
+
+    The image's bytes are dropped before the explode, which would copy them to each detection: 40 images of 3 boxes took
+    2.0 GB decoded and 449 MB encoded.
+    """
+    stage = daft.cls(CropBoxes, use_process=False)(settings, runtime)
+    cropped = detected.with_column(
+        "cropped", stage(col("path"), col("image")["data"], col("detected")["boxes"], col("image")["key"])
+    )
+    image, found, cut_out = col("image"), col("detected"), col("cropped")
+    slim = cropped.select(
+        col("path"),
+        col("version"),
+        *(image[name] for name in ("key", "duplicate", "width", "height", "format", "file_bytes")),
+        image["seconds"].alias("read_s"),
+        found["seconds"].alias("detect_s"),
+        cut_out["seconds"].alias("crop_s"),
+        found["attempts"].alias("detect_attempts"),
+        coalesce(image["failure"], found["failure"], cut_out["failure"]).alias("image_failure"),
+        cut_out["detections"].length().alias("detections"),
+        cut_out["detections"].alias("detection"),
+    )
+    return slim.explode("detection")
