@@ -1,26 +1,23 @@
-"""The levers that are known: when one helps, the setting that moves it, and what the run is expected to gain.
+"""Tuning advice: one rule for each setting that can help, with the time that it should save.
 
-A gain is calculated from what the run measured, by two rules. A stage that is made faster by a factor loses that part
-of the time that it is to blame for; and the flow never gets faster than the next stage allows, at the same number of
-threads and requests, nor than one row takes. What a server does with more work than it was given in this run is not
-known: a lever that would need that says what it takes for granted, or names no gain.
+A gain is calculated from what the run measured, by two rules. A stage that is made faster by a factor saves that part
+of the time attributed to it; and the flow never gets faster than the next stage allows, at the same number of threads and
+requests, nor faster than one row. How a server behaves with more work than this run gave it is not known: advice that
+depends on it says so, or names no gain.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from pipeline.metrics.bottleneck import FULL
-from pipeline.metrics.profile import Advice, Machine, Stage
-from pipeline.metrics.stage import ASK, CROP, DETECT, POOLED, READ, STAGES, STORE
-from pipeline.metrics.traces import TracedStep
+from pipeline.metrics.evidence import COMPUTES, Evidence
+from pipeline.metrics.profile import Advice
+from pipeline.metrics.stage import ASK, CROP, DETECT, POOLED, READ, STORE
 
-# A lever for less than this share of the wall time is not worth a change.
-WORTH = 0.05
-
-# As far as advice goes: vLLM's own default of max-num-seqs on large GPUs, and twice the detector's queue of a preset.
+# The highest values that are advised: vLLM's own default of max-num-seqs on large GPUs, and twice the detector's queue
+# of a preset.
 MOST_MODEL_CONCURRENCY = 256
 MOST_DETECTOR_CONCURRENCY = 128
 # The detector's default of DETECTOR_MAX_BATCH.
@@ -28,79 +25,16 @@ USUAL_BATCH = 8
 # The job file's default of crop.max_side; most vision towers scale to 512 pixels or less.
 USUAL_SIDE = 512
 
-# A server is full when it lets this share of its running requests wait as well.
-SERVER_FULL = 0.1
 # KV cache in use above which more requests would be preempted, and below which there is room for more.
 KV_FULL, KV_ROOM = 0.95, 0.7
-# From this many crops on, a relation between size and time is looked for; fewer tell nothing.
+# Fewer crops show no relation between size and time.
 ENOUGH_CROPS = 30
 # A slope counts when it is this many times as large as its own standard error.
 SIGNIFICANT = 4.0
-# The pool of threads computes when it takes this share of the cores, and else waits for files.
-COMPUTES = 0.6
-# All programs together leave less than this of the cores idle: who computes little then may be waiting for a core.
-BUSY_HOST = 0.85
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What a run measured."""
-
-    wall_s: float
-    cost_s: Mapping[str, float]
-    stages: Mapping[str, Stage]
-    services: Mapping[str, Mapping[str, float]]
-    settings: Mapping[str, str | int | float | bool | None]
-    machine: Machine
-    steps: Sequence[TracedStep]
-    pipeline_cpu: float
-    """Cores that the pipeline took, mean over the flow."""
-    host_cpu: float
-    """Cores that all programs took."""
-
-    @property
-    def flow_s(self) -> float:
-        """The flow's time that stages are to blame for."""
-        return sum(self.cost_s.get(name, 0.0) for name in STAGES)
-
-    def needs_s(self, name: str) -> float:
-        """The least time in which a stage, or the pool that it shares, does its work within its limit."""
-        if name in POOLED:
-            return sum(self.stages[it].work_s for it in POOLED) / self.stages[name].concurrency.room
-        return self.stages[name].work_s / self.stages[name].concurrency.room
-
-    def floor_s(self, name: str, cpus: int | None = None) -> float:
-        """The flow's least time if a stage took none: what the others need, and the pipeline's CPU time."""
-        others = [it for it in STAGES if it != name and not (name in POOLED and it in POOLED)]
-        return max(*(self.needs_s(it) for it in others), self.pipeline_cpu * self.flow_s / (cpus or self.machine.cpus))
-
-    def saved_s(self, name: str, factor: float, least_s: float = 0.0) -> float:
-        """What the flow loses when a stage does its rows this many times as fast, but none in less than `least_s`."""
-        cost = self.cost_s.get(name, 0.0)
-        faster = max(cost / factor, min(least_s, cost))
-        return max(self.flow_s - max(self.flow_s - cost + faster, self.floor_s(name)), 0.0)
-
-    def worth(self, seconds: float) -> bool:
-        """Whether so much time is worth a change."""
-        return seconds >= WORTH * self.wall_s
-
-    def full(self, name: str) -> bool:
-        """Whether a stage mostly had all the requests in flight that it may have."""
-        return self.stages[name].concurrency.mean >= FULL * self.stages[name].concurrency.limit
-
-    def server_full(self) -> bool:
-        """Whether the model server kept requests waiting that the pipeline had sent."""
-        model = self.services.get("model", {})
-        return model.get("waiting_mean", 0.0) > SERVER_FULL * max(model.get("running_mean", 0.0), 1.0)
-
-    def crowded(self) -> bool:
-        """Whether the host's cores were busy, and mostly with others than the pipeline."""
-        cpus = self.machine.cpus
-        return self.host_cpu >= BUSY_HOST * cpus and self.pipeline_cpu < COMPUTES * cpus
 
 
 def power_of_two(value: float) -> int:
-    """The next one, not below."""
+    """The smallest power of two that is not below the value."""
     power = 1
     while power < value:
         power *= 2
@@ -108,7 +42,7 @@ def power_of_two(value: float) -> int:
 
 
 def concurrency(evidence: Evidence, name: str, setting: str, most: int) -> Advice | None:
-    """More requests in flight, where all that are allowed were in use and the server did not wait for itself."""
+    """More requests in flight, when all allowed ones were in use and the server had room."""
     stage = evidence.stages[name]
     if not evidence.worth(evidence.cost_s.get(name, 0.0)) or not evidence.full(name):
         return None
@@ -216,7 +150,7 @@ def crop_size(evidence: Evidence) -> Advice | None:
 
 
 def running_sequences(evidence: Evidence) -> Advice | None:
-    """max-num-seqs, where the model server holds requests back although its cache has room."""
+    """max-num-seqs, when the model server holds requests back although its cache has room."""
     model = evidence.services.get("model", {})
     if not evidence.worth(evidence.cost_s.get(ASK, 0.0)) or not evidence.server_full():
         return None
@@ -231,7 +165,7 @@ def running_sequences(evidence: Evidence) -> Advice | None:
 
 
 def kv_cache(evidence: Evidence) -> Advice | None:
-    """gpu-memory-utilization, where the KV cache is what is full."""
+    """gpu-memory-utilization, when the KV cache is full."""
     model = evidence.services.get("model", {})
     if model.get("preemptions", 0.0) == 0 and model.get("kv_cache_peak", 0.0) < KV_FULL:
         return None
@@ -256,7 +190,7 @@ def prefill_room(evidence: Evidence) -> Advice | None:
 
 
 def image_cache(evidence: Evidence) -> Advice | None:
-    """mm-processor-cache-gb, which holds every picture that was asked about, for none to come back."""
+    """mm-processor-cache-gb, when no picture was found in the cache."""
     model = evidence.services.get("model", {})
     if model.get("image_cache_hit_rate", 1.0) > 0 or model.get("requests", 0.0) < ENOUGH_CROPS:
         return None
@@ -265,7 +199,7 @@ def image_cache(evidence: Evidence) -> Advice | None:
 
 
 def prefix_cache(evidence: Evidence) -> Advice | None:
-    """enable-prefix-caching, when it finds nothing: the picture stands before the text, and no two are the same."""
+    """enable-prefix-caching, when no prefix was found: the image comes before the text, and each image is new."""
     model = evidence.services.get("model", {})
     if model.get("prefix_cache_hit_rate", 1.0) > 0 or model.get("requests", 0.0) < ENOUGH_CROPS:
         return None
@@ -323,7 +257,7 @@ def crowded_host(evidence: Evidence) -> Advice | None:
 
 
 def once_per_run(evidence: Evidence) -> Advice | None:
-    """More images in a run, where what is done once in each takes most of it."""
+    """More images in a run, when the work that is done once takes most of it."""
     outside = evidence.wall_s - evidence.flow_s
     if outside < 0.5 * evidence.wall_s or not evidence.cost_s:
         return None
@@ -334,7 +268,7 @@ def once_per_run(evidence: Evidence) -> Advice | None:
     return Advice(setting="SPOTTER_IMAGES", now=f"{evidence.stages[READ].rows} images", to="more in one run", why=why)
 
 
-LEVERS: tuple[Callable[[Evidence], Advice | None], ...] = (
+RULES: tuple[Callable[[Evidence], Advice | None], ...] = (
     model_concurrency,
     detector_concurrency,
     detector_batch,
@@ -352,11 +286,11 @@ LEVERS: tuple[Callable[[Evidence], Advice | None], ...] = (
 
 
 def advise(evidence: Evidence) -> list[Advice]:
-    """The levers that apply: by the time that they save, then those of which that cannot be said."""
+    """The advice that applies: the largest saving first, then those without a figure."""
 
     def applying() -> Iterator[Advice]:
-        for lever in LEVERS:
-            if (advice := lever(evidence)) is not None:
+        for rule in RULES:
+            if (advice := rule(evidence)) is not None:
                 yield advice
 
     return sorted(applying(), key=lambda advice: -(advice.seconds_saved or 0.0))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pipeline.metrics.advice import BUSY_HOST, Evidence, advise
+from pipeline.metrics.advice import advise
+from pipeline.metrics.evidence import BUSY_HOST, Evidence
 from pipeline.metrics.profile import Diagnosis
 from pipeline.metrics.stage import ASK, COLLECT, DETECT, POOLED, STAGES
 

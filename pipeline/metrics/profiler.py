@@ -15,8 +15,8 @@ import psutil
 
 from pipeline.files import write_atomically
 from pipeline.metrics import services
-from pipeline.metrics.advice import Evidence
 from pipeline.metrics.diagnosis import diagnose
+from pipeline.metrics.evidence import Evidence
 from pipeline.metrics.gpu import Gpus
 from pipeline.metrics.profile import FILE, Machine, Phase, Profile, Span
 from pipeline.metrics.sampler import Sampler

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.metrics.advice import Evidence
 from pipeline.metrics.diagnosis import diagnose
+from pipeline.metrics.evidence import Evidence
 from pipeline.metrics.profile import Advice, Concurrency, Machine, Percentiles, Stage
 from pipeline.metrics.stage import STAGES
 from pipeline.metrics.traces import TracedStep
