@@ -17,7 +17,7 @@ os.environ.setdefault("DAFT_PROGRESS_BAR", "0")
 
 
 # Allocations between two looks of the garbage collector; Python's own 700 cost a fifth of the CPU of 256 requests in
-# flight, whose objects are freed without it. No cycles are made that would wait for it.
+# flight, whose objects are freed without it: they are in no cycles.
 COLLECT_EVERY = 10_000
 
 
@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
         settings = load(arguments)
         from pipeline.output.manifest import STOPPED
         from pipeline.run import run
-        from pipeline.runtime.display import show_next, show_summary  # after the settings: a wrong one is told at once
+        from pipeline.runtime.display import show_next, show_summary  # after the settings: a wrong one ends at once
         from pipeline.runtime.interrupts import INTERRUPTED
 
         collect_rarely()

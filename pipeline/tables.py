@@ -32,7 +32,7 @@ IMAGES = pa.schema(
         pa.field("format", pa.string()),
         pa.field("file_bytes", pa.int64()),
         pa.field("version", pa.string()),  # another one tells a changed source: a file's time and size, for example
-        pa.field("duplicate_of", pa.string()),  # the path of the image with the same bytes whose answers these are
+        pa.field("duplicate_of", pa.string()),  # the path of an image with the same bytes: its answers are copied here
         pa.field("detections", pa.int32()),
         pa.field("stage", pa.string()),  # where it failed; null unless `outcome` is failed
         pa.field("reason", pa.string()),

@@ -1,9 +1,9 @@
 """Tuning advice: one rule for each setting that can help, with the time that it should save.
 
 A gain is calculated from what the run measured, by two rules. A stage that is made faster by a factor saves that part
-of the time attributed to it; and the flow never gets faster than the next stage allows, at the same number of threads and
-requests, nor faster than one row. How a server behaves with more work than this run gave it is not known: advice that
-depends on it says so, or names no gain.
+of the time attributed to it; and the flow never gets faster than the next stage allows, at the same number of threads
+and requests, nor faster than one row. How a server behaves with more work than this run gave it is not known: advice
+that depends on it says so, or names no gain.
 """
 
 from __future__ import annotations

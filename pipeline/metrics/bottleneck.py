@@ -42,7 +42,7 @@ IDLE = Moment(0.0, 0.0, 0.0)
 
 
 def limiting(stages: Mapping[str, Moment], limits: Mapping[str, float]) -> dict[str, float]:
-    """Who limits the flow: shares of the blame by stage. They add up to 1, or to less where nobody is to blame."""
+    """Which stages limit the flow: their shares of a moment. They add up to 1, or to less where no stage limits it."""
     pool = {name: stages.get(name, IDLE).working for name in POOLED}
     in_pool = sum(pool.values())
     pool_full = in_pool >= FULL * limits[POOLED[0]]
@@ -55,15 +55,15 @@ def limiting(stages: Mapping[str, Moment], limits: Mapping[str, float]) -> dict[
             return {name: 1.0}
     if pool_full:
         return by_threads
-    left, blamed = 1.0, {}
+    left, shares = 1.0, {}
     for name in STAGES:
         if taken := min(left, stages.get(name, IDLE).active):
-            blamed[name] = taken
+            shares[name] = taken
             left -= taken
     for name in (ASK, DETECT, READ):
-        if not blamed and stages.get(name, IDLE).waiting > 0:
+        if not shares and stages.get(name, IDLE).waiting > 0:
             return {name: 1.0}
-    return blamed
+    return shares
 
 
 @dataclass

@@ -1,6 +1,6 @@
-"""Daft's own account of a run: the operators that it made of the flow, and what it counted in each.
+"""Daft's explain-analyze of a run: the operators that Daft made of the flow, and its counts for each.
 
-Shown beside the profile because people know it, and read with care: `NOTE` says why. Daft writes such a page by itself
+The page stands beside the profile because people know it; `NOTE` says what to mistrust. Daft itself writes it
 (DAFT_DEV_ENABLE_EXPLAIN_ANALYZE) only for a DataFrame that is collected as a whole, and into the working directory.
 """
 
@@ -24,10 +24,10 @@ PAGE = FILE.parent / "daft.md"
 NAME = "spotter-plan"
 LONGEST_NAME = 60
 NOTE = """\
-What Daft's explain-analyze says of the flow's operators. Rows and bytes are right. **Durations mislead**: of a
-synchronous function it is the tasks' time in sum over all threads, which may exceed the run's; of an asynchronous one
-it is the time in which its tasks were polled, which hides the waiting that the stage is made of. The stage times of
-profile.json are measured by the stages themselves.
+Daft's explain-analyze of the flow's operators. Rows and bytes are right. **Durations mislead**: for a synchronous
+function they sum the tasks' time over all threads, which may exceed the run's; for an asynchronous function they count
+the time in which its tasks were polled, and so leave out the waiting. The stage times of profile.json are measured by
+the stages themselves.
 """
 
 
@@ -67,7 +67,7 @@ class Plan(Subscriber):
 
 
 def short(name: str) -> str:
-    """An operator's name without what it was configured with."""
+    """An operator's name without its configuration."""
     return name.split("\n")[0][:LONGEST_NAME]
 
 
@@ -80,7 +80,7 @@ def shown(name: str, value: Any) -> str:
 
 @contextlib.contextmanager
 def recorded(folder: Path, wanted: bool) -> Iterator[None]:
-    """Write Daft's account of what it executes in the block into a run's folder, also when the block is interrupted."""
+    """Write Daft's counts for the query that the block executes into a run's folder, also after an interruption."""
     if not wanted:
         yield
         return

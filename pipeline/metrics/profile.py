@@ -14,7 +14,7 @@ FILE = Path("profile", "profile.json")
 
 
 class Shape(BaseModel):
-    """A part of the profile; a field that it does not know is refused."""
+    """A part of the profile; an unknown field is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -49,7 +49,7 @@ class Concurrency(Shape):
     """Over the time in which at least one row was worked on."""
     peak: int
     allowed: float | None = None
-    """Of the limit what the service had room for, mean over that time; None where nobody looked."""
+    """How many of these the service had room for, mean over that time; None where that is not known."""
 
     @property
     def room(self) -> float:
@@ -102,7 +102,7 @@ class Samples(Shape):
 
 
 class Span(Shape):
-    """One row's work in a stage, for the trace. A long run keeps a bounded, even selection of them."""
+    """One row's work in a stage, for the trace, which holds an even sample of the rows."""
 
     stage: str
     row: str
@@ -112,7 +112,7 @@ class Span(Shape):
 
 
 class Advice(Shape):
-    """A lever: what to change, and what to expect of it."""
+    """What to change, and the effect to expect."""
 
     setting: str
     """A variable of .env.example or a key of a preset or job file."""
@@ -129,7 +129,7 @@ class Diagnosis(Shape):
     bottleneck: str
     """A stage's or a phase's name."""
     cost_s: dict[str, float]
-    """Wall time that each stage or phase is to blame for; they add up to the wall time that is explained."""
+    """Wall time attributed to each stage or phase; the sum is the wall time that is explained."""
     explained: float
     """Share of the wall time that cost_s explains, 0 to 1."""
     evidence: list[str]
@@ -153,7 +153,7 @@ class Profile(Shape):
     wall_s: float
     machine: Machine
     settings: dict[str, str | int | float | bool | None]
-    """The ones that a lever can move."""
+    """Those that tuning advice can name."""
     phases: list[Phase]
     stages: list[Stage]
     services: dict[str, dict[str, float]] = Field(default_factory=dict)
@@ -168,7 +168,7 @@ class Profile(Shape):
         """The profile in a run's folder.
 
         Raises:
-            OSError: there is none.
-            ValueError: it is not one of this version.
+            OSError: the folder has no profile.
+            ValueError: the profile is of another version.
         """
         return cls.model_validate_json((folder / FILE).read_bytes())

@@ -53,7 +53,7 @@ class Profiler:
         self._phases.append((name, time.perf_counter()))
 
     def measure(self, settings: dict[str, str | int | float | bool | None], limits: tuple[int, int]) -> RunMetrics:
-        """The metrics for the stages of a flow whose `limits` are the requests at detector and model.
+        """The metrics for the stages of a flow; `limits`: most requests at the detector and at the model.
 
         `settings`: those that tuning advice may name.
         """

@@ -15,22 +15,22 @@ from pipeline.metrics.profile import Samples
 from pipeline.metrics.services import ServerSeries
 from pipeline.metrics.stage import STAGES, RunMetrics, StageMetrics
 
-# How often the stages are looked at, and blamed: after a 25th of the time since the beginning, within these bounds. A
-# run of seconds is told apart to a twentieth of one, and a long one pays four looks a second, some 0.1 ms of CPU each.
+# How often the stages are read: after a 25th of the time since the beginning, within these bounds. A run of seconds is
+# resolved to 0.05 s, and a long run is read four times a second, at some 0.1 ms of CPU each.
 SHORTEST_TICK_S, LONGEST_TICK_S = 0.05, 0.25
 TICKS = 25
 # How often a sample is kept at first. A long run halves its samples whenever there are `MOST_SAMPLES`, and keeps them
 # half as often from then on: a run of any length has between 600 and 1,200 of them, in some 200 kB.
 SAMPLE_S = 0.25
 MOST_SAMPLES = 1200
-# Over less than this no use of CPU is told: the kernel counts the host's in hundredths of a second, and two of them
-# between looks that are milliseconds apart, as the last ones may be, read as several cores.
+# CPU use is not calculated over a shorter time: the kernel counts the host's in hundredths of a second, and two of them
+# between readings that are milliseconds apart, as the last ones may be, look like several cores.
 LEAST_USAGE_S = 0.1
 
 
 @dataclass
 class Series:
-    """Samples of many values at the same moments, at most `most`: each is the mean over the time since the last."""
+    """Samples of many values at the same moments, at most `most`: each a mean over the time since the sample before."""
 
     most: int = MOST_SAMPLES
     every_s: float = SAMPLE_S
@@ -38,7 +38,7 @@ class Series:
     values: dict[str, list[float | None]] = field(default_factory=dict)
 
     def add(self, at: float, values: Mapping[str, float | None]) -> None:
-        """Keep a sample; when there are too many, merge each two that follow each other."""
+        """Keep a sample; when there are too many, merge pairs of neighbours."""
         for name in {*self.values, *values}:
             column = self.values.setdefault(name, [None] * len(self.t_s))
             column.append(values.get(name))
@@ -58,7 +58,7 @@ class Series:
 
 
 def merge(column: list[float | None]) -> list[float | None]:
-    """Means of each two values that follow each other; of one alone where the other is missing."""
+    """Means of pairs of neighbours; where one is missing, the other."""
     merged: list[float | None] = []
     for pair in zip(column[::2], column[1::2], strict=False):
         known = [value for value in pair if value is not None]
@@ -106,7 +106,7 @@ class Usage:
         return time.perf_counter(), time.process_time(), busy
 
     def now(self) -> dict[str, float | None]:
-        """Bytes, and cores since they were last told, which they are not after less than LEAST_USAGE_S."""
+        """Memory in bytes, and the cores in use since the last call if that was LEAST_USAGE_S ago."""
         memory = psutil.virtual_memory()
         usage: dict[str, float | None] = {
             "pipeline.memory_bytes": float(self._process.memory_info().rss),

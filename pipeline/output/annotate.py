@@ -24,7 +24,7 @@ from pipeline.stages.crop import BadBox, check_box
 # Large enough to read a caption on, small enough that 200 of them make a page.
 MAX_SIDE = 960
 
-# Okabe and Ito's palette for colour-blind readers (Color Universal Design, 2008), but for black and its yellow.
+# Okabe and Ito's palette for colour-blind readers (Color Universal Design, 2008), without black and yellow.
 PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 

@@ -1,4 +1,4 @@
-"""What a run says when something breaks that is no row's: a full disk, an error of ours."""
+"""Errors that end a run and belong to no row: a full disk, a bug."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from pipeline.files import write_atomically
 from pipeline.output.run_folder import ERROR
 from pipeline.runtime.stream import FlowFailed
 
-# What an operating system says of a place that cannot be written, and what helps.
+# The errors of a folder that cannot be written, and the remedy of each.
 MAKE_ROOM = "make room, then run again"
 SEE = "see that it can be written, then run again"
 REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), MAKE_ROOM),
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE), SEE),
 }
-# For what should not have happened.
+# For unexpected errors.
 AGAIN = "run again to do the rest; if it comes again, it is a bug worth reporting"
 
 
 def explain(error: BaseException, folder: Path) -> str:
-    """What broke, as one line; of what nobody expected, the stacks go into the run's folder."""
+    """The error as one line; the stacks of an unexpected one are written into the run's folder."""
     if isinstance(error, OSError) and error.errno in REMEDIES:
         return f"cannot write {folder}: {error.strerror or error}: {REMEDIES[error.errno]}"
     error = error.__cause__ or error if isinstance(error, FlowFailed) else error
@@ -37,10 +37,10 @@ def explain(error: BaseException, folder: Path) -> str:
 
 @contextlib.contextmanager
 def one_line(folder: Path) -> Iterator[None]:
-    """Let what breaks within the block end the run with one line.
+    """Turn an unexpected error of the block into one line.
 
     Raises:
-        RunStopped: it broke.
+        RunStopped: the block raised an error.
     """
     try:
         yield

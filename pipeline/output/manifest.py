@@ -1,4 +1,4 @@
-"""What run.json says of a run: whose it is, what it counted, what failed, what it cost."""
+"""run.json: a run's identity, counts, failures and costs."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def totals(written: dict[str, pa.Table]) -> dict[str, float]:
 
 
 def identify(settings: Settings, job: Job, services: Services) -> dict[str, Any]:
-    """What decides a run's answers: a run with another identity is another run."""
+    """Everything that decides a run's answers: a run with another identity is another run."""
     return {
         "images": canonical(settings.images, settings.column),
         "job": job.fingerprint(),
@@ -145,7 +145,7 @@ def begun(
 
 
 def ended(written: dict[str, pa.Table], listed: int, job: Job) -> dict[str, Any]:
-    """What the manifest says more when the run has ended, from its tables."""
+    """What the manifest adds when the run has ended, from its tables."""
     return {
         "counts": count(written, listed),
         "summary": summarize(written["detections"], job),

@@ -1,7 +1,7 @@
-"""The rows of a run on disk: committed in parts as they come, merged into two tables at the end.
+"""A run's rows on disk: committed in parts while they come, merged into two tables at the end.
 
-A part is two Parquet files and a line in `.parts/committed.jsonl`. Only what has a line counts, so a crash at any
-moment leaves each image committed or not, never half. A later part's rows of an image replace an earlier one's, unless
+A part is two Parquet files and a line in `.parts/committed.jsonl`. Only parts with a line count, so a crash at any
+moment leaves each image committed or not, never half. The rows of an image in a later part replace earlier ones, unless
 a retry failed where there were answers.
 """
 
@@ -20,20 +20,20 @@ from pipeline import tables
 from pipeline.files import sync_disk, sync_folder, write_atomically, write_table
 from pipeline.output.run_folder import COMMITTED
 
-# A part is committed when it has this many images or detections or is this old: what a crash can cost, and what is in
-# memory until then (100,000 detections took 300 MB).
+# A part is committed when it has this many images or detections, or is this old: a crash costs at most that, and until
+# then it is in memory (100,000 detections took 300 MB).
 PART_IMAGES = 1000
 PART_DETECTIONS = 10_000
 PART_S = 30.0
 
 NAMES = ("images", "detections")
 
-# What a duplicate does not share with the image that has the same bytes.
+# The columns that a duplicate does not share with the image of the same bytes.
 OWN = ("path", "version", "read_s")
 
 
 class Parts:
-    """The parts of one run's folder, old and new."""
+    """The parts in a run's folder, and the rows that will be the next part."""
 
     def __init__(self, folder: Path, properties: dict[str, dict[str, Any]]) -> None:
         self.committed = folder / COMMITTED
@@ -44,7 +44,7 @@ class Parts:
         self.begun = time.monotonic()
 
     def _read_committed(self) -> list[str]:
-        """The committed parts, in order; those before a line that cannot be read."""
+        """The committed parts, in order, up to a line that cannot be read."""
         if not self.committed.exists():
             return []
         names, text = [], self.committed.read_text()
@@ -69,10 +69,10 @@ class Parts:
             self.commit()
 
     def commit(self) -> None:
-        """Make what was added safe.
+        """Commit the rows that were added.
 
         Raises:
-            OSError: it cannot be written; nothing of it counts.
+            OSError: the part cannot be written; none of it counts.
         """
         self.begun = time.monotonic()
         if not self.rows["images"]:
@@ -155,9 +155,9 @@ def replaced(table: pa.Table, name: str, column: pa.Array | pa.ChunkedArray) -> 
 
 
 def is_worse(row: dict[str, Any], before: dict[str, Any]) -> bool:
-    """Whether an image's new row says that it failed, and the one before, of the same content, that it did not.
+    """Whether an image's new row failed and the row before, of the same content, did not.
 
-    So it is when a service is away while other detections of the image are done again: what was answered stays.
+    This happens when a service is away while other detections of the image are done again: the answers stay.
     """
     if row["outcome"] != tables.FAILED or before["outcome"] not in (tables.DETECTED, tables.NO_OBJECT):
         return False
@@ -172,7 +172,7 @@ def both(table: pa.Table) -> Iterable[tuple[str, int]]:
 
 
 class Resolved(NamedTuple):
-    """An image of the tables, and whose rows it has."""
+    """An image of the tables, and the image that its rows are copied from."""
 
     path: str
     original: str

@@ -1,13 +1,13 @@
-"""A run under a prefix of a bucket: brought here to go on with, and put there when it ends.
+"""Publishes a run under a prefix of a bucket, and fetches a published run to continue it.
 
-A run is made in a folder of this host in any case, since its guarantees are those of a file system: a part is renamed
-into place, and a lock dies with its process. A bucket has neither. So the folder is published as a whole whenever a run
-ends, also one that was interrupted or stopped: the parts first, then what people read, `run.json` last. Whoever sees
-a `run.json` that is not `running` finds all that it speaks of.
+A run is always made in a folder of this host, because it relies on a file system: a part is renamed into place, and a
+lock dies with its process. A bucket has neither. So the whole folder is published whenever a run ends, also when it was
+interrupted or stopped: the parts first, then what people read, `run.json` last. A reader who sees a `run.json` that is
+not `running` finds every file that it names.
 
-The same command goes on here from the folder, whatever the bucket has; on another host, or when the folder is gone,
-from what was published last. Two hosts are not kept off each other by a lock: the later one takes the run over, and the
-other one sees at its end that this has happened and leaves the bucket alone.
+On this host the same command continues from the folder, whatever the bucket holds; on another host, or when the folder
+is gone, from what was published last. No lock separates two hosts: the later one takes the run over, and the other one
+sees that at its end and leaves the bucket alone.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from pipeline.files import write_atomically
 from pipeline.output.run_folder import COMMITTED, CONTENTS, MANIFEST, PUBLISHED, read_manifest, remove_run
 from pipeline.sources.objects import NoObject, Objects, StoreError, refuse
 
-# The order of publication; what is not named comes before. Nothing is there before what it speaks of.
+# Published last, in this order: each file comes after the files that it names.
 LAST = ("report.html", "images.parquet", "detections.parquet", COMMITTED, MANIFEST)
 
 
 def digest(content: bytes | None) -> str | None:
-    """Short for a content."""
+    """A hash of a content."""
     return None if content is None else hashlib.sha256(content).hexdigest()
 
 
@@ -118,7 +118,7 @@ class Publication:
         self._note(known | {"manifests": [new]})
 
     def _there(self, name: str) -> bytes | None:
-        """A published file; None where there is none. A bucket that is not there is an error."""
+        """A published file, or None. A missing bucket is an error."""
         try:
             return self.objects.read(f"{self.address}/{name}")
         except NoObject:
@@ -126,7 +126,7 @@ class Publication:
             return None
 
     def _here(self, name: str) -> bytes | None:
-        """A file of the folder; None where there is none."""
+        """A file of the folder, or None."""
         try:
             return (self.folder / name).read_bytes()
         except FileNotFoundError:
@@ -143,7 +143,7 @@ class Publication:
         write_atomically(self.folder / PUBLISHED, json.dumps(known | {"address": self.address}).encode())
 
     def _files(self) -> dict[str, str]:
-        """The folder's files and their versions, but for those that are this host's alone."""
+        """The folder's files and their versions, without those that belong to this host."""
         found = {}
         for parent, _, names in os.walk(self.folder):
             for name in names:
@@ -160,7 +160,7 @@ class Publication:
         self.objects.copy(pairs, moved)
 
     def _replace(self) -> None:
-        """Have the published run here in place of what there is; cut short, it is brought again."""
+        """Replace the folder's content by the published run; after an interruption it is fetched again."""
         remove_run(self.folder)
         found = [address.removeprefix(f"{self.address}/") for address, _ in self.objects.list(f"{self.address}/")]
         names = [name for name in found if name.split("/")[0] in CONTENTS and ".." not in name.split("/")]
@@ -170,7 +170,7 @@ class Publication:
         self.objects.copy(
             (f"{self.address}/{name}", str((self.folder / name).absolute())) for name in names if name not in counts
         )
-        for name in counts:  # whose they are before that they count
+        for name in counts:  # first the run's identity, then the list that makes its parts count
             if (content := self._there(name)) is not None:
                 if name == COMMITTED:
                     self._note(self._known() | {"committed": digest(content)})

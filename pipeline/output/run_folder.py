@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, who writes in it now, and files that are there whole or not at all."""
+"""A run's folder: its lock, its identity, and what a run makes in it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from pipeline.errors import UsageError
 from pipeline.files import partial, sync_folder, write_atomically
 
 MANIFEST = "run.json"
-# The parts that count: without this file nothing of a run does.
+# The list of committed parts: without it none counts.
 COMMITTED = ".parts/committed.jsonl"
-# The stacks of a run that did not move any more, or that an error ended.
+# The stacks of a run that stopped moving, or that an error ended.
 STALL, ERROR = "stall.txt", "error.txt"
 LOG = "run.log"
 
-# What a run makes in its folder; nothing else is ever removed from it.
+# What a run makes in its folder; it never removes anything else.
 CONTENTS = (
     "images.parquet",
     "detections.parquet",
@@ -35,13 +35,13 @@ CONTENTS = (
     ".parts",
     MANIFEST,
 )
-# What the folder is held with, and what is known of its copy in a bucket.
+# The lock of the folder, and the state of its copy in a bucket.
 LOCK = ".lock"
 PUBLISHED = ".published"
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The folder's run.json; None where there is none that can be read."""
+    """The folder's run.json; None where it is missing or cannot be read."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError):
@@ -79,7 +79,7 @@ def open_run_folder(
         UsageError: another run writes there, the folder holds something else, or it cannot be locked or written.
     """
     cannot = f"output: {folder} cannot be written"
-    remedy = "give a folder of yours with OUTPUT=... or --output"
+    remedy = "give a folder that you can write with OUTPUT=... or --output"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = (folder / LOCK).open("w")

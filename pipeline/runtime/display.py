@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on, and at its end."""
+"""The progress of a run on the console, and its summary."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a run is, and whether it is going well."""
+"""A run's progress, and the share of rows that fail at a service."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 from pipeline import tables
 
-# A run is not judged by fewer rows than this.
+# Fewer rows than this say nothing about a run.
 JUDGED_ROWS = 50
 
-# Nor by what was long ago: a key that is revoked after 50,000 answers would fail as many before the run ended.
+# Only the last rows count: otherwise a key that is revoked after 50,000 answers would fail as many before the run ends.
 LATELY_ROWS = 1000
 
 
@@ -25,9 +25,9 @@ class Progress:
     detections: Counter[str] = field(default_factory=Counter)
     """Of tables.DETECTION_OUTCOMES."""
     rows: int = 0
-    """Rows that came out of the flow: detections, and images that have none."""
+    """Rows that came out of the flow: detections, and images without one."""
     lately: deque[bool] = field(default_factory=lambda: deque(maxlen=LATELY_ROWS))
-    """Whether a service failed them: the last rows, by which a run is judged."""
+    """Of the last rows: whether a service failed them."""
 
     @property
     def done(self) -> int:

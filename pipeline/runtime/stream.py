@@ -13,7 +13,7 @@ class FlowFailed(Exception):
 
 
 class Stream:
-    """Runs an iterator in a thread; `take` waits for an item no longer than it is told."""
+    """Runs an iterator in a thread; `take` waits for an item for a bounded time."""
 
     END = object()
 
