@@ -57,10 +57,10 @@ class Job(BaseModel):
         return self._name
 
     @property
-    def properties(self) -> dict[str, dict[str, Any]]:
-        """The schema of each property of an answer, in order."""
-        properties: dict[str, dict[str, Any]] = self.answer_schema["properties"]
-        return properties
+    def properties(self) -> dict[str, Any]:
+        """The schema of each property of an answer, in the file's order, with its references inlined."""
+        inlined = jsonschema_rs.dereference(self.answer_schema, retriever=refuse_elsewhere)["properties"]
+        return {name: inlined[name] for name in self.answer_schema["properties"]}
 
     def validator(self) -> jsonschema_rs.Draft202012Validator:
         """What tells whether an answer fits the schema.

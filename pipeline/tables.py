@@ -6,10 +6,13 @@ Each image ends as exactly one of IMAGE_OUTCOMES, each detection as exactly one 
 from __future__ import annotations
 
 import json
+import math
 import os
 from typing import Any
 
 import pyarrow as pa
+
+from pipeline.answer_schema import NUMBERS, kinds
 
 # Changes when rows that an older version wrote cannot stand beside new ones.
 FORMAT = "2"
@@ -65,29 +68,53 @@ DETECTIONS = pa.schema(
 )
 DETECTION_COLUMNS = frozenset(DETECTIONS.names)
 
-ARROW_TYPES = {"string": pa.string(), "integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}
+
+def answer_type(schema: Any) -> pa.DataType:
+    """The Arrow type of one property of an answer: a number, a boolean or a string, also where null is allowed.
+
+    Arrays, objects and mixed types are kept as JSON text. References within `schema` are inlined beforehand.
+    """
+    types = kinds(schema) - {"null"}
+    if types and types <= NUMBERS:
+        return pa.int64() if types == {"integer"} else pa.float64()
+    return pa.bool_() if types == {"boolean"} else pa.string()
 
 
-def answer_type(schema: dict[str, Any]) -> pa.DataType:
-    """The Arrow type of one property of an answer; arrays, objects and mixed types are kept as JSON text."""
-    kind = schema.get("type")
-    if kind is None and "enum" in schema:
-        kinds = {type(value) for value in schema["enum"]}
-        kind = {bool: "boolean", int: "integer", float: "number"}.get(kinds.pop()) if len(kinds) == 1 else None
-    return ARROW_TYPES.get(kind, pa.string()) if isinstance(kind, str) else pa.string()
+def answer_struct(properties: dict[str, Any]) -> pa.StructType:
+    """The Arrow type of an answer's columns, in the order of the schema's `properties`."""
+    return pa.struct([pa.field(name, answer_type(schema)) for name, schema in properties.items()])
 
 
-def detections_schema(properties: dict[str, dict[str, Any]]) -> pa.Schema:
+def detections_schema(properties: dict[str, Any]) -> pa.Schema:
     """The schema of detections.parquet for a job whose answers have `properties`."""
-    answer = [pa.field(name, answer_type(schema)) for name, schema in properties.items()]
     where = DETECTIONS.get_field_index("raw_answer")
     fields = list(DETECTIONS)
-    return pa.schema(fields[:where] + answer + fields[where:])
+    return pa.schema(fields[:where] + list(answer_struct(properties)) + fields[where:])
 
 
-def answer_value(value: Any, kind: pa.DataType) -> Any:
-    """One field of an answer as the column's type has it."""
-    return value if kind != pa.string() or value is None or isinstance(value, str) else json.dumps(value)
+def answer_value(value: Any, column: pa.DataType) -> Any:
+    """One field of an answer as its column holds it; JSON Schema counts 1.0 as an integer, and 1 is stored.
+
+    Raises:
+        ValueError: the column cannot hold exactly what the answer says.
+    """
+    if value is None or column == pa.bool_():
+        return value
+    if column == pa.string():
+        text = value if isinstance(value, str) else json.dumps(value, allow_nan=False)
+        text.encode()  # half a surrogate pair is not text
+        return text
+    # A fraction beyond 2**53 was rounded when it was read.
+    exact = isinstance(value, int) or abs(value) < 2**53 or column == pa.float64()
+    try:
+        number = int(value) if column == pa.int64() else float(value)
+    except OverflowError as error:
+        raise ValueError(f"{value} is beyond a 64-bit float") from error
+    if not exact or number != value or not math.isfinite(number):
+        raise ValueError(f"a column of {column} cannot hold {value} exactly")
+    if column == pa.int64() and not -(2**63) <= number < 2**63:
+        raise ValueError(f"{value} is beyond a 64-bit integer")
+    return number
 
 
 def shown_path(path: bytes) -> str:

@@ -8,17 +8,16 @@ from __future__ import annotations
 import base64
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import jsonschema_rs
-import pyarrow as pa
 
 from pipeline.clients.completion import PICTURE, completion_request
 from pipeline.clients.http import HttpClient
 from pipeline.errors import RowError
 from pipeline.job import Job
 from pipeline.runtime.in_process import InProcess
-from pipeline.tables import answer_type, answer_value
+from pipeline.tables import answer_struct, answer_value
 
 # What an answer cost, as a server tells it in `usage`, if it does.
 TOKENS = ("prompt_tokens", "completion_tokens")
@@ -37,7 +36,9 @@ class Answer:
     """One answer: the fields of the job's schema, the model's own text, and what it cost."""
 
     fields: dict[str, Any]
-    """By the names of the schema's properties; the schema allows them."""
+    """The answer's JSON, which the schema allows."""
+    columns: dict[str, Any]
+    """The same as its columns hold it, for `tables.answer_struct`: each of the schema's properties, null if absent."""
     raw: str
     attempts: int
     latency_s: float
@@ -57,7 +58,7 @@ class ModelClient(InProcess):
         self.http = http
         self.job = job
         self.validator = job.validator()
-        self.columns = {name: answer_type(schema) for name, schema in job.properties.items()}
+        self.columns = {field.name: field.type for field in answer_struct(job.properties)}
         self.request = completion_request(job, model)
         # All requests are the same but for the picture; writing each as JSON took a tenth of the CPU.
         body = json.dumps(self.request).encode()
@@ -81,13 +82,13 @@ class ModelClient(InProcess):
             BadAnswer: cut at max_tokens, no JSON, or JSON that the schema does not allow or no column can hold.
         """
         try:
-            completion = json.loads(body)
+            completion = json.loads(body, strict=False)
             choice = completion["choices"][0]
             raw = choice["message"]["content"]
             if not isinstance(raw, str):
                 raise TypeError("the message has no text")
             raw.encode()  # half a character cannot be stored
-        except (ValueError, LookupError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise BadAnswer(f"not a chat completion: {type(error).__name__}: {error}", None, attempts) from error
         if choice.get("finish_reason") == "length":
             raise BadAnswer(
@@ -97,8 +98,8 @@ class ModelClient(InProcess):
                 attempts,
             )
         try:
-            fields = json.loads(raw)
-        except ValueError as error:
+            fields = read_answer(raw)
+        except (ValueError, RecursionError) as error:
             reason = f"not JSON ({error}): does the server support response_format json_schema?"
             raise BadAnswer(reason, raw, attempts) from error
         try:
@@ -106,18 +107,42 @@ class ModelClient(InProcess):
         except jsonschema_rs.ValidationError as wrong:
             where = "/".join(str(part) for part in wrong.instance_path) or "the answer"
             raise BadAnswer(f"does not fit the schema: {where}: {wrong.message[:200]}", raw, attempts) from None
-        except ValueError as error:  # half a character in a name, or hundreds of brackets
+        except ValueError as error:  # half a surrogate pair in a name, or hundreds of brackets
             raise BadAnswer(f"does not fit the schema: the answer: {error}", raw, attempts) from error
-        for name, kind in self.columns.items():
-            if name not in fields:
-                continue
+        columns = {}
+        for name, column in self.columns.items():
             try:
-                pa.scalar(answer_value(fields[name], kind), kind)
-            except (OverflowError, ValueError) as error:  # a number of 64 bits is the largest, half a character is none
+                columns[name] = answer_value(fields.get(name), column)
+            except ValueError as error:
                 raise BadAnswer(f"does not fit its column: {name}: {error}", raw, attempts) from error
         usage = completion.get("usage")
         tokens = [count(usage.get(name) if isinstance(usage, dict) else None) for name in TOKENS]
-        return Answer(fields, raw, attempts, latency_s, *tokens)
+        return Answer(fields, columns, raw, attempts, latency_s, *tokens)
+
+
+def read_answer(text: str) -> Any:
+    """The JSON of an answer. Raw control characters in a string are taken: xgrammar lets a model write them.
+
+    Raises:
+        ValueError: it is not JSON, or names a property twice, so that it says two things.
+        RecursionError: it is nested too deep.
+    """
+    return json.loads(text.lstrip("\ufeff"), strict=False, parse_constant=refuse_constant, object_pairs_hook=once)
+
+
+def refuse_constant(name: str) -> NoReturn:
+    """Python reads NaN and Infinity, which JSON does not have."""
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object from its names and values."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in found if names.count(name) > 1)
+        raise ValueError(f"{twice!r} is given twice")
+    return found
 
 
 def count(value: object) -> int | None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pyarrow as pa
 
+from pipeline.clients.model import read_answer
 from pipeline.tables import (
     ANSWERED,
     DETECTED,
@@ -43,7 +43,7 @@ def detection_row(row: dict[str, Any], schema: pa.Schema) -> dict[str, Any]:
     """A row of detections.parquet, which has this `schema`, from a row of the flow that has a detection."""
     answer, stored = row["answer"] or {}, row["stored"] or {}
     failed = row["uncut"] or answer.get("failure") or stored.get("failure")
-    fields = json.loads(answer["raw_answer"]) if answer and not answer["failure"] else {}
+    fields = read_answer(answer["raw_answer"]) if answer and not answer["failure"] else {}
     columns = row | answer | stored
     return {
         **{name: columns[name] for name in DETECTION_COLUMNS if name in columns},

@@ -37,7 +37,8 @@ def in_order(rooms: list[str]) -> dict[str, set[str]]:
 PIPELINE = in_order(
     prefixed(
         "pipeline",
-        "errors locations files settings tables job metrics runtime sources clients stages output run __main__",
+        "errors locations files settings answer_schema tables job_file job "
+        "metrics runtime sources clients stages output run __main__",
     )
 )
 BASE = prefixed("scripts", "environments settings findings files programs foreground offline minimum_versions")

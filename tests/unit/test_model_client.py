@@ -3,11 +3,13 @@
 import json
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from pipeline import job
 from pipeline.clients.http import HttpClient, Limits
 from pipeline.clients.model import BadAnswer, ModelClient
+from pipeline.tables import answer_struct
 
 GOOD = {"breed": "pug", "coat_color": "tan", "facing": "left"}
 
@@ -15,6 +17,13 @@ GOOD = {"breed": "pug", "coat_color": "tan", "facing": "left"}
 @pytest.fixture
 def client() -> ModelClient:
     return ModelClient(HttpClient("http://nowhere", Limits(concurrency=1)), "m", job.load("dog_breeds"))
+
+
+def client_for(properties: dict[str, Any]) -> ModelClient:
+    """Of a job whose answers have these properties."""
+    schema = {"type": "object", "properties": properties}
+    asked = job.load("dog_breeds").model_copy(update={"answer_schema": schema})
+    return ModelClient(HttpClient("http://nowhere", Limits(concurrency=1)), "m", asked)
 
 
 def completion(content: Any, finish_reason: str = "stop", **more: Any) -> bytes:
@@ -25,7 +34,7 @@ def completion(content: Any, finish_reason: str = "stop", **more: Any) -> bytes:
 def test_an_answer_that_fits(client: ModelClient) -> None:
     usage = {"prompt_tokens": 9, "completion_tokens": 3}
     answer = client.parse(completion(json.dumps(GOOD), usage=usage), attempts=2, latency_s=0.5)
-    assert answer.fields == GOOD
+    assert answer.fields == answer.columns == GOOD
     assert (answer.attempts, answer.latency_s, answer.prompt_tokens, answer.completion_tokens) == (2, 0.5, 9, 3)
 
 
@@ -62,18 +71,49 @@ def test_anything_else_is_a_bad_answer_with_its_text(
         pytest.param({"type": "integer"}, f'{{"it": {2**63}}}', "does not fit its column: it", id="65 bits"),
         pytest.param({"type": "number"}, f'{{"it": {10**400}}}', "does not fit its column: it", id="beyond a float"),
         pytest.param({"type": "string", "maxLength": 9}, r'{"it": "\ud800"}', "does not fit", id="half a character"),
-        pytest.param({"type": "integer"}, '{"it": NaN}', "does not fit the schema: it", id="not a number"),
+        pytest.param({"type": "number"}, f'{{"it": {2**53 + 1}}}', "does not fit its column: it", id="rounded"),
+        pytest.param({"type": "integer"}, f'{{"it": {2**53 + 1}.0}}', "does not fit its column: it", id="was rounded"),
+        pytest.param({"type": "number"}, '{"it": 1e400}', "does not fit the schema: it", id="infinite"),
+        pytest.param({"type": "array"}, '{"it": [1e400]}', "does not fit its column: it", id="infinite in a list"),
+        pytest.param({"type": "number"}, '{"it": NaN}', "NaN is not a JSON number", id="not a number"),
+        pytest.param({"type": "number"}, '{"it": -Infinity}', "-Infinity is not", id="infinity"),
+        pytest.param({"type": "integer"}, '{"it": 1, "it": 2}', "'it' is given twice", id="two answers"),
+        pytest.param({"type": "integer"}, '{"it": 1.5}', "does not fit the schema: it", id="a fraction"),
+        pytest.param({"type": "integer"}, '{"it": true}', "does not fit the schema: it", id="a boolean"),
     ],
 )
 def test_what_no_column_can_hold_fails_its_row_and_not_the_run(
     schema: dict[str, Any], content: str, reason: str
 ) -> None:
-    asked = job.load("dog_breeds").model_copy(
-        update={"answer_schema": {"type": "object", "properties": {"it": schema}}}
-    )
-    client = ModelClient(HttpClient("http://nowhere", Limits(concurrency=1)), "m", asked)
     with pytest.raises(BadAnswer, match=reason):
-        client.parse(completion(content), 1, 0.1)
+        client_for({"it": schema}).parse(completion(content), 1, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("schema", "content", "value"),
+    [
+        pytest.param({"type": "string", "maxLength": 9}, '{"it": "a\tb"}', "a\tb", id="raw tab"),
+        pytest.param({"type": "string", "maxLength": 9}, '{"it": "a\r\n\0"}', "a\r\n\0", id="raw line end and NUL"),
+        pytest.param({"type": "integer"}, '{"it": 1}\n \t\n', 1, id="space after it"),
+        pytest.param({"type": "integer"}, '\ufeff{"it": 1}', 1, id="byte order mark"),
+        pytest.param({"type": "integer"}, '{"it": 1.0}', 1, id="integer with a point"),
+        pytest.param({"type": ["integer", "null"]}, '{"it": null}', None, id="null"),
+        pytest.param({"type": "integer"}, "{}", None, id="left out"),
+        pytest.param({"type": "integer"}, f'{{"it": {2**63 - 1}}}', 2**63 - 1, id="largest integer"),
+        pytest.param({"enum": [1, 2.5]}, '{"it": 1}', 1.0, id="integer among fractions"),
+        pytest.param({"type": "boolean"}, '{"it": false}', False, id="boolean"),
+        pytest.param({"type": ["string", "integer"]}, '{"it": 7}', "7", id="mixed types"),
+        pytest.param({"type": "array", "maxItems": 2}, '{"it": ["\u00fc"]}', r'["\u00fc"]', id="list"),
+    ],
+)
+def test_a_column_holds_what_the_answer_says(schema: dict[str, Any], content: str, value: Any) -> None:
+    client = client_for({"it": schema})
+    answer = client.parse(completion(content), 1, 0.1)
+    struct = answer_struct(client.job.properties)
+    stored = pa.array([answer.columns], struct)
+    assert stored.to_pylist() == [{"it": value}]
+    assert type(stored.to_pylist()[0]["it"]) is type(value)
+    assert (answer.raw, set(answer.columns)) == (content, {"it"})
 
 
 @pytest.mark.parametrize("content", [r'{"\ud800": 1}', "[" * 300 + "]" * 300])
