@@ -1,4 +1,4 @@
-"""What a check found: the one form that the doctor, the preflight and their reports share."""
+"""The result of a check, in the one form that doctor, preflight and their reports share."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from rich.console import Console
 from rich.text import Text
 
 Severity = Literal["error", "warning", "unchecked", "ok"]
-"""error: it cannot work. warning: it may fail or answer badly. unchecked: the check could not be made, and says why."""
+"""error: it cannot work. warning: it may fail or answer badly. unchecked: the check was not possible."""
 
-STYLES: dict[Severity, str] = {"error": "bold red", "warning": "yellow", "unchecked": "cyan", "ok": "green"}
+STYLES: dict[Severity, str] = {"ok": "green", "unchecked": "cyan", "warning": "yellow", "error": "bold red"}
+"""Of a report, in the order in which it lists them: errors come last, next to the prompt."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     check: str
-    """What was looked at, in a word or two."""
+    """The name of the check, a word or two."""
     severity: Severity
     found: str
     required: str = ""
@@ -29,33 +30,51 @@ class Finding:
 
     def __post_init__(self) -> None:
         if self.severity in ("error", "warning") and not (self.required and self.remedy):
-            raise ValueError(f"finding {self.check!r} says what is wrong, but not what is required and what to do")
+            raise ValueError(f"finding {self.check!r} needs `required` and `remedy`")
 
     def __str__(self) -> str:
-        parts = [f"{self.check}: {self.found}"]
-        parts += [f"required: {self.required}"] if self.required else []
-        parts += [self.remedy] if self.remedy else []
-        return "; ".join(parts)
+        required = f"required: {self.required}" if self.required else ""
+        return "; ".join(part for part in (f"{self.check}: {self.found}", required, self.remedy) if part)
+
+
+def error(check: str, found: str, required: str, remedy: str) -> Finding:
+    """It cannot work."""
+    return Finding(check, "error", found, required, remedy)
+
+
+def warning(check: str, found: str, required: str, remedy: str) -> Finding:
+    """It may fail or answer badly."""
+    return Finding(check, "warning", found, required, remedy)
+
+
+def unchecked(check: str, reason: str) -> Finding:
+    """The check was not possible."""
+    return Finding(check, "unchecked", reason)
+
+
+def ok(check: str, found: str) -> Finding:
+    """It works."""
+    return Finding(check, "ok", found)
 
 
 def errors(findings: Iterable[Finding]) -> list[Finding]:
-    """The findings that keep things from working."""
+    """The findings of severity `error`."""
     return [finding for finding in findings if finding.severity == "error"]
 
 
 def exit_code(findings: Iterable[Finding]) -> int:
-    """1 when something cannot work, else 0."""
+    """1 with an error among the findings, else 0."""
     return 1 if errors(findings) else 0
 
 
 def as_json(findings: Sequence[Finding], **more: object) -> str:
-    """The findings for a machine or an issue report."""
+    """The report for programs."""
     return json.dumps({"ok": not errors(findings), **more, "findings": [asdict(each) for each in findings]}, indent=2)
 
 
 def show(findings: Sequence[Finding], console: Console) -> None:
-    """Print the findings for people: errors last, where the eye is."""
-    order: list[Severity] = ["ok", "unchecked", "warning", "error"]
+    """Print the report for people."""
+    order = list(STYLES)
     for finding in sorted(findings, key=lambda each: order.index(each.severity)):
         line = Text.assemble((f"{finding.severity:<10}", STYLES[finding.severity]), f"{finding.check}: {finding.found}")
         console.print(line)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from dotenv import dotenv_values
 
 from scripts import environments
 from tests.doubles.simulated import Simulated, serve
@@ -30,9 +31,10 @@ pytest_plugins = [
     "tests.figures",
 ]
 
-# A test must not depend on what the developer has set, nor report to anyone.
+# A test must not depend on the developer's settings, nor report to anyone. An empty variable undoes one of `.env`.
 for name in [name for name in os.environ if name.startswith(("SPOTTER_", "STACK_", "DETECTOR_"))]:
     del os.environ[name]
+os.environ.update(dict.fromkeys(dotenv_values(ROOT / ".env"), ""))
 os.environ["DO_NOT_TRACK"] = "true"
 os.environ["DAFT_PROGRESS_BAR"] = "0"
 # A shell's background job ignores Ctrl-C, one of `nohup` the end of a terminal, and so would all that the tests start.

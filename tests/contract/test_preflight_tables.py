@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from scripts.checks.preflight.schema import Measure, unsupported
 from scripts.environments import LOCKS, ROOT
 from scripts.stack.services import VLLM_PRESETS, read_variables
 from scripts.vllm import tables
 from scripts.vllm.options import read_options
 
 PARSE = Path(__file__).with_name("parse_preset.py")
+GRAMMAR = Path(__file__).with_name("parse_schema.py")
 
 # One wrong thing each; vLLM's parser and the tables must agree about each, also about the right ones.
 SPOILT: dict[str, dict[str, object]] = {
@@ -84,6 +87,81 @@ def test_the_preflight_refuses_what_vllm_refuses_and_nothing_else(vllm_python: P
     by_preflight = {name: bool(read_options(file, {}, "cpu")[1]) for name, file in files.items()}
     assert {name for name in files if by_preflight[name] != by_vllm[name]} == STRICTER
     assert all(by_preflight[name] for name in STRICTER)
+
+
+# A property's schema and an answer that breaks it, by the keyword that it is about. The preflight must name a keyword
+# if, and only if, vLLM refuses it or accepts the wrong answer.
+DIGIT: dict[str, Any] = {"type": "integer", "minimum": 0, "maximum": 9}
+ITEMS: dict[str, Any] = {"type": "array", "items": DIGIT, "maxItems": 2}
+OBJECT: dict[str, Any] = {"type": "object", "properties": {"x": DIGIT, "y": DIGIT}, "additionalProperties": False}
+TEXT: dict[str, Any] = {"type": "string", "maxLength": 3}
+KEYWORDS: dict[str, tuple[dict[str, Any], object]] = {
+    "minimum": (DIGIT, -1),
+    "exclusiveMaximum": ({"type": "number", "minimum": 0, "exclusiveMaximum": 1}, 1),
+    "multipleOf": ({**DIGIT, "multipleOf": 5}, 3),
+    "not": ({**DIGIT, "not": {"const": 3}}, 3),
+    "maxLength": (TEXT, "long"),
+    "minLength": ({**TEXT, "minLength": 2}, "a"),
+    "pattern": ({"type": "string", "pattern": "^[a-z]{2}$"}, "A"),
+    "pattern of another answer": ({"type": "string", "pattern": "^(?!b)[a-z]{2}$"}, "bb"),
+    "format": ({"type": "string", "format": "date"}, "today"),
+    "contentEncoding": ({**TEXT, "contentEncoding": "base64"}, "@"),
+    "minItems": ({**ITEMS, "minItems": 1}, []),
+    "maxItems": (ITEMS, [1, 2, 3]),
+    "items": ({"type": "array", "items": [DIGIT], "maxItems": 1}, ["a"]),
+    "prefixItems": ({"type": "array", "prefixItems": [DIGIT]}, [1, 2]),
+    "uniqueItems": ({**ITEMS, "uniqueItems": True}, [1, 1]),
+    "contains": ({**ITEMS, "contains": {"const": 1}}, [2]),
+    "additionalProperties": (OBJECT, {"z": 1}),
+    "minProperties": ({**OBJECT, "minProperties": 1}, {}),
+    "maxProperties": ({**OBJECT, "maxProperties": 1}, {"x": 1, "y": 1}),
+    "dependentRequired": ({**OBJECT, "dependentRequired": {"x": ["y"]}}, {"x": 1}),
+    "then": ({**OBJECT, "if": {"properties": {"x": {"const": 1}}}, "then": {"required": ["y"]}}, {"x": 1}),
+    "required": ({**OBJECT, "required": ["z"]}, {"x": 1}),
+    "enum": ({"enum": ["a"]}, "b"),
+    "anyOf": ({"anyOf": [DIGIT, {"type": "null"}]}, "a"),
+    "allOf": ({"allOf": [DIGIT, {"maximum": 5}]}, 6),
+    "$ref": ({"$ref": "#/$defs/digit"}, "a"),
+}
+# A place without an end and an answer of 60 characters there; then the same place with an end.
+LONG: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
+    "string": ({"type": "string"}, f'"{"a" * 60}"', TEXT),
+    "integer": ({"type": "integer"}, "1" * 60, DIGIT),
+    "integer with a minimum": ({"type": "integer", "minimum": 0}, "1" * 60, DIGIT),
+    "number": ({"type": "number"}, f"0.{'1' * 60}", {"type": "number", "minimum": 0, "maximum": 1}),
+    "array": ({"type": "array", "items": DIGIT}, f"[{', '.join('1' * 30)}]", ITEMS),
+    "object": ({"type": "object"}, f'{{"{"a" * 60}": 1}}', OBJECT),
+    "date-time": (
+        {"type": "string", "format": "date-time"},
+        f'"2026-01-01T00:00:00.{"1" * 60}Z"',
+        {"type": "string", "format": "date"},
+    ),
+}
+
+
+def property_of(schema: dict[str, Any]) -> dict[str, Any]:
+    """An object with one property."""
+    whole = {"type": "object", "properties": {"a": schema}, "required": ["a"], "additionalProperties": False}
+    return {**whole, "$defs": {"digit": DIGIT}}
+
+
+def test_the_preflight_reads_a_schema_as_the_grammar_does(vllm_python: Path) -> None:
+    rows = [(schema, json.dumps(answer)) for schema, answer in KEYWORDS.values()]
+    rows += [(schema, answer) for endless, answer, ended in LONG.values() for schema in (endless, ended)]
+    asked = json.dumps([(property_of(schema), f'{{"a": {answer}}}') for schema, answer in rows])
+    done = subprocess.run([vllm_python, GRAMMAR], input=asked, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    grammar = json.loads(done.stdout.splitlines()[-1])
+    formats = set(tables.read("request")["formats"])
+    for keyword, (schema, _), told in zip(KEYWORDS, rows, grammar, strict=False):
+        named = {each.keyword: each.refused for each in unsupported(property_of(schema), formats)}
+        keyword = keyword.partition(" ")[0]
+        assert (keyword in named) == (told["refused"] or told["accepted"]), (keyword, told)
+        assert named.get(keyword, False) == told["refused"], (keyword, told)
+    for (schema, _), told in zip(rows[len(KEYWORDS) :], grammar[len(KEYWORDS) :], strict=True):
+        measure = Measure(property_of(schema))
+        measure.longest(measure.root)
+        assert bool(measure.endless) == told["accepted"], schema
 
 
 def test_every_preset_is_read_without_a_finding() -> None:

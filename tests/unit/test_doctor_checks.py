@@ -70,7 +70,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hosts:
     """A host with these settings and variables, free ports, and nothing of this machine's hub."""
     for name in list(os.environ):
         if name.startswith("HF_") or name.upper().endswith("_PROXY"):
-            monkeypatch.delenv(name)
+            monkeypatch.setenv(name, "")  # undoes one of .env too
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
 
     def make(variables: Mapping[str, str] | None = None, **settings: object) -> Context:

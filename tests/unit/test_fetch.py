@@ -59,7 +59,7 @@ class Host:
     def __init__(self, folder: Path, service: Service, hub: SimulatedHub, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in list(os.environ):
             if name.startswith("HF_"):
-                monkeypatch.delenv(name)
+                monkeypatch.setenv(name, "")  # undoes one of .env too
         self.cache, self.service, self.hub = folder / "hf", service, hub
         self.output = io.StringIO()
         self.engine = ProcessEngine(folder / "state")

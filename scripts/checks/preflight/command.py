@@ -1,11 +1,11 @@
-"""The preflight of this host's stack: what is to be checked, and its report."""
+"""The preflight of this host's stack, and its report."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from pipeline.settings import Settings
 from scripts.checks.preflight import full, static
 from scripts.checks.preflight.memory import Host, Part, shown_gib
 from scripts.environments import ROOT
-from scripts.findings import Finding, as_json, errors, exit_code, show
+from scripts.findings import Finding, as_json, error, errors, exit_code, ok, show, unchecked
 from scripts.settings import StackError, StackSettings, user_variables
 from scripts.stack.devices import Gpu, choose, find_gpus
 from scripts.stack.services import DETECTOR_PRESETS, preset_file, read_variables, start_arguments
@@ -30,25 +30,18 @@ from scripts.vllm.checker import CHECKER, Place
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What both tiers found."""
+    """The result of both tiers."""
 
     findings: Sequence[Finding]
     budget: Sequence[Part]
     static_s: float
-    full_s: float | None
+    full_s: float | None = None
 
 
 def asked_of(job: Job, model: str | None = None) -> static.Asked:
-    """What a job's requests ask of a server; `model` is the name that its client uses, None: whichever is served."""
-    return static.Asked(
-        job.name,
-        job.question,
-        job.answer_schema,
-        job.max_tokens,
-        job.crop.max_side,
-        tuple(completion_request(job, "")),
-        model,
-    )
+    """A job's demands on a server; `model` is the name that its client asks for, None: whichever is served."""
+    fields = tuple(completion_request(job, ""))
+    return static.Asked(job.name, job.question, job.answer_schema, job.max_tokens, job.crop.max_side, fields, model)
 
 
 def server_of(
@@ -66,11 +59,22 @@ def server_of(
     return static.Server(preset, device, variables, host, tuple(arguments))
 
 
+def chosen_server(settings: StackSettings) -> tuple[str, static.Server]:
+    """The preset and the model server of this host.
+
+    Raises:
+        StackError: there is no such preset, or no such device.
+    """
+    gpus = find_gpus(settings.gpu) if settings.device != "cpu" else []
+    device, preset, _ = choose(settings, gpus)
+    return preset, server_of(preset_file(preset), device, gpus, start_arguments(settings))
+
+
 def user_job() -> Job:
     """The job that the operator's settings name.
 
     Raises:
-        UsageError: it cannot be used.
+        UsageError: its file is invalid.
     """
     return load_job(user_variables("SPOTTER_").get("SPOTTER_JOB", Settings.model_fields["job"].default))
 
@@ -78,8 +82,8 @@ def user_job() -> Job:
 def preflight(settings: StackSettings, *, place: Place | None = None, in_containers: bool = False) -> Report:
     """Check the model server that these settings would start, for the job that they name.
 
-    `place` is where vLLM's own code is to run; without it options and files tell.
-    `in_containers`: models of the hub are in a volume that this host does not look into, and are not missed here.
+    `place` runs vLLM's own code; without it, only options and files are checked.
+    `in_containers`: the hub's models are in a volume that this host does not see, so none is missing here.
 
     Raises:
         StackError: there is no such preset, or no such device.
@@ -87,57 +91,65 @@ def preflight(settings: StackSettings, *, place: Place | None = None, in_contain
     begin = time.monotonic()
     user = user_variables("SPOTTER_")
     if "SPOTTER_MODEL_URL" in user:
-        elsewhere = Finding("model", "unchecked", f"the model server is elsewhere: {user['SPOTTER_MODEL_URL']}")
-        return Report([elsewhere], [], time.monotonic() - begin, None)
-    gpus = find_gpus(settings.gpu) if settings.device != "cpu" else []
-    device, preset, _ = choose(settings, gpus)
-    server = server_of(preset_file(preset), device, gpus, start_arguments(settings))
+        elsewhere = unchecked("model", f"the model server is elsewhere: {user['SPOTTER_MODEL_URL']}")
+        return Report([elsewhere], [], time.monotonic() - begin)
+    preset, server = chosen_server(settings)
     try:
         asked = asked_of(user_job(), user.get("SPOTTER_MODEL"))
-    except UsageError as error:
-        refused = Finding("job", "error", str(error), "a job that can be run", "correct SPOTTER_JOB or the job file")
-        return Report([refused], [], time.monotonic() - begin, None)
+    except UsageError as refusal:
+        refused = error("job", str(refusal), "a valid job", "correct SPOTTER_JOB or the job file")
+        return Report([refused], [], time.monotonic() - begin)
     checked = static.check(server, asked, ROOT)
     findings, static_s, full_s = list(checked.findings), time.monotonic() - begin, None
     if in_containers and checked.model is not None and checked.model.folder is None:
-        looked_for = "is looked for in the containers' volume, by `make up` and `make preflight FULL=1`"
+        later = "`make up` and `make preflight FULL=1` look for it in the containers' volume"
         findings = [each for each in findings if each.check != "model"]
-        findings.append(Finding("model", "unchecked", f"{checked.model.name} {looked_for}"))
+        findings.append(unchecked("model", f"{checked.model.name}: {later}"))
     if place is not None and exit_code(findings) == 0:
         begin = time.monotonic()
         findings += full.check(server, asked, ROOT, place)
         full_s = time.monotonic() - begin
-    if not findings:
-        findings = [Finding("model", "ok", f"preset {preset} fits job {asked.job}")]
-    return Report(findings, checked.budget, static_s, full_s)
+    return Report(findings or [ok("model", f"preset {preset} fits job {asked.job}")], checked.budget, static_s, full_s)
+
+
+def refuse(findings: Sequence[Finding]) -> None:
+    """Stop a start that has an error among its findings.
+
+    Raises:
+        StackError: one line for each error.
+    """
+    if wrong := errors(findings):
+        lines = "".join(f"\n  {each}" for each in wrong)
+        raise StackError(f"nothing was started: the model server could not do the job:{lines}")
+
+
+def warn(findings: Iterable[Finding], console: Console) -> None:
+    """Show the findings that do not stop a start."""
+    for each in findings:
+        console.print(f"{each.severity}: {each}", style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 def require(settings: StackSettings, console: Console, *, in_containers: bool = False) -> None:
-    """Let a start go on only if options and files promise that it can do the job; warnings are shown.
+    """Allow a start only if options and files fit the job; show the warnings.
 
     Raises:
-        StackError: they do not; says what is wrong and what to do, in a line for each.
+        StackError: they do not fit; one line for each error.
     """
     findings = preflight(settings, in_containers=in_containers).findings
-    # A model that is still to come is no cause for alarm: it is fetched next, and looked at then.
-    for warning in (each for each in findings if each.severity == "warning" and each.check != "model"):
-        console.print(f"warning: {warning}", style="yellow", highlight=False)
-    if wrong := errors(findings):
-        told = "\n".join(f"  {each}" for each in wrong)
-        raise StackError(f"nothing was started, for the model server could not do the job:\n{told}")
+    # `fetch` gets a missing model next, and its files are checked then.
+    warn((each for each in findings if each.severity == "warning" and each.check != "model"), console)
+    refuse(findings)
 
 
 def require_full(settings: StackSettings, console: Console, place: Place, state: Path) -> None:
-    """Let a start go on only if vLLM's own code can do the job, where the model's files are out of this host's sight.
+    """Allow a start only if vLLM's own code can do the job, where this host does not see the model's files.
 
-    It takes some ten seconds, so what has passed once is remembered in the folder `state`.
+    The check takes some ten seconds, so the folder `state` remembers a success.
 
     Raises:
-        StackError: it cannot; says what is wrong and what to do.
+        StackError: it cannot do the job.
     """
-    gpus = find_gpus(settings.gpu) if settings.device != "cpu" else []
-    device, preset, _ = choose(settings, gpus)
-    server = server_of(preset_file(preset), device, gpus, start_arguments(settings))
+    _, server = chosen_server(settings)
     asked = asked_of(user_job(), user_variables("SPOTTER_").get("SPOTTER_MODEL"))
     parts = [server.preset.read_text(), str(server.arguments), str(asked), str(place.lasting), CHECKER.read_text()]
     passed, known = hashlib.sha256("\0".join(parts).encode()).hexdigest(), state / "preflight.passed"
@@ -145,11 +157,9 @@ def require_full(settings: StackSettings, console: Console, place: Place, state:
         return
     console.print("vllm: checking options, files and a request of this job with its own code", highlight=False)
     findings = full.check(server, asked, ROOT, place)
-    if wrong := errors(findings):
-        raise StackError(f"nothing was started, for the model server could not do the job:\n  {wrong[0]}")
-    for other in (each for each in findings if each.severity != "ok"):
-        console.print(f"{other.severity}: {other}", style="yellow", highlight=False, markup=False, soft_wrap=True)
-    if exit_code(findings) == 0 and not any(each.severity == "unchecked" for each in findings):
+    refuse(findings)
+    warn((each for each in findings if each.severity != "ok"), console)
+    if not any(each.severity == "unchecked" for each in findings):
         state.mkdir(parents=True, exist_ok=True)
         known.write_text(passed)
 

@@ -8,27 +8,24 @@ import re
 import subprocess
 from pathlib import Path
 
-from scripts.checks.preflight.answers import Endless
-from scripts.checks.preflight.longest_text import longest_text
+from scripts.checks.preflight.schema import Measure
 from scripts.checks.preflight.static import Asked, Server
-from scripts.findings import Finding
+from scripts.findings import Finding, error, ok, unchecked
 from scripts.vllm.checker import Place
 
-# Measured at 11 to 16 s of CPU; a busy host takes a few times that.
+# Measured: 11 to 16 s of CPU. A busy host takes a few times that.
 TIMEOUT_S = 180.0
 
-WANTED = {
-    "import": ("vLLM with all that the model imports", "make the environment anew, from a lock that holds the package"),
-    "options": ("options that vLLM's parser takes", "correct the preset"),
+# What each stage of scripts/vllm/in_vllm.py requires, and the remedy.
+STAGES = {
+    "import": ("vLLM with all imports of the model", "make the environment anew, from a lock that holds the package"),
+    "options": ("options that vLLM's parser accepts", "correct the preset"),
     "model": ("config and tokenizer that load", "correct the preset, or the model's config.json or tokenizer files"),
-    "renderer": (
-        "a tokenizer and a processor that load",
-        "complete the model's folder; its own page says what it needs",
-    ),
+    "renderer": ("a tokenizer and a processor that load", "complete the model's folder; see the model's own page"),
     "request": ("a request of this job that renders", "set `chat-template:`, or take an instruction-tuned variant"),
-    "picture": ("the picture in the prompt", "set `chat-template:` to the one that belongs to this model"),
+    "picture": ("the image in the prompt", "set `chat-template:` to the one that belongs to this model"),
     "length": ("prompt + max_tokens within the model length", "raise `max-model-len`, or lower max_tokens in the job"),
-    "grammar": ("a schema that the grammar's backend takes", "simplify the schema at the part that is named"),
+    "grammar": ("a schema that the grammar's backend accepts", "simplify the schema at the part that is named"),
     "answer": ("max_tokens that holds the longest answer", "raise max_tokens in the job file"),
 }
 
@@ -36,35 +33,26 @@ WANTED = {
 def check(server: Server, asked: Asked, root: Path, place: Place) -> list[Finding]:
     """Run vLLM's own code over the options, the model's files and one request of the job."""
     if not place.command:
-        return [Finding("vllm", "unchecked", place.why_not)]
-    try:
-        longest = longest_text(asked.schema)
-    except Endless:
-        longest = None
+        return [unchecked("vllm", place.why_not)]
+    measure = Measure(asked.schema)
+    longest = measure.longest(asked.schema).text
     request = {
         "arguments": ["--config", place.preset or str(server.preset), *server.arguments],
         "question": asked.question,
         "schema": asked.schema,
         "max_tokens": asked.max_tokens,
         "max_side": asked.max_side,
-        "longest_answer": longest,
+        "longest_answer": None if any(each.likely for each in measure.endless) else longest,
         "model_infos": place.model_infos,
     }
     variables = {**os.environ, **server.environment, "VLLM_LOGGING_LEVEL": "ERROR"}
+    options = {"cwd": root, "env": variables, "capture_output": True, "text": True, "timeout": TIMEOUT_S}
     try:
-        done = subprocess.run(
-            place.command,
-            input=json.dumps(request),
-            cwd=root,
-            env=variables,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-        )
+        done = subprocess.run(place.command, input=json.dumps(request), **options)  # type: ignore[call-overload]
     except subprocess.TimeoutExpired:
-        return [Finding("vllm", "unchecked", f"vLLM's own code took longer than {TIMEOUT_S:.0f} s")]
-    except OSError as error:
-        return [Finding("vllm", "unchecked", f"{place.command[0]} cannot be started: {error.strerror}")]
+        return [unchecked("vllm", f"vLLM's own code took longer than {TIMEOUT_S:.0f} s")]
+    except OSError as failure:
+        return [unchecked("vllm", f"{place.command[0]} cannot be started: {failure.strerror}")]
     finally:
         if place.ending:
             subprocess.run(place.ending, capture_output=True)
@@ -72,17 +60,16 @@ def check(server: Server, asked: Asked, root: Path, place: Place) -> list[Findin
         answer = json.loads(done.stdout.splitlines()[-1])
     except (ValueError, IndexError):
         said = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
-        return [Finding("vllm", "unchecked", f"the check itself failed: {one_line(said[-1])}")]
+        return [unchecked("vllm", f"the check itself failed: {one_line(said[-1])}")]
     if answer["error"] is not None:
-        required, remedy = WANTED[answer["stage"]]
-        return [Finding(f"vllm {answer['stage']}", "error", one_line(answer["error"]), required, remedy)]
-    facts = f"{answer['prompt_tokens']} prompt tokens, {answer['image_tokens']} of them for the picture"
+        return [error(f"vllm {answer['stage']}", one_line(answer["error"]), *STAGES[answer["stage"]])]
+    facts = f"{answer['prompt_tokens']} prompt tokens, {answer['image_tokens']} of them for the image"
     if answer["answer_tokens"] is not None:
         facts += f"; longest answer {answer['answer_tokens']} of {asked.max_tokens} tokens"
-    return [Finding("vllm", "ok", f"{answer['architecture']}: {facts}; grammar {answer['backend']}")]
+    return [ok("vllm", f"{answer['architecture']}: {facts}; grammar {answer['backend']}")]
 
 
 def one_line(message: str) -> str:
-    """A message without line breaks and pydantic's addresses, at a length that people read."""
+    """A message without line breaks and pydantic's addresses, cut at 400 characters."""
     text = " ".join(re.sub(r"For further information visit \S+", "", message).split())
     return text if len(text) <= 400 else f"{text[:400]}..."

@@ -1,27 +1,29 @@
-"""Whether picture, question and answer fit the model length."""
+"""Whether image, question and answer fit the model length."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
-from scripts.findings import Finding
+from scripts.findings import Finding, error, warning
 from scripts.models.model_files import Model, text_config, truthy
 from scripts.vllm.options import Options
 
-# Characters per token of a question in words: no tokenizer in use takes more than about 6, poor ones take 2.
+# Characters per token of a question: at most about 6 with the tokenizers in use, 2 with poor ones.
 TYPICAL_CHARACTERS = 4.0
 MOST_CHARACTERS = 7.0
-# Role names and markers that a chat template adds.
+# For the role names and markers of a chat template.
 TEMPLATE_TOKENS = 10
 
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length")
-# Kinds of rotary scaling that leave the length as config.json has it.
+# Kinds of rotary scaling that leave config.json's length unchanged.
 PLAIN_ROPE = {None, "default", "llama3", "mrope", "proportional", "longrope", "su"}
 
 
 def trained_length(config: dict[str, Any]) -> int | None:
-    """The longest sequence that the model was made for; None where config.json does not tell for sure."""
+    """The longest sequence that the model was trained for, in tokens; None where config.json leaves it open."""
     text = text_config(config)
     rope = text.get("rope_scaling") or text.get("rope_parameters") or {}
     kinds = [part for part in rope.values() if isinstance(part, dict)] or [rope]
@@ -32,7 +34,7 @@ def trained_length(config: dict[str, Any]) -> int | None:
 
 
 def image_tokens(model: Model, config: dict[str, Any], max_side: int) -> int | None:
-    """Tokens of one square crop of `max_side` pixels; None where the files do not tell."""
+    """Tokens of one square crop of `max_side` pixels; None where the files leave it open."""
     for name in ("vision_soft_tokens_per_image", "mm_tokens_per_image", "image_seq_length"):
         if isinstance(config.get(name), int):
             return int(config[name])
@@ -60,51 +62,31 @@ def image_tokens(model: Model, config: dict[str, Any], max_side: int) -> int | N
 
 def check_lengths(
     options: Options, longest: int | None, picture: int | None, question: str, max_tokens: int, job: str
-) -> list[Finding]:
-    """One request of the job fits the model length, and that fits the model.
+) -> Iterator[Finding]:
+    """One request of the job fits the model length, and the model length fits the model.
 
-    `longest` is what the model was made for, `picture` a crop's tokens; None where they are not known.
+    `longest` is the length that the model was trained for, `picture` the tokens of one crop; None where unknown.
     """
-    findings = []
+    wrong = partial(error, "length")
     asked = options.number("max-model-len")
     asked = None if asked is None or asked < 0 else int(asked)
     if asked and longest and asked > longest and not truthy(options.environment.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN")):
-        findings.append(
-            Finding(
-                "length",
-                "error",
-                f"--max-model-len {asked} is more than the model was made for",
-                f"at most {longest}",
-                f"set `max-model-len: {longest}` or less",
-            )
-        )
+        found = f"--max-model-len {asked} is more than the model was trained for"
+        yield wrong(found, f"at most {longest}", f"set `max-model-len: {longest}` or less")
     length = asked or longest
     if length is None:
-        return findings
+        return
     fewest = (picture or 1) + math.ceil(len(question) / MOST_CHARACTERS) + max_tokens
     likely = (picture or 0) + math.ceil(len(question) / TYPICAL_CHARACTERS) + TEMPLATE_TOKENS + max_tokens
-    parts = f"{picture if picture else 'an unknown number of'} image tokens, the question, {max_tokens} of answer"
     if fewest > length or likely > length:
         needs = f"at least {fewest}" if fewest > length else f"about {likely}"
-        findings.append(
-            Finding(
-                "length",
-                "error" if fewest > length else "warning",
-                f"job {job} needs {needs} tokens ({parts}), and the model length is {length}",
-                "one request within the model length, or each is refused",
-                f"set `max-model-len: {2 ** math.ceil(math.log2(max(fewest, likely) * 1.25))}`, "
-                "or lower max_tokens in the job file",
-            )
-        )
+        summands = f"{picture or 'unknown'} of the image, the question, {max_tokens} of the answer"
+        found = f"job {job} needs {needs} tokens ({summands}), and the model length is {length}"
+        enough = 2 ** math.ceil(math.log2(max(fewest, likely) * 1.25))
+        remedy = f"set `max-model-len: {enough}`, or lower max_tokens in the job file"
+        say = wrong if fewest > length else partial(warning, "length")
+        yield say(found, "a request within the model length; vLLM refuses a longer one", remedy)
     batch = options.number("max-num-batched-tokens")
     if batch and picture and batch < picture:
-        findings.append(
-            Finding(
-                "length",
-                "error",
-                f"--max-num-batched-tokens {batch:.0f} is less than one picture ({picture} tokens)",
-                "a step that holds a picture",
-                f"set `max-num-batched-tokens: {8 * picture}`",
-            )
-        )
-    return findings
+        found = f"--max-num-batched-tokens {batch:.0f} is less than one image ({picture} tokens)"
+        yield wrong(found, "a step that holds an image", f"set `max-num-batched-tokens: {8 * picture}`")

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from scripts.findings import Finding
+from scripts.findings import Finding, error, unchecked, warning
+from scripts.minimum_versions import GIB
 from scripts.models.model_files import text_config
 from scripts.vllm.options import Options
 
-GIB = 2**30
+wrong = partial(error, "memory")
 
-# What vLLM takes of the device when nothing is said: --gpu-memory-utilization's default in 0.32.
+# The default of --gpu-memory-utilization in vLLM 0.32.
 DEFAULT_SHARE = 0.92
-# A CUDA context with captured graphs: the presets' comments have the parts.
+# A CUDA context with captured graphs; the comments of the presets list the parts.
 RUNTIME_GIB = 1.0
-# The peak of the vision tower in one step, where it is not known by picture.
+# The peak of the vision tower in one step, where the peak of one image is unknown.
 PEAK_GIB = 1.0
-# Tokens of a step when nothing is said: --max-num-batched-tokens' default on a GPU.
+# The default of --max-num-batched-tokens on a GPU.
 DEFAULT_STEP_TOKENS = 2048
-# The detector's own context on the same GPU, beside its share.
+# The detector's CUDA context on the same GPU, beside its share.
 CONTEXT_GIB = 0.5
 # Three processes with their imports: measured with vLLM 0.32 on a CPU.
 CPU_PROCESSES_GIB = 3.0
-# vLLM's KV cache on a CPU when nothing is said: this share of the host's memory.
+# The default share of the host's memory that vLLM takes on a CPU for its KV cache.
 CPU_DEFAULT_SHARE = 0.92
 
 BYTES = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2}
@@ -32,13 +34,13 @@ BYTES = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2}
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """The memory that there is."""
+    """The memory of this host."""
 
     gpu_mib: int | None
-    """Of the first GPU; None where there is none or it is not known."""
+    """Of the first GPU; None without a GPU, or where it is unknown."""
     ram_bytes: int | None
     detector_share: float = 0.0
-    """Of the GPU, as the detector's preset has it."""
+    """Of the GPU, from the detector's preset."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ class Part:
 
 
 def kv_bytes_per_token(config: Mapping[str, Any], options: Options) -> int | None:
-    """Bytes of the KV cache for one token of context; None where config.json does not tell."""
+    """Bytes of the KV cache for one token of context; None where config.json leaves it open."""
     text = text_config(dict(config))
     layers, heads = text.get("num_hidden_layers"), text.get("num_attention_heads")
     if not isinstance(layers, int) or not isinstance(heads, int) or "kv_lora_rank" in text:
@@ -72,13 +74,13 @@ def value_bytes(config: Mapping[str, Any], options: Options) -> int:
 
 
 def shown_gib(value: float) -> str:
-    """GiB for people, also where they are few."""
+    """GiB for people; small amounts as MiB."""
     return f"{value:.1f} GiB" if value >= 0.95 else f"{value * 1024:.0f} MiB"
 
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What a model takes; None where nothing tells."""
+    """The memory that a model needs; None where unknown."""
 
     weights_gib: float | None
     kv_bytes: int | None
@@ -87,11 +89,11 @@ class Needs:
     """Tokens of the longest request."""
     image_tokens: int | None = None
     picture_peak_mib: float | None = None
-    """Of the vision tower, for one picture."""
+    """Of the vision tower, for one image."""
 
 
 def runtime_gib(options: Options, needs: Needs) -> float:
-    """What a GPU needs beside weights and KV cache."""
+    """GiB that a GPU needs beside weights and KV cache."""
     if not needs.picture_peak_mib or not needs.image_tokens:
         return RUNTIME_GIB + PEAK_GIB
     pictures = (options.number("max-num-batched-tokens") or DEFAULT_STEP_TOKENS) // needs.image_tokens
@@ -106,7 +108,7 @@ def check_memory(options: Options, host: Host, needs: Needs) -> tuple[list[Part]
 def on_gpu(options: Options, host: Host, needs: Needs) -> tuple[list[Part], list[Finding]]:
     """The budget of a GPU that vLLM and the detector share."""
     if host.gpu_mib is None:
-        return [], [Finding("memory", "unchecked", "no GPU's memory is known here")]
+        return [], [unchecked("memory", "the GPU's memory is unknown on this host")]
     total = host.gpu_mib / 1024
     share = options.number("gpu-memory-utilization") or DEFAULT_SHARE
     parallel = int(options.number("tensor-parallel-size") or 1)
@@ -127,42 +129,31 @@ def on_gpu(options: Options, host: Host, needs: Needs) -> tuple[list[Part], list
     ]
     findings = []
     if share * total + reserve > total:
+        fits = max((total - reserve) / total - 0.01, 0)
         findings.append(
-            Finding(
-                "memory",
-                "error",
+            wrong(
                 f"vLLM takes {shown_gib(share * total)} and the detector {shown_gib(reserve)} of {shown_gib(total)}",
                 "both within the GPU",
-                f"set `gpu-memory-utilization: {max((total - reserve) / total - 0.01, 0):.2f}`, or a smaller "
-                "DETECTOR_MEMORY_SHARE",
+                f"set `gpu-memory-utilization: {fits:.2f}`, or a smaller DETECTOR_MEMORY_SHARE",
             )
         )
-    if kv is not None and kv < (needed or 0.0) + (0.0 if needed else 1e-9):
+    if kv is not None and kv < (needed or 1e-9):
         findings.append(too_small(kv, needed, length, weights))
     if fixed is not None and weights is not None and weights + runtime + fixed / GIB + reserve > total:
-        taken = f"weights, cache and detector take {shown_gib(weights + runtime + fixed / GIB + reserve)}"
-        findings.append(
-            Finding(
-                "memory", "error", taken, f"at most {shown_gib(total)}", "lower `kv-cache-memory-bytes`, or quantize"
-            )
-        )
+        found = f"weights, cache and detector take {shown_gib(weights + runtime + fixed / GIB + reserve)}"
+        findings.append(wrong(found, f"at most {shown_gib(total)}", "lower `kv-cache-memory-bytes`, or quantize"))
     if weights is None:
-        findings.append(Finding("memory", "unchecked", "the weights are not on this host: their size is not known"))
+        findings.append(unchecked("memory", "the weights are not on this host: their size is unknown"))
     return parts, findings
 
 
 def too_small(kv: float, needed: float | None, length: int | None, weights: float | None) -> Finding:
-    """The finding for a KV cache that does not hold one request."""
+    """A KV cache that does not hold one request."""
     held = f"the weights ({shown_gib(weights or 0)}) leave no memory" if kv <= 0 else f"{shown_gib(kv)} are left"
-    wanted = f"{shown_gib(needed)} for one request of {length} tokens" if needed else "some memory"
-    return Finding(
-        "memory",
-        "error",
-        f"{held} for the KV cache",
-        wanted,
-        "lower `max-model-len`, raise `gpu-memory-utilization` or `kv-cache-memory-bytes`, or take a smaller or "
-        "quantized model",
-    )
+    required = f"{shown_gib(needed)} for one request of {length} tokens" if needed else "some memory"
+    raise_ = "raise `gpu-memory-utilization` or `kv-cache-memory-bytes`"
+    remedy = f"lower `max-model-len`, {raise_}, or take a smaller or quantized model"
+    return wrong(f"{held} for the KV cache", required, remedy)
 
 
 def on_cpu(options: Options, host: Host, needs: Needs) -> tuple[list[Part], list[Finding]]:
@@ -181,26 +172,14 @@ def on_cpu(options: Options, host: Host, needs: Needs) -> tuple[list[Part], list
     ]
     findings = []
     if kv is None:
-        findings.append(
-            Finding(
-                "memory",
-                "warning",
-                f"no size for the KV cache: vLLM takes {CPU_DEFAULT_SHARE:.0%} of the host's memory",
-                "a fixed size beside other programs",
-                "set `kv-cache-memory-bytes`, 256M is enough for a tiny model",
-            )
-        )
+        found = f"the KV cache has no size: vLLM takes {CPU_DEFAULT_SHARE:.0%} of the host's memory"
+        remedy = "set `kv-cache-memory-bytes`; 256M is enough for a tiny model"
+        findings.append(warning("memory", found, "a fixed size beside other programs", remedy))
     elif needed and kv < needed:
         findings.append(too_small(kv, needed, length, weights_gib))
     total = CPU_PROCESSES_GIB + (weights_gib or 0.0) + (kv or 0.0)
     if ram is not None and total > ram:
-        findings.append(
-            Finding(
-                "memory",
-                "error",
-                f"processes, weights and KV cache take {shown_gib(total)}",
-                f"at most the host's {shown_gib(ram)}",
-                "lower `kv-cache-memory-bytes`, or take a smaller model",
-            )
-        )
+        remedy = "lower `kv-cache-memory-bytes`, or take a smaller model"
+        found = f"processes, weights and KV cache take {shown_gib(total)}"
+        findings.append(wrong(found, f"at most the host's {shown_gib(ram)}", remedy))
     return parts, findings

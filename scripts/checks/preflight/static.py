@@ -1,4 +1,4 @@
-"""The static tier: what options and files tell by themselves, in a second, without vLLM."""
+"""The static tier: checks of options and files, in a second, without vLLM."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from typing import Any
 from scripts.checks.preflight.answers import check_answers
 from scripts.checks.preflight.architecture import check_architecture, check_files, check_precision
 from scripts.checks.preflight.lengths import check_lengths, image_tokens, trained_length
-from scripts.checks.preflight.memory import GIB, Host, Needs, Part, check_memory, kv_bytes_per_token
+from scripts.checks.preflight.memory import Host, Needs, Part, check_memory, kv_bytes_per_token
 from scripts.checks.preflight.requests import check_fields, check_served_name
 from scripts.checks.preflight.template import check_template
 from scripts.findings import Finding
+from scripts.minimum_versions import GIB
 from scripts.models.model_files import Model, check_weights, locate, weight_bytes
 from scripts.vllm import tables
 from scripts.vllm.options import Options, read_options
@@ -23,7 +24,7 @@ from scripts.vllm.options import Options, read_options
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What the job will ask of the server."""
+    """The job's demands on the server."""
 
     job: str
     question: str
@@ -32,14 +33,14 @@ class Asked:
     max_side: int
     """Longest side of a crop, pixels."""
     fields: tuple[str, ...]
-    """Of a request's body."""
+    """The fields of a request's body."""
     model: str | None = None
     """The name that the client asks for; None: whichever is served."""
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """How the server will be started."""
+    """The start of the server."""
 
     preset: Path
     device: str
@@ -53,7 +54,7 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What the static tier found out."""
+    """The result of the static tier."""
 
     findings: Sequence[Finding]
     budget: Sequence[Part]
@@ -63,13 +64,13 @@ class Checked:
 
 @cache
 def known_models() -> dict[str, dict[str, Any]]:
-    """Sizes of models that a preset names and that may not be on this host yet."""
+    """Sizes of the presets' models, for hosts that do not have the files yet."""
     content: dict[str, dict[str, Any]] = json.loads((tables.FOLDER / "known_models.json").read_text())
     return content
 
 
 def check(server: Server, asked: Asked, root: Path) -> Checked:
-    """Hold a server's options and files against what the job will ask. `root` is the server's working directory."""
+    """Compare a server's options and files with the job's demands. `root` is the server's working directory."""
     options, findings = read_options(server.preset, server.environment, server.device, server.arguments)
     findings = [*tables.check_tables(server.device), *findings]
     model, located = locate(options, root)
@@ -93,11 +94,8 @@ def check(server: Server, asked: Asked, root: Path) -> Checked:
         longest, picture = trained_length(config), image_tokens(model, config, asked.max_side)
         kv_bytes = kv_bytes_per_token(config, options)
     else:
-        longest, picture, kv_bytes = (
-            known["max_position_embeddings"],
-            known["image_tokens"],
-            known["kv_bytes_per_token"],
-        )
+        sizes = ("max_position_embeddings", "image_tokens", "kv_bytes_per_token")
+        longest, picture, kv_bytes = (known[name] for name in sizes)
     findings += check_lengths(options, longest, picture, asked.question, asked.max_tokens, asked.job)
     wanted = options.number("max-model-len")
     length = int(wanted) if wanted and wanted > 0 else longest
@@ -108,7 +106,7 @@ def check(server: Server, asked: Asked, root: Path) -> Checked:
 
 
 def weights_gib(model: Model, known: Mapping[str, Any], options: Options) -> float | None:
-    """GiB of weights in memory; None where nothing tells."""
+    """GiB of weights in memory; None where unknown."""
     if (stored := weight_bytes(model)) is not None:
         return stored / GIB
     if not known or options.text("quantization"):

@@ -1,10 +1,11 @@
-"""Whether a chat template exists and puts this job's request into words: the picture, then the question."""
+"""Whether a chat template exists and renders this job's request: the image, then the question."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,17 +14,19 @@ import jinja2
 import jinja2.nodes
 import jinja2.sandbox
 
-from scripts.findings import Finding
+from scripts.findings import Finding, error, unchecked, warning
 from scripts.models.model_files import Model
 from scripts.vllm import tables
 from scripts.vllm.options import Options
 
-# What vLLM gives a template in place of a picture, when the template goes through the content's parts by itself.
-PICTURE = {"type": "image"}
+# vLLM's stand-in for an image, for templates that loop over the parts of a content.
+IMAGE = {"type": "image"}
+# Transformers' tag for training data; its content is rendered unchanged.
+GENERATION = re.compile(r"{%-?\s*(?:end)?generation\s*-?%}")
 
 
 def find_template(model: Model, options: Options, root: Path) -> tuple[str | None, str]:
-    """The template that the server will use, and where it is from; None where there is none."""
+    """The server's template and its origin; None without a template."""
     if given := options.text("chat-template"):
         path = root / given
         try:
@@ -44,88 +47,62 @@ def find_template(model: Model, options: Options, root: Path) -> tuple[str | Non
 
 
 def check_template(model: Model, config: dict[str, Any], options: Options, question: str, root: Path) -> list[Finding]:
-    """There is a template, and it renders the job's request with the picture before the question."""
+    """The template exists and renders the job's request with the image before the question."""
     template, where = find_template(model, options, root)
     if template is None:
         if config.get("model_type") in tables.read("architectures")["template_fallbacks"] or model.has("tekken.json"):
-            return []  # vLLM has one of its own, or the tokenizer does it in code
+            return []  # vLLM has one of its own, or the tokenizer renders in code
         found = f"{model.name} has no chat template: the server starts, and refuses every request"
         if where:
             found = f"--chat-template {where} is no file and no template"
-        return [
-            Finding(
-                "template",
-                "error",
-                found,
-                "a chat template",
-                "set `chat-template:` to a file made for this model; an instruction-tuned variant brings one",
-            )
-        ]
-    return [
-        Finding("template", each.severity, f"{where}: {each.found}", each.required, each.remedy)
-        for each in judge(template, special_tokens(model), question)
-    ]
+        remedy = "set `chat-template:` to a file made for this model; an instruction-tuned variant brings one"
+        return [error("template", found, "a chat template", remedy)]
+    found_in = judge(template, special_tokens(model), question)
+    return [replace(each, found=f"{where}: {each.found}") for each in found_in]
 
 
 def special_tokens(model: Model) -> dict[str, str]:
     """The special tokens that templates use as variables."""
-    found = {}
-    for name, value in (model.read_json("tokenizer_config.json") or {}).items():
-        if name.endswith("_token"):
-            text = value.get("content") if isinstance(value, dict) else value
-            if isinstance(text, str):
-                found[name] = text
-    return found
+    config = (model.read_json("tokenizer_config.json") or {}).items()
+    texts = {name: value.get("content") if isinstance(value, dict) else value for name, value in config}
+    return {name: text for name, text in texts.items() if name.endswith("_token") and isinstance(text, str)}
 
 
 def judge(template: str, variables: dict[str, str], question: str) -> list[Finding]:
-    """What is wrong with a template's words for one picture and one question."""
-    required = "the picture's place, then the question"
+    """The faults of a template, with one image and one question."""
+    required = "the image's place, then the question"
     try:
-        # Transformers' tag for training data; what it encloses is rendered as it stands.
-        compiled = environment().from_string(re.sub(r"{%-?\s*(?:end)?generation\s*-?%}", "", template))
-    except jinja2.TemplateSyntaxError as error:
+        compiled = environment().from_string(GENERATION.sub("", template))
+    except jinja2.TemplateSyntaxError as fault:
         remedy = "correct the template, or take the model's own"
-        return [Finding("template", "error", f"line {error.lineno}: {error.message}", "a Jinja template", remedy)]
+        return [error("template", f"line {fault.lineno}: {fault.message}", "a Jinja template", remedy)]
     text = {"type": "text", "text": question}
     try:
         if takes_parts(template):
-            rendered = render(compiled, [PICTURE, text], variables)
+            rendered = render(compiled, [IMAGE, text], variables)
             bare = render(compiled, [text], variables)
         else:
-            # vLLM then writes the picture's place into the text itself, at its beginning.
+            # vLLM then writes the image's place into the text itself, at its beginning.
             return [] if question in render(compiled, question, variables) else [lost("question", required)]
-    except jinja2.TemplateError as error:
+    except jinja2.TemplateError as fault:
         remedy = "take the template that belongs to this model"
-        return [Finding("template", "error", f"cannot render this job's request: {error.message}", required, remedy)]
-    except (TypeError, ValueError, LookupError) as error:
-        return [Finding("template", "unchecked", f"cannot be rendered without vLLM ({error})")]
+        return [error("template", f"cannot render this job's request: {fault.message}", required, remedy)]
+    except (TypeError, ValueError, LookupError) as fault:
+        return [unchecked("template", f"cannot be rendered without vLLM ({fault})")]
     if question.strip() not in rendered:
         return [lost("question", required)]
     if rendered == bare:
-        return [lost("picture", required)]
+        return [lost("image", required)]
     if rendered.partition(question.strip())[0] == bare.partition(question.strip())[0]:
-        return [
-            Finding(
-                "template",
-                "warning",
-                "puts the picture behind the question: models answer far worse in that order",
-                required,
-                "set `chat-template:` to one that keeps the order of a message's parts",
-            )
-        ]
+        remedy = "set `chat-template:` to one that keeps the order of a message's parts"
+        return [warning("template", "puts the image after the question: models answer far worse", required, remedy)]
     return []
 
 
 def lost(what: str, required: str) -> Finding:
-    """The finding for a template that leaves something out."""
-    return Finding(
-        "template",
-        "error",
-        f"leaves the {what} out: the model would answer without it",
-        required,
-        "set `chat-template:` to the one that belongs to this model",
-    )
+    """A template that omits something."""
+    remedy = "set `chat-template:` to the one that belongs to this model"
+    return error("template", f"leaves the {what} out: the model would answer without it", required, remedy)
 
 
 def environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
@@ -144,17 +121,17 @@ def environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
 
 
 def render(template: jinja2.Template, content: str | Sequence[dict[str, Any]], variables: dict[str, str]) -> str:
-    """One user's message as the template puts it."""
+    """A user's message through the template."""
     messages = [{"role": "user", "content": content}]
     return template.render(messages=messages, add_generation_prompt=True, tools=None, documents=None, **variables)
 
 
 def takes_parts(template: str) -> bool:
-    """Whether the template goes through the parts of a message's content; else it wants one text.
+    """Whether the template loops over the parts of a message's content; else it expects one text.
 
-    vLLM looks for such a loop in the same way to decide in which form it hands the content over.
+    vLLM looks for such a loop in the same way to decide in which form it passes the content.
     """
-    tree = environment().parse(re.sub(r"{%-?\s*(?:end)?generation\s*-?%}", "", template))
+    tree = environment().parse(GENERATION.sub("", template))
     parameters = {argument.name for macro in tree.find_all(jinja2.nodes.Macro) for argument in macro.args}
     for loop in tree.find_all(jinja2.nodes.For):
         source: Any = loop.iter

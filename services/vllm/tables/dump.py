@@ -28,6 +28,7 @@ from vllm.model_executor.models import registry
 from vllm.transformers_utils.chat_templates.registry import _MODEL_TYPE_TO_CHAT_TEMPLATE_FALLBACK
 from vllm.transformers_utils.config import _CONFIG_REGISTRY
 from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.v1.structured_output.backend_xgrammar import STRING_SUPPORTED_FORMATS
 
 HERE = Path(__file__).resolve().parent
 
@@ -149,7 +150,8 @@ def tables() -> dict[str, dict[str, Any]]:
     return {
         "options.json": version | {"options": options()},
         "architectures.json": version | architectures(),
-        "request.json": version | {"fields": sorted(ChatCompletionRequest.model_fields)},
+        "request.json": version
+        | {"fields": sorted(ChatCompletionRequest.model_fields), "formats": sorted(STRING_SUPPORTED_FORMATS)},
     }
 
 
