@@ -1,5 +1,6 @@
 """Settings: where they come from, and what is said of wrong ones."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from scripts.settings import StackSettings
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory without an .env of the developer's."""
     monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith(("SPOTTER_", "STACK_"))]:
+        monkeypatch.delenv(name)  # tests/conftest.py has emptied those of the developer's .env
     return tmp_path
 
 
