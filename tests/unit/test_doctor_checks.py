@@ -543,7 +543,7 @@ def test_the_report_and_its_exit_code(programs: Programs, host: Hosts, capsys: p
 
 
 def test_a_finding_that_complains_must_help() -> None:
-    with pytest.raises(ValueError, match="not what is required"):
+    with pytest.raises(ValueError, match="needs `required` and `remedy`"):
         Finding("x", "error", "broken")
     assert exit_code([Finding("x", "unchecked", "?"), Finding("y", "warning", "a", "b", "c")]) == 0
 
