@@ -1,4 +1,4 @@
-"""Which phase of its start a service is in, read from its log, and how long each took."""
+"""The phases of a service's start, read from its log, and their durations."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 FIRST_PHASE = "imports"
 LAST_PHASE = "first request"
 
-# vLLM's phases in their order, each with the log lines that open it (vLLM 0.32). A line about a phase that is over
-# is ignored: warnings name later phases early.
+# The phases of vLLM 0.32 in their order, each with the log lines that open it. Lines about an earlier phase do not
+# count.
 OPENED_BY: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("configuration", re.compile(r"non-default args|█▄█▀")),
     ("engine process", re.compile(r"Multi-modal warmup completed|Final IR op priority|Asynchronous scheduling is")),
@@ -25,10 +25,10 @@ OPENED_BY: tuple[tuple[str, re.Pattern[str]], ...] = (
 
 @dataclass(slots=True)
 class Phases:
-    """The phases of one start, by when each was first seen."""
+    """The phases of one start, with the time when each began."""
 
     opened: list[tuple[str, float]] = field(default_factory=lambda: [(FIRST_PHASE, 0.0)])
-    """Names, and seconds since the start was waited for; ascending."""
+    """Names, and seconds since the wait began; ascending."""
     _next: int = 0
 
     @property
@@ -37,7 +37,7 @@ class Phases:
         return self.opened[-1][0]
 
     def read(self, log: str, elapsed_s: float) -> None:
-        """Take notice of what a log says by now."""
+        """Open the latest phase that a log names."""
         for index in range(len(OPENED_BY) - 1, self._next - 1, -1):
             name, marks = OPENED_BY[index]
             if marks.search(log):
@@ -46,18 +46,18 @@ class Phases:
                 return
 
     def open(self, name: str, elapsed_s: float) -> None:
-        """A phase begins."""
+        """Begin a phase."""
         if name != self.current:
             self.opened.append((name, elapsed_s))
 
     def seconds(self, end_s: float) -> dict[str, float]:
-        """How long each phase took, when the last ended at `end_s`."""
+        """Seconds of each phase; the last one ended at `end_s`."""
         ends = [begin for _, begin in self.opened[1:]] + [end_s]
         return {name: max(end - begin, 0.0) for (name, begin), end in zip(self.opened, ends, strict=True)}
 
 
 def summary(seconds: dict[str, float], shortest_s: float = 0.5) -> str:
-    """The phases in words, the slowest named; nothing where there is only one."""
+    """The phases and the slowest of them, for people; empty with a single phase."""
     if len(seconds) < 2:
         return ""
     shown = ", ".join(f"{name} {duration:.0f} s" for name, duration in seconds.items() if duration >= shortest_s)

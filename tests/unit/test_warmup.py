@@ -1,4 +1,4 @@
-"""The wait for a service: phases, estimates, causes of death, and an answer as the only proof of being ready."""
+"""The wait for a service: estimates, causes of death, and an answer as the only proof of being ready."""
 
 from __future__ import annotations
 
@@ -21,25 +21,10 @@ from scripts.stack import first_request, warmup
 from scripts.stack.process_engine import ProcessEngine
 from scripts.stack.services import Service
 from scripts.stack.start_history import StartHistory
-from scripts.vllm.startup_causes import find_cause, remedy_for
-from scripts.vllm.startup_phases import Phases, summary
 from tests.doubles.simulated import Simulated
 from tests.ports import free_port
 
-# The lines of vLLM 0.32 that open phases, shortened, with others between them that must not mislead.
-STARTUP = (
-    "W1122 06:26:37.451000 19959 torch/_library/triton.py:53] Triton not available",
-    "(APIServer pid=1) INFO 11-22 06:26:38 [api_utils.py:286] non-default args: {'model': 'tiny'}",
-    "(APIServer pid=1) WARNING 11-22 06:26:54 [vllm.py:1703] Enforce eager set, disabling torch.compile, CUDAGraphs",
-    "(APIServer pid=1) INFO 11-22 06:26:54 [base.py:280] Multi-modal warmup completed in 0.161s",
-    "(EngineCore pid=2) INFO 11-22 06:27:03 [core.py:133] Initializing a V1 LLM engine (v0.32.0) with config: x",
-    "Loading safetensors checkpoint shards:   0% Completed | 0/1 [00:00<?, ?it/s]",
-    "(Worker pid=3) INFO [gpu_model_runner.py:1] Model loading took 13.3 GiB and 20 seconds",
-    "(Worker pid=3) INFO [backends.py:1] Dynamo bytecode transform time: 6.55 s",
-    "(EngineCore pid=2) INFO [kv_cache_utils.py:2327] GPU KV cache size: 62,000 tokens",
-    "Capturing CUDA graphs (mixed prefill-decode, PIECEWISE):  10%|#         | 2/20",
-    "(EngineCore pid=2) INFO [core.py:402] init engine (profile, create kv cache, warmup model) took 40.25 s",
-)
+LOG = Path(__file__).parents[1] / "logs" / "vllm-cold.txt"
 
 SERVER = """
 import http.server, pathlib, sys
@@ -63,17 +48,15 @@ def engine(tmp_path: Path) -> Iterator[ProcessEngine]:
 
 
 @pytest.fixture
-def service(tmp_path: Path) -> Callable[[str], Service]:
-    """Make a service named vllm out of Python code, which finds vLLM's log lines and its port in it."""
-    log = tmp_path / "startup.log"
-    log.write_text("\n".join(STARTUP))
+def service() -> Callable[[str], Service]:
+    """Make a service named vllm out of Python code, which may print a real start's log and listen on its port."""
 
     def make(code: str = SERVER) -> Service:
         port = free_port()
         return Service(
             name="vllm",
             environment="operator",
-            command=(sys.executable, "-c", code.format(log=str(log), port=port)),
+            command=(sys.executable, "-c", code.format(log=str(LOG), port=port)),
             variables=(),
             port=port,
             port_variable="STACK_VLLM_PORT",
@@ -91,35 +74,6 @@ class Waited:
     def __init__(self) -> None:
         self.output = io.StringIO()
         self.console = Console(file=self.output, width=200)
-
-
-def test_phases_are_told_in_order_as_the_log_grows() -> None:
-    phases = Phases()
-    for second in range(1, len(STARTUP) + 1):
-        phases.read("\n".join(STARTUP[:second]), float(second))
-    names = [name for name, _ in phases.opened]
-    assert names == [
-        "imports",
-        "configuration",
-        "engine process",
-        "model set-up",
-        "weights",
-        "profile",
-        "compile",
-        "KV cache",
-        "capture",
-        "API",
-    ]
-    seconds = phases.seconds(20.0)
-    assert sum(seconds.values()) == pytest.approx(20.0)
-    assert summary(seconds).endswith("slowest: API")
-
-
-def test_a_phase_that_is_over_does_not_come_back() -> None:
-    phases = Phases()
-    phases.read("\n".join(STARTUP), 1.0)
-    phases.read("\n".join([*STARTUP, "Loading safetensors checkpoint shards: 100%"]), 2.0)
-    assert phases.current == "API"
 
 
 def test_ready_means_that_a_request_was_answered(engine: ProcessEngine, service: Callable[..., Service]) -> None:
@@ -257,46 +211,6 @@ def test_a_start_is_written_down_and_one_that_was_ready_is_not(
     assert "first request" in start.phases
 
 
-CAUSES = {
-    # As vLLM 0.32 wrote them, on this project's own wrong starts and from its source.
-    "(EngineCore pid=1) ERROR 11-22 06:55:05 [core.py:1510] ValueError: To serve at least one request with the model's "
-    "max seq len (1024), (0.0 GiB KV cache is needed, which is larger than the available KV cache memory (0.0 GiB).": (
-        "lower `max-model-len`"
-    ),
-    "safetensors._safetensors_rust.SafetensorError: Error while deserializing header": "is damaged",
-    "(Worker pid=1) ERROR 11-22 06:54:35 [multiproc_executor.py:953] ImportError: \n"
-    "(Worker pid=1) ERROR 11-22 06:54:35 [multiproc_executor.py:953] TimmWrapperModel requires the timm library but": (
-        "install timm"
-    ),
-    "vllm serve: error: unrecognized arguments: --max-model-length 64": "make preflight",
-    "huggingface_hub.errors.LocalEntryNotFoundError: Cannot find an appropriate cached snapshot folder": "make fetch",
-    "ValueError: Free memory on device (3/22 GiB) on startup is less than desired GPU memory utilization (0.9)": (
-        "end what else uses the GPU"
-    ),
-    "OSError: [Errno 28] No space left on device: '/cache/models'": "free some disk space",
-    "OSError: [Errno 30] Read-only file system: '/cache/models'": "can be written",
-    "OSError: [Errno 98] Address already in use": "STACK_VLLM_PORT",
-    "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig\n"
-    "  Value error, User-specified max_model_len (4096) is greater than the derived": "lower `max-model-len`",
-}
-
-
-@pytest.mark.parametrize(("log", "remedy"), CAUSES.items(), ids=list(CAUSES.values()))
-def test_a_known_cause_gets_its_remedy(log: str, remedy: str) -> None:
-    after = "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}"
-    cause = find_cause(f"INFO something\n{log}\n{after}")
-    assert cause is not None
-    assert remedy in (cause.remedy or "")
-    assert "Engine core" not in cause.message
-
-
-def test_an_unknown_cause_is_told_in_its_own_words() -> None:
-    cause = find_cause("Traceback\nValueError: something new\nRuntimeError: Engine core initialization failed.")
-    assert cause is not None
-    assert (cause.message, cause.remedy) == ("ValueError: something new", None)
-    assert find_cause("INFO all is well") is None
-
-
 def simulated_service(simulated: Simulated, name: str) -> Service:
     """The simulated servers as a service that the wait can ask."""
     port = int(simulated.url.rsplit(":", 1)[1])
@@ -317,12 +231,3 @@ def test_an_answer_outside_the_schema_is_not_ready(simulated: Simulated) -> None
     simulated.answer = lambda crop, request: "Sure! It is a poodle."
     with pytest.raises(StackError, match=r"does not answer this job: .*not JSON"):
         first_request.ask(simulated_service(simulated, "vllm"))
-
-
-def test_a_server_without_a_chat_template_gets_its_remedy() -> None:
-    message = (
-        'HTTP 400: {"error": {"message": "As of transformers v4.44, default chat template is no longer allowed, so you '
-        'must provide a chat template"}}'
-    )
-    assert "chat-template:" in (remedy_for(message) or "")
-    assert "vision-language" in (remedy_for("HTTP 400: tiny is not a multimodal model") or "")
