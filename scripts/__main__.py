@@ -14,7 +14,7 @@ from scripts import offline
 from scripts.checks.preflight import command as preflight
 from scripts.commands import stack
 from scripts.commands.job_options import locate, located
-from scripts.docker.host import docker_said
+from scripts.docker.client import explain
 from scripts.environments import ROOT
 from scripts.settings import StackError, load
 from scripts.vllm.startup_causes import remedy_for
@@ -90,7 +90,7 @@ def main(arguments: list[str]) -> int:
         error.tell()
         return 1
     except DockerException as error:
-        told = docker_said(error)
+        told = explain(error)
         print(f"error: {told} -> {remedy_for(told) or '`make doctor` says what this host lacks'}", file=sys.stderr)
         return 1
     except OSError as error:  # of this host: a full disk, a folder that cannot be written

@@ -25,7 +25,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from samples.scenes import make_scene
 from scripts import environments
 from scripts.commands import stack
-from scripts.docker import images
+from scripts.docker.client import ask
 from scripts.docker.engine import ComposeEngine
 from scripts.environments import ROOT
 from scripts.settings import StackError, StackSettings
@@ -62,10 +62,10 @@ def docker(*arguments: str) -> str:
     Raises:
         StackError: it failed; the message holds its stderr.
     """
-    done = subprocess.run(["docker", *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    if done.returncode:
-        raise StackError(f"docker {' '.join(arguments)}: {done.stderr.strip() or f'exit code {done.returncode}'}")
-    return done.stdout.strip()
+    said, reason = ask(*arguments)
+    if said is None:
+        raise StackError(f"docker {' '.join(arguments)}: {reason}")
+    return said
 
 
 def signal_all(target: Target, name: str) -> tuple[str, ...]:
@@ -83,7 +83,7 @@ def killed(target: Target) -> Iterator[None]:
     before, deadline = restarts(), time.monotonic() + RESTART_S
     # From inside: after `docker kill` the restart policy leaves the container down. The shell is killed too, so its
     # exit code means nothing.
-    images.docker(*signal_all(target, "KILL"))
+    ask(*signal_all(target, "KILL"))
     while restarts() == before:
         if time.monotonic() > deadline:
             raise StackError(f"{target.container} was killed, and Docker did not restart it within {RESTART_S:g} s")

@@ -11,6 +11,7 @@ from scripts.commands import stack
 from scripts.docker import host as docker_host
 from scripts.docker import images
 from scripts.docker import project as compose_project
+from scripts.docker.client import ask
 from scripts.docker.engine import ComposeEngine
 from scripts.settings import StackError, StackSettings
 from scripts.stack import api_key
@@ -70,8 +71,8 @@ def run(settings: StackSettings, console: Console, caches: bool, confirmed: bool
             shutil.rmtree(folder)
     for file in files:
         file.unlink(missing_ok=True)
-    kept = [f"image {tag}" for tag in tags if images.docker("image", "rm", tag) is None]
-    kept += [f"volume {name}" for name in volumes if images.docker("volume", "rm", name) is None]
+    kept = [f"image {tag}" for tag in tags if ask("image", "rm", tag)[0] is None]
+    kept += [f"volume {name}" for name in volumes if ask("volume", "rm", name)[0] is None]
     if kept:
         raise StackError(f"{', '.join(kept)}: cannot be removed: `docker ps --all` shows which container uses it")
     return 0

@@ -24,8 +24,8 @@ from scripts.commands.fetch import Fetched
 from scripts.docker import engine as compose_engine
 from scripts.docker import host as docker_host
 from scripts.docker import images
+from scripts.docker.client import explain
 from scripts.docker.engine import ComposeEngine
-from scripts.docker.host import docker_said
 from scripts.docker.project import other_checkout, project_name
 from scripts.environments import ROOT
 from scripts.findings import errors
@@ -157,7 +157,7 @@ def take_back(engine: Engine, begun: list[Service], stack: Stack, console: Conso
         if not any(engine.is_running(service.name) for service in stack.services):
             engine.tear_down()
     except (StackError, DockerException, OSError) as error:
-        told = docker_said(error) if isinstance(error, DockerException) else str(error)
+        told = explain(error) if isinstance(error, DockerException) else str(error)
         console.print(f"not all of it could be taken down: {told}", highlight=False, markup=False, soft_wrap=True)
 
 

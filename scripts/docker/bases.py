@@ -1,13 +1,16 @@
-"""The images' bases: pin each, as images/Dockerfile names it, to the digest that its tag has now."""
+"""The images' bases: pin each, as images/Dockerfile names it, to the digest that its tag has now.
+
+scripts/lock.py runs this with Python alone, so it asks docker itself, without the client of python-on-whales.
+"""
 
 from __future__ import annotations
 
 import re
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 from scripts.environments import ROOT
+from scripts.programs import ask
 
 DOCKERFILE = ROOT / "images" / "Dockerfile"
 
@@ -15,22 +18,11 @@ DOCKERFILE = ROOT / "images" / "Dockerfile"
 BASE = re.compile(r"^ARG (\w+)=([^$@\s]+:[^$@\s]+)(?:@(sha256:[0-9a-f]{64}))?$", re.MULTILINE)
 
 
-def ask(*arguments: str) -> tuple[str | None, str]:
-    """What docker's buildx answers; None and the reason where it does not."""
-    try:
-        done = subprocess.run(["docker", "buildx", *arguments], capture_output=True, text=True, timeout=60)
-    except OSError:
-        return None, "docker is not installed"
-    except subprocess.TimeoutExpired:
-        return None, "no answer in 60 s"
-    said = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
-    last = said[-1] if said else ""
-    return (None, last or f"ended with {done.returncode}") if done.returncode else (last, "")
-
-
 def digest(base: str) -> tuple[str | None, str]:
     """The digest that a base's tag has at its registry; None and the reason where that does not answer."""
-    found, reason = ask("imagetools", "inspect", "--format", "{{.Manifest.Digest}}", base)
+    found, reason = ask(
+        "docker", "buildx", "imagetools", "inspect", "--format", "{{.Manifest.Digest}}", base, timeout_s=60
+    )
     if found is not None and not re.fullmatch(r"sha256:[0-9a-f]{64}", found):
         return None, f"it says {found!r}"
     return found, reason
@@ -39,7 +31,7 @@ def digest(base: str) -> tuple[str | None, str]:
 def refresh(say: Callable[[str], None], dockerfile: Path = DOCKERFILE) -> None:
     """Say of each base what its digest was and is now; then, when all is said, write the new ones."""
     before_all = text = dockerfile.read_text()
-    buildx, without = ask("version")
+    buildx, without = ask("docker", "buildx", "version", timeout_s=60)
     for match in BASE.finditer(text):
         _, base, before = match.groups()
         now, reason = digest(base) if buildx else (None, without)

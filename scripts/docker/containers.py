@@ -1,35 +1,34 @@
-"""A stack's containers as Docker sees them: whether they run, how they ended, what they said."""
+"""A stack's containers: whether they run, how they ended, and their logs."""
 
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
 import time
 from datetime import datetime
 from pathlib import Path
 
-from python_on_whales import Container, DockerClient
+from python_on_whales import Container
 from python_on_whales.exceptions import NoSuchContainer
 
-from scripts.docker import host as docker_host
-from scripts.docker import images
+from scripts.docker.client import ask, client, command
 from scripts.docker.project import CHECKOUT_LABEL, is_elsewhere
 
-# A container's state is asked for this often at most: asking takes 30 ms of CPU.
+# A container's state is kept for this long: to ask Docker takes 30 ms of CPU.
 STATE_AGE_S = 0.5
-# The exit code of what was killed. Whether it was for its memory Docker tells in an event, which may come this late.
+# The exit code of a killed container. Docker's event that it was killed for its memory may come this late.
 KILLED = 128 + signal.SIGKILL
 LATE_S = 5.0
-# An event of the current second is not always among the answers.
+# Docker's answer does not always include the events of the current second.
 EVENT_S = 1.5
 LOOK_S = 0.4
 
 
 class Containers:
-    """The containers of a Compose project's services, one of each; only this checkout's."""
+    """The containers of a Compose project's services, one for each; only those of this checkout."""
 
     def __init__(self, project: str) -> None:
-        """None is asked for yet."""
         self.project = project
         self._seen: dict[str, tuple[float, Container | None]] = {}
         self._restarts: dict[str, int] = {}
@@ -39,11 +38,11 @@ class Containers:
         return f"{self.project}-{service}-1"
 
     def find(self, name: str) -> Container | None:
-        """A service's container, running or not, as of the last STATE_AGE_S; None where we have none."""
+        """A service's container, running or not, at most STATE_AGE_S old; None where this checkout has none."""
         asked, found = self._seen.get(name, (0.0, None))
         if time.monotonic() - asked > STATE_AGE_S:
             try:
-                found = DockerClient(config=docker_host.client_config()).container.inspect(self.name(name))
+                found = client().container.inspect(self.name(name))
                 if is_elsewhere((found.config.labels or {}).get(CHECKOUT_LABEL, "")):
                     found = None
             except NoSuchContainer:
@@ -52,16 +51,16 @@ class Containers:
         return found
 
     def forget(self, name: str) -> None:
-        """Ask for a service's container anew the next time."""
+        """Ask Docker again the next time."""
         self._seen.pop(name, None)
 
     def begin(self, name: str) -> None:
-        """Take what comes now for a service's first start: none before it counts as a restart."""
+        """Count a service's restarts from now."""
         self.forget(name)
         self._restarts[name] = 0
 
     def is_running(self, name: str) -> bool:
-        """Whether the service's container runs, and has not been restarted since this engine first looked."""
+        """Whether the service's container runs, without a restart since this object first looked at it."""
         container = self.find(name)
         if container is None:
             return False
@@ -69,7 +68,7 @@ class Containers:
         return container.state.status == "running" and (container.restart_count or 0) <= before
 
     def unhealthy(self, name: str) -> str | None:
-        """What the container's last health check said, once Docker holds it for unhealthy."""
+        """The output of the last health check of a container that Docker calls unhealthy; else None."""
         container = self.find(name)
         health = container.state.health if container else None
         if health is None or health.status != "unhealthy":
@@ -78,7 +77,7 @@ class Containers:
         return (last.output or "").strip() if last else ""
 
     def exit_code(self, name: str) -> int | None:
-        """The exit code of a service's container when it last ended; also after a restart."""
+        """The exit code with which a service's container last ended, also where it was restarted since."""
         container = self.find(name)
         if container is None:
             return None
@@ -88,25 +87,25 @@ class Containers:
         return int(died[-1]) if died else None
 
     def memory_limit_hit(self, name: str) -> int | None:
-        """The limit, in bytes, of a service's container that the system has killed, or a process in it, for it."""
+        """The memory limit in bytes, if the system killed the container, or a process in it, for exceeding it."""
         container = self.find(name)
         if container is None or not container.host_config.memory:
             return None
         if container.state.oom_killed:
             return container.host_config.memory
-        # Of a process in it this was told long before the container's end.
+        # The event of a killed process in it comes long before the container ends.
         wait_s = LATE_S if self.exit_code(name) == KILLED else 0.0
         return container.host_config.memory if events(container.id, "oom", container.created, wait_s) else None
 
     def address(self, name: str, network: str) -> str | None:
-        """The address of a service's container in a network of the project; None where it has none."""
+        """The address of a service's container in one of the project's networks; None where it has none."""
         container = self.find(name)
         networks = (container.network_settings.networks or {}) if container else {}
         inside = networks.get(f"{self.project}_{network}")
         return (inside.ip_address or None) if inside else None
 
     def describe(self, name: str) -> tuple[str, float | None]:
-        """What a service runs as, and for how many seconds."""
+        """The short id of a service's container, and for how many seconds it runs."""
         container = self.find(name)
         if container is None:
             return "", None
@@ -114,29 +113,29 @@ class Containers:
         return container.id[:12], age
 
     def last_lines(self, name: str, count: int, *, earlier: bool) -> str | None:
-        """The end of a service's log, since Docker last started it or from before; None where there is no container."""
+        """The last lines of a log, of this start or, if `earlier`, of those before too; None without a container."""
         container = self.find(name)
         if container is None:
             return None
-        # When the start before ended: Docker notes that this one has started after its first lines may be out.
+        # From the end of the start before: a container may write lines before Docker notes its start.
         ended = container.state.finished_at
         begun = ended if not earlier and ended is not None and ended.year > 1 else None
         return log(container.id, count, begun).rstrip()
 
     def remove(self, name: str, grace_s: float, kept: Path) -> bool:
-        """Stop and remove a service's container; its log is kept in a file. Whether there was one."""
+        """Stop and remove a service's container, and keep its log in a file; whether there was one."""
         self.forget(name)
         try:
             container = self.find(name)
             if container is None:
                 return False
-            container.stop(time=round(grace_s))
+            ask("stop", "--time", str(round(grace_s)), container.id)
             said = log(container.id)
             container.remove(force=True)
             try:
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 kept.write_text(said)
-            except OSError as error:  # a full disk keeps nothing from being stopped
+            except OSError as error:  # a full disk must not keep a container up
                 print(f"{name}: its log cannot be kept in {kept}: {error.strerror}", file=sys.stderr)
         except NoSuchContainer:  # another command was quicker
             return False
@@ -146,19 +145,18 @@ class Containers:
 
 
 def log(identifier: str, count: int | None = None, begun: datetime | None = None) -> str:
-    """A container's output, both streams in the order in which they were written; the whole, or what is asked for.
-
-    That is its last `count` lines, and of them those since `begun`.
-    """
+    """A container's output in the order in which it was written: the last `count` lines, or all, since `begun`."""
     since = ["--since", begun.isoformat()] if begun else []
-    return images.feed(["docker", "logs", "--tail", str(count or "all"), *since, identifier], "")[1]
+    asked = command("logs", "--tail", str(count or "all"), *since, identifier)
+    done = subprocess.run(asked, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    return done.stdout
 
 
 def events(container: str, action: str, since: datetime, wait_s: float = EVENT_S) -> list[str]:
-    """Docker's events of a kind about a container (its name or id), which may be gone: each one's exit code, if any."""
+    """The exit codes, if any, of Docker's events of a kind about a container (name or id), which may be gone."""
     deadline = time.monotonic() + wait_s
     while True:
-        seen = images.docker(
+        seen, _ = ask(
             *("events", "--since", since.isoformat(), "--until", "0s", "--filter", f"event={action}"),
             *("--filter", f"container={container}", "--format", "-{{.Actor.Attributes.exitCode}}"),
         )

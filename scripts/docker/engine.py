@@ -6,9 +6,7 @@ started, and with what settings, is known again by the container's id and a fing
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import os
 import re
@@ -28,6 +26,7 @@ from scripts import files as whole_file
 from scripts.docker import gpu as docker_gpu
 from scripts.docker import host as docker_host
 from scripts.docker import images
+from scripts.docker.client import ask, command
 from scripts.docker.containers import Containers
 from scripts.docker.files import VLLM_CACHE, ComposeFiles, hand_over
 from scripts.docker.project import left_over, other_checkout, volumes
@@ -36,7 +35,6 @@ from scripts.settings import StackError, StackSettings, user_variables
 from scripts.stack import api_key
 from scripts.stack.services import Service, Stack
 from scripts.vllm import compile_cache
-from scripts.vllm.checker import CHECKER as PREFLIGHT_CODE
 from scripts.vllm.checker import Place
 from scripts.vllm.compile_cache import Kept
 
@@ -46,8 +44,8 @@ if TYPE_CHECKING:  # it loads Daft, as long as most commands take: those that ru
 # The volumes of vLLM's caches and of the hub's models, and where vLLM's container has the latter.
 CACHE_VOLUME, HUB_VOLUME = "vllm-cache", "hub-cache"
 HUB_CACHE = PurePosixPath("/cache/hub")
-# And where it has the preset, and for a check vLLM's own code to run.
-PRESET, CHECKER = PurePosixPath("/spotter/preset.yaml"), PurePosixPath("/spotter/in_vllm.py")
+# And where it has the preset.
+PRESET = PurePosixPath("/spotter/preset.yaml")
 # Where the image has what vLLM knows of the presets' models.
 MODEL_INFOS = PurePosixPath("/spotter/modelinfos")
 # What the hub's client needs to know to reach the hub from a container.
@@ -186,7 +184,7 @@ class ComposeEngine:
             return None
         cache = f"type=volume,source={volume},target={VLLM_CACHE}"
         shell = ("--entrypoint=/bin/sh", self.image("vllm").tag, "-c", f"cd {VLLM_CACHE} && {script}")
-        return images.docker("run", "--rm", "--network=none", "--mount", cache, *shell)
+        return ask("run", "--rm", "--network=none", "--mount", cache, *shell)[0]
 
     def compile_caches(self) -> list[Kept]:
         """What is kept of compiled kernels, by key."""
@@ -201,30 +199,15 @@ class ComposeEngine:
         return old
 
     def preflight_place(self) -> Place:
-        """A container of vLLM's image: with the preset, the volumes of models and caches, and no network."""
+        """A container of vLLM's image: the service `preflight` of compose.yaml."""
         image = self.image("vllm")
         if not images.has(image.tag):
             return Place((), "", f"image {image.tag} is not built yet: `make build` makes it")
         name = f"{self.project}-preflight-{uuid.uuid4().hex[:12]}"
-        told = ["docker", "run", "--rm", "--init", "--name", name]
-        told += ["--interactive", "--network=none", "--read-only", "--tmpfs=/tmp"]
-        told += ["--cap-drop=ALL", "--security-opt=no-new-privileges:true", "--entrypoint=python3"]
-        told += [docker_gpu.option(docker_gpu.driver() or "nvidia", self.settings.gpu)] if self.device == "cuda" else []
-        there = volumes(self.project)
-        variables = self.files.service_variables()["vllm"] | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": "/tmp/modules"}
-        # Where nothing was started yet, a start's caches are its own to make.
-        if f"{self.project}_{CACHE_VOLUME}" not in there:
-            variables |= compile_cache.variables(PurePosixPath("/tmp/vllm"))
-        for name, value in variables.items():
-            told += ["--env", f"{name}={value}"]
-        for name, target, mode in ((CACHE_VOLUME, VLLM_CACHE, "rw"), (HUB_VOLUME, HUB_CACHE, "ro")):
-            kept = f"{self.project}_{name}"
-            told += ["--volume", f"{kept}:{target}:{mode}"] if kept in there else []
-        self.files.copy_mounted()
-        for file, target in ((self.files.preset, PRESET), (PREFLIGHT_CODE, CHECKER)):
-            told += ["--mount", mount(self.files.mounted(file), target)]
-        command, ending = (*told, image.tag, "-P", str(CHECKER)), ("docker", "rm", "--force", name)
-        return Place(command, str(PRESET), model_infos=str(MODEL_INFOS), ending=ending)
+        run = self.files.command("--progress", "quiet", "run", "--rm", "-T", "--name", name, "preflight")
+        fingerprint = "\0".join([image.fingerprint(), *self.files.about("vllm")])
+        ending = tuple(command("rm", "--force", name))
+        return Place(tuple(run), str(PRESET), "", str(MODEL_INFOS), ending, fingerprint)
 
     def fetch_command(self, service: Service, arguments: list[str]) -> list[str]:
         """How to run models/hub_download.py: in a container that has a way out, and the volume of models to write.
@@ -245,8 +228,8 @@ class ComposeEngine:
         """End a download's container that its command has left behind; what it has is kept."""
         labels = (f"project={self.project}", f"project.working_dir={ROOT}", "service=fetch", "oneoff=True")
         filters = [part for label in labels for part in ("--filter", f"label=com.docker.compose.{label}")]
-        for identifier in (images.docker("ps", "--quiet", *filters) or "").split():
-            images.docker("stop", "--time", "2", identifier)
+        for identifier in (ask("ps", "--quiet", *filters)[0] or "").split():
+            ask("stop", "--time", "2", identifier)
 
     def is_running(self, name: str) -> bool:
         """Whether the service's container runs, and has not been restarted since this engine first looked."""
@@ -306,10 +289,10 @@ class ComposeEngine:
         """
         containers, networks = left_over(self.project)
         for identifier in containers:
-            images.docker("stop", identifier)
-            images.docker("rm", "--force", identifier)
+            ask("stop", identifier)
+            ask("rm", "--force", identifier)
         for identifier in networks:
-            if images.docker("network", "rm", identifier) is None:
+            if ask("network", "rm", identifier)[0] is None:
                 raise StackError(f"network {identifier} cannot be removed: `docker network inspect` shows who uses it")
         shutil.rmtree(self.jobs, ignore_errors=True)
 
@@ -400,13 +383,6 @@ class ComposeEngine:
         finally:
             overlay.unlink(missing_ok=True)
         sys.exit(code)
-
-
-def mount(here: Path, there: PurePosixPath) -> str:
-    """A file of this host in a container, to be read, as `docker run --mount` has it: a line of CSV."""
-    line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(["type=bind", f"source={here}", f"target={there}", "readonly"])
-    return line.getvalue()
 
 
 def cannot_start(service: Service, said: str) -> StackError:

@@ -62,6 +62,7 @@ class ComposeFiles:
         return {
             "VLLM_PRESET": str(self.mounted(self.preset)),
             "HUB_DOWNLOAD": str(self.mounted(HUB_DOWNLOAD)),
+            "CHECKER": str(self.mounted(CHECKER)),
             "VLLM_ARGUMENTS": " ".join(shlex.quote(each) for each in start_arguments(self.settings)),
             "VLLM_ENV": str(self.state / "vllm.env"),
             "DETECTOR_ENV": str(self.state / "detector.env"),

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from scripts.docker import images
+from scripts.docker.host import find_engine
 
 Driver = Literal["nvidia", "cdi"]
 
@@ -18,13 +17,15 @@ KIND = "nvidia.com/gpu"
 @cache
 def driver() -> Driver | None:
     """What gives containers a GPU; None where Docker knows nothing that does."""
-    if "nvidia" in (images.docker("info", "--format", "{{json .Runtimes}}") or ""):
+    engine, _ = find_engine()
+    about = engine.about if engine else {}
+    if "nvidia" in (about.get("Runtimes") or {}):
         return "nvidia"
-    # Docker 28.3 lists what it has found; before that it said where it looks, if it did.
-    if KIND in (images.docker("info", "--format", "{{json .DiscoveredDevices}}") or ""):
+    # Docker 28.3 lists the devices that it has found; earlier versions list the folders in which they look.
+    if KIND in str(about.get("DiscoveredDevices")):
         return "cdi"
-    folders = json.loads(images.docker("info", "--format", "{{json .CDISpecDirs}}") or "null") or []
-    return "cdi" if any(describes_gpu(file) for folder in folders for file in Path(folder).glob("*.*")) else None
+    folders = map(Path, about.get("CDISpecDirs") or [])
+    return "cdi" if any(describes_gpu(file) for folder in folders for file in folder.glob("*.*")) else None
 
 
 def describes_gpu(file: Path) -> bool:
@@ -35,13 +36,11 @@ def describes_gpu(file: Path) -> bool:
         return False
 
 
-def device(driver: Driver, index: int | str) -> str:
-    """A GPU's name for a driver, by its number or `all`."""
-    return str(index) if driver == "nvidia" else f"{KIND}={index}"
+def device(driver: Driver, number: int) -> str:
+    """A GPU's name for a driver, by its number at nvidia-smi."""
+    return str(number) if driver == "nvidia" else f"{KIND}={number}"
 
 
-def option(driver: Driver, index: int | str) -> str:
+def option(driver: Driver, number: int) -> str:
     """The option of `docker run` that gives a container a GPU."""
-    if driver == "cdi":
-        return f"--device={device(driver, index)}"
-    return "--gpus=all" if index == "all" else f"--gpus=device={device(driver, index)}"
+    return f"--device={device(driver, number)}" if driver == "cdi" else f"--gpus=device={number}"

@@ -1,32 +1,30 @@
-"""The Docker engine of this host: whether it can be used here, and with which Compose."""
+"""The Docker engine of this host: whether the stack can use it, and with which Compose."""
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
-from python_on_whales import DockerException
-
 from scripts import minimum_versions as floors
+from scripts.docker.client import ask
 from scripts.environments import STATE
-from scripts.programs import ask, dotted, version
+from scripts.programs import ANSWER_S, dotted, version
 from scripts.settings import StackError
 
 # scripts/docker_engine.sh puts Compose here where the host's docker has none.
 OWN_CLIENT_CONFIG = STATE / "docker" / "config"
 
-# What `docker info` is asked for: the engine's version, and what tells whether host and containers reach each other.
-# Some clients fill this in with nothing where no engine answers, and end with 0 (docker/cli, issue 5900).
-ABOUT = "{{.ServerVersion}} / {{.OperatingSystem}} {{json .SecurityOptions}}"
-
-# What an engine says to a user who may not use it, and what helps him.
+# What an engine says to a user who may not use it, and the remedy.
 DENIED = "permission denied"
 JOIN_GROUP = "join the group docker and log in anew, or set STACK_ENGINE=process"
 
-# What keeps the stack out of an engine's containers, by what `docker info` says then.
+# What keeps the stack out of an engine's containers, by a sign in `docker info`.
 OUT_OF_REACH = {
     "Docker Desktop": "Docker Desktop keeps containers in a machine of its own, where this host does not reach them",
     "name=rootless": "a rootless Docker keeps containers in a network of its own, where this host does not reach them",
@@ -42,22 +40,29 @@ class Engine:
     version: str
     out_of_reach: str | None
     """Why the stack cannot run in its containers; None where it can."""
+    about: Mapping[str, Any]
+    """All that `docker info` tells."""
 
 
 def find_engine() -> tuple[Engine | None, str]:
     """The engine that docker talks to; None and the reason where none answers."""
-    said, reason = ask("docker", "info", "--format", ABOUT)
-    number = (said or "").partition("/")[0].strip()
-    if not said or not number:
-        return None, reason or "no engine answers"
-    return Engine(number, elsewhere() or next((why for sign, why in OUT_OF_REACH.items() if sign in said), None)), ""
+    said, reason = ask("info", "--format", "{{json .}}", timeout_s=ANSWER_S)
+    try:
+        about = json.loads(said or "{}")
+    except ValueError:
+        about = {}
+    # Some clients end with 0 and name no version where no engine answers (docker/cli, issue 5900).
+    if not about.get("ServerVersion"):
+        return None, reason or " ".join(about.get("ServerErrors") or ["no engine answers"])
+    signs = f"{about.get('OperatingSystem')} {about.get('SecurityOptions')}"
+    out_of_reach = elsewhere() or next((why for sign, why in OUT_OF_REACH.items() if sign in signs), None)
+    return Engine(about["ServerVersion"], out_of_reach, about), ""
 
 
 def elsewhere() -> str | None:
     """Why containers of the engine would not be on this host; None where they are."""
-    address = os.environ.get("DOCKER_HOST")
-    address = address or ask("docker", "context", "inspect", "--format", "{{.Endpoints.docker.Host}}")[0] or ""
-    parts = urlsplit(address)
+    context = ("context", "inspect", "--format", "{{.Endpoints.docker.Host}}")
+    parts = urlsplit(os.environ.get("DOCKER_HOST") or ask(*context, timeout_s=ANSWER_S)[0] or "")
     if parts.scheme not in ("tcp", "ssh", "http", "https") or parts.hostname in ("localhost", "127.0.0.1", "::1"):
         return None
     return f"this Docker is on {parts.hostname}, which has no folder of this host"
@@ -65,14 +70,15 @@ def elsewhere() -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Compose:
-    """Docker's Compose plugin, in a configuration folder of the client's; None: the user's own."""
+    """Docker's Compose plugin."""
 
     config: Path | None
+    """The client's configuration folder that has it; None: the user's own."""
     version: str
 
     @property
     def is_old(self) -> bool:
-        """Whether it does not read the compose files; one that tells no number is taken for new."""
+        """Whether it cannot read the compose files; a version without a number counts as new."""
         return () < version(self.version) < floors.COMPOSE
 
 
@@ -81,7 +87,7 @@ def find_compose() -> Compose | None:
     found = []
     for config in (None, OWN_CLIENT_CONFIG):
         option = () if config is None else ("--config", str(config))
-        said, _ = ask("docker", *option, "compose", "version", "--short")
+        said, _ = ask(*option, "compose", "version", "--short", timeout_s=ANSWER_S)
         if said:
             found.append(Compose(config, said))
             if not found[-1].is_old:
@@ -91,7 +97,7 @@ def find_compose() -> Compose | None:
 
 @cache
 def client_config() -> Path | None:
-    """The Docker client's configuration folder that has Compose: the user's own (None), or ours.
+    """The Docker client's configuration folder that has Compose: the user's own (None), or this checkout's.
 
     Raises:
         StackError: no Docker engine answers, its containers and this host do not reach each other, or there is no
@@ -127,9 +133,3 @@ def answers() -> bool:
     except StackError:
         return False
     return True
-
-
-def docker_said(error: DockerException) -> str:
-    """Why Docker did not do something, in one line."""
-    said = (error.stderr or "").rstrip().splitlines()
-    return f"docker: {said[-1] if said else f'ended with exit code {error.return_code}'}"

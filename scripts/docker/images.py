@@ -13,10 +13,13 @@ from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from python_on_whales import Image as DockerImage
+from python_on_whales.exceptions import NoSuchImage
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from scripts.docker.client import ask, client, command
 from scripts.environments import LOCKS, ROOT
 from scripts.settings import StackError
 from scripts.vllm.startup_causes import remedy_for
@@ -84,21 +87,6 @@ IMAGES = {
 OF_DEVICE = {"cpu": ("detector-cpu", "vllm-cpu", "pipeline"), "cuda": ("detector-cuda", "vllm", "pipeline")}
 
 
-def docker(*arguments: str, timeout_s: float | None = None) -> str | None:
-    """What a docker command prints; None where it fails, or docker is not there."""
-    try:
-        done = subprocess.run(["docker", *arguments], capture_output=True, text=True, timeout=timeout_s)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def feed(command: list[str], text: str) -> tuple[int, str]:
-    """Run a command with a text as its input; its exit code, and what it printed."""
-    done = subprocess.run(command, input=text, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    return done.returncode, done.stdout
-
-
 def base_image(argument: str = "BASE_IMAGE") -> str:
     """The base that images/Dockerfile names in an argument."""
     match = re.search(rf"^ARG {argument}=(\S+)$", DOCKERFILE.read_text(), re.MULTILINE)
@@ -107,21 +95,35 @@ def base_image(argument: str = "BASE_IMAGE") -> str:
     return match[1]
 
 
+def find(tag: str) -> DockerImage | None:
+    """An image of the engine; None where it has none of that name."""
+    try:
+        return client().image.inspect(tag)
+    except NoSuchImage:
+        return None
+
+
 def has(tag: str) -> bool:
     """Whether the engine has an image."""
-    return docker("image", "inspect", tag) is not None
+    return find(tag) is not None
 
 
 def is_current(image: Image) -> bool:
-    """Whether the engine has the image, made from the files as they are now."""
-    label = docker("image", "inspect", "--format", f'{{{{index .Config.Labels "{SOURCES_LABEL}"}}}}', image.tag)
-    return label == image.fingerprint()
+    """Whether the engine has the image, built from the files as they are now."""
+    found = find(image.tag)
+    return found is not None and (found.config.labels or {}).get(SOURCES_LABEL) == image.fingerprint()
+
+
+def size(image: Image) -> str:
+    """An image's size, for people."""
+    found = find(image.tag)
+    return f"{found.size / 1e6:,.0f} MB" if found else "not built"
 
 
 @cache
 def at_registry(base: str) -> bool:
     """Whether a registry answers for a base."""
-    return docker("manifest", "inspect", base, timeout_s=15) is not None
+    return ask("manifest", "inspect", base, timeout_s=15)[0] is not None
 
 
 def substitutes() -> dict[str, str]:
@@ -204,15 +206,15 @@ def build(image: Image, logs: Path, console: Console) -> None:
         StackError: it cannot be built; names the step, and the log.
     """
     # --force-rm: a step that failed or was interrupted leaves no container.
-    command = ["docker", "build", "--force-rm", "--file", str(DOCKERFILE), "--target", image.target, "--tag", image.tag]
-    # Docker's classic builder makes every stage before its target: also the environment that vLLM's own image does
-    # without, for which the smallest will do. BuildKit leaves it out.
-    command += ["--build-arg", f"ENVIRONMENT={image.environment or 'pipeline'}"]
+    # python-on-whales builds with buildx alone, which a host may lack.
+    build = command("build", "--force-rm", "--file", str(DOCKERFILE), "--target", image.target, "--tag", image.tag)
     found = substitutes()
-    for name, base in found.items():
-        command += ["--build-arg", f"{name}={base}"]
+    # Docker's classic builder makes every stage before its target, so also the environment that vLLM's own image does
+    # not need: the smallest one will do. BuildKit leaves it out.
+    for name, base in {"ENVIRONMENT": image.environment or "pipeline", **found}.items():
+        build += ["--build-arg", f"{name}={base}"]
     for name, value in labels(image).items():
-        command += ["--label", f"{name}={value}"]
+        build += ["--label", f"{name}={value}"]
     logs.mkdir(parents=True, exist_ok=True)
     log = logs / f"build-{image.name}.log"
     stands_on = f" on {found[image.base]}, not on {base_image(image.base)}" if image.base in found else ""
@@ -220,7 +222,7 @@ def build(image: Image, logs: Path, console: Console) -> None:
     started = time.monotonic()
     with log.open("wb") as output:
         builder = subprocess.Popen(
-            [*command, str(ROOT)], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+            [*build, str(ROOT)], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
         )
         try:
             follow(builder, log, image, console)
@@ -251,12 +253,6 @@ def follow(builder: subprocess.Popen[bytes], log: Path, image: Image, console: C
                 next_line += PLAIN_LINE_S
                 console.print(shown, highlight=False, markup=False)
             time.sleep(POLL_S)
-
-
-def size(image: Image) -> str:
-    """An image's size, for people."""
-    found = docker("image", "inspect", "--format", "{{.Size}}", image.tag)
-    return f"{int(found) / 1e6:,.0f} MB" if found else "not built"
 
 
 def ensure(names: list[str], logs: Path, console: Console, *, offline: bool = False) -> None:

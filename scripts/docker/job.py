@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from pipeline.sources.listing import has_entries, list_images
 from pipeline.sources.objects import Objects
 from scripts import foreground
 from scripts.docker import containers, store_access
+from scripts.docker.client import ask
 from scripts.docker.job_user import User, files, make_folder, owner_of, refuse_unreachable, some
 from scripts.settings import StackError
 from scripts.stack import api_key
@@ -262,13 +262,12 @@ def follow(command: list[str], name: str, arguments: list[str]) -> int:
 
     def send(signum: int) -> bool:
         """To the container; not where it is not there yet, or no more."""
-        sent = subprocess.run(["docker", "kill", "--signal", str(signum), name], capture_output=True)
-        return sent.returncode == 0
+        return ask("kill", "--signal", str(signum), name)[0] is not None
 
     try:
         return foreground.run(
             [*command, *([] if in_terminal else ["-T"]), *arguments], in_terminal=in_terminal, send=send
         )
     finally:
-        if not subprocess.run(["docker", "stop", "--time", str(END_S), name], capture_output=True).returncode:
-            subprocess.run(["docker", "rm", "--force", name], capture_output=True)
+        if ask("stop", "--time", str(END_S), name)[0] is not None:
+            ask("rm", "--force", name)

@@ -1,14 +1,14 @@
-"""What belongs to a Compose project at Docker, and to which checkout of this repository."""
+"""The containers, networks and volumes of a Compose project, and the checkout of this repository that started them."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
 
-from scripts.docker import images
+from scripts.docker.client import ask, client
 from scripts.environments import ROOT, STATE
 
-# What Compose writes on a container: the project it belongs to, and the folder that this was started from.
+# Compose's labels on a container: its project, and the folder of the compose files that made it.
 PROJECT_LABEL = "com.docker.compose.project"
 CHECKOUT_LABEL = "com.docker.compose.project.working_dir"
 
@@ -21,21 +21,23 @@ def project_name(state: Path) -> str:
 
 
 def checkouts(project: str) -> dict[str, str]:
-    """The containers of a Compose project by id, whatever overlays and settings made them; and each one's checkout."""
-    label, shown = f"label={PROJECT_LABEL}={project}", f'{{{{.ID}}}} {{{{.Label "{CHECKOUT_LABEL}"}}}}'
-    found = images.docker("ps", "--all", "--filter", label, "--format", shown) or ""
-    return {identifier: folder for identifier, _, folder in (line.partition(" ") for line in found.splitlines())}
+    """The containers of a Compose project by id, with the folder of the checkout that started each."""
+    shown = f'{{{{.ID}}}} {{{{.Label "{CHECKOUT_LABEL}"}}}}'
+    found, _ = ask("ps", "--all", "--filter", f"label={PROJECT_LABEL}={project}", "--format", shown)
+    return {
+        identifier: folder for identifier, _, folder in (line.partition(" ") for line in (found or "").splitlines())
+    }
 
 
 def is_elsewhere(checkout: str) -> bool:
-    """Whether a container's checkout is another one than this. One that is gone has left its containers to us."""
+    """Whether a container belongs to another checkout than this one. Those of a deleted checkout belong to this one."""
     if not checkout or Path(checkout) == ROOT:
         return False
     try:
         return not Path(checkout).samefile(ROOT)
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except OSError:  # another user's, which this one may not look at
+    except OSError:  # the folder of another user, closed to this one
         return True
 
 
@@ -50,11 +52,9 @@ def left_over(project: str) -> tuple[list[str], list[str]]:
     own = [identifier for identifier, folder in found.items() if not is_elsewhere(folder)]
     if len(own) < len(found):
         return own, []
-    label = f"label={PROJECT_LABEL}={project}"
-    return own, (images.docker("network", "ls", "--quiet", "--filter", label) or "").split()
+    return own, [each.id for each in client().network.list(filters=[("label", f"{PROJECT_LABEL}={project}")])]
 
 
 def volumes(project: str) -> list[str]:
     """The volumes of a Compose project, by name."""
-    label = f"label={PROJECT_LABEL}={project}"
-    return (images.docker("volume", "ls", "--quiet", "--filter", label) or "").split()
+    return [each.name for each in client().volume.list(filters=[("label", f"{PROJECT_LABEL}={project}")])]

@@ -25,15 +25,12 @@ class Place:
     """The folder there of what vLLM knows of the presets' models."""
     ending: tuple[str, ...] = ()
     """Ends what the command may leave behind when it is cut off."""
-
-    @property
-    def lasting(self) -> list[str]:
-        """Of the command what is the same the next time: not the name of what it runs in."""
-        return [part for part in self.command if part not in self.ending[-1:]]
+    fingerprint: str = ""
+    """Changes with what the answer depends on there, besides preset and job."""
 
 
 def in_environment(python: Path) -> Place:
     """vLLM's environment on this host; `python` is its interpreter."""
     if not python.exists():
         return Place((), why_not=f"{python.parent.parent} is not there yet: `make up` makes it")
-    return Place((str(python), "-P", str(CHECKER)))  # -P: this file's neighbours are not to be found as modules
+    return Place((str(python), "-P", str(CHECKER)), fingerprint=str(python))  # -P: its neighbours are no modules

@@ -29,6 +29,7 @@ from scripts.docker.job_user import User
 from scripts.docker.project import project_name
 from scripts.settings import StackError, StackSettings
 from scripts.stack.services import DETECTOR_PRESETS, STOP_GRACE_S, VLLM_PRESETS, cache_key, make_stack
+from scripts.vllm.checker import CHECKER
 from tests.conftest import ROOT
 
 SERVICES = ("detector", "vllm")
@@ -69,9 +70,10 @@ def test_every_container_is_hardened(stack: tuple[str, dict[str, Any]]) -> None:
         assert int(service["mem_limit"]) >= 2**30, name
         assert service["pull_policy"] == "never", name
         assert service["logging"]["options"]["max-size"], name
-        assert not {"privileged", "cap_add", "network_mode", "pid", "ipc", "devices"} & {
+        assert not {"privileged", "cap_add", "pid", "ipc", "devices"} & {
             key for key, value in service.items() if value
         }, name
+        assert service.get("network_mode", "none") == "none", name
 
 
 def test_services_have_no_way_out_and_no_published_port(stack: tuple[str, dict[str, Any]]) -> None:
@@ -155,6 +157,17 @@ def test_images_are_those_that_are_built(stack: tuple[str, dict[str, Any]]) -> N
     assert named == {images.IMAGES[name].tag for name in images.OF_DEVICE[device]}
 
 
+def test_the_preflight_is_vllm_without_a_network_that_answers_one_request(stack: tuple[str, dict[str, Any]]) -> None:
+    vllm, preflight = (stack[1]["services"][name] for name in ("vllm", "preflight"))
+    for name in ("image", "environment", "volumes", "mem_limit", "shm_size", "deploy"):
+        assert preflight.get(name) == vllm.get(name), name
+    assert (preflight["network_mode"], preflight["profiles"]) == ("none", ["preflight"])
+    assert "secrets" not in preflight
+    targets = {each["source"]: each["target"] for each in preflight["configs"]}
+    assert targets == {"preset": "/spotter/preset.yaml", "checker": preflight["entrypoint"][-1]}
+    assert Path(stack[1]["configs"]["checker"]["file"]).read_text() == CHECKER.read_text()
+
+
 def test_a_cpu_stack_asks_for_no_gpu() -> None:
     for service in config("cpu.yaml")["services"].values():
         assert "deploy" not in service
@@ -197,22 +210,19 @@ def test_a_gpu_stack_reserves_the_first_gpu_and_uses_the_preset(preset: str, tmp
 @pytest.mark.parametrize(
     ("info", "driver", "device"),
     [
-        ({"Runtimes": '{"runc":{},"nvidia":{}}'}, "nvidia", "1"),
-        ({"DiscoveredDevices": '[{"Source":"cdi","ID":"nvidia.com/gpu=0"}]'}, "cdi", "nvidia.com/gpu=1"),
-        ({"CDISpecDirs": '["/nowhere", "HERE"]'}, "cdi", "nvidia.com/gpu=1"),
-        ({"CDISpecDirs": '["/nowhere"]', "DiscoveredDevices": "null"}, "nvidia", "1"),
+        ({"Runtimes": {"runc": {}, "nvidia": {}}}, "nvidia", "1"),
+        ({"DiscoveredDevices": [{"Source": "cdi", "ID": "nvidia.com/gpu=0"}]}, "cdi", "nvidia.com/gpu=1"),
+        ({"CDISpecDirs": ["/nowhere", "HERE"]}, "cdi", "nvidia.com/gpu=1"),
+        ({"CDISpecDirs": ["/nowhere"], "DiscoveredDevices": None}, "nvidia", "1"),
     ],
 )
 def test_the_gpu_that_is_asked_for_comes_in_the_way_that_docker_has(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, info: dict[str, str], driver: str, device: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, info: dict[str, object], driver: str, device: str
 ) -> None:
     (tmp_path / "nvidia.yaml").write_text('cdiVersion: "0.5.0"\nkind: nvidia.com/gpu\n')
 
-    def docker(*arguments: str, **_: object) -> str | None:
-        asked = next((name for name in info if f"{{{{json .{name}}}}}" in arguments), "")
-        return info.get(asked, "").replace("HERE", str(tmp_path)) or None
-
-    monkeypatch.setattr(images, "docker", docker)
+    said = json.dumps({"ServerVersion": "28.2.2", **info}).replace("HERE", str(tmp_path))
+    monkeypatch.setattr(docker_host, "ask", lambda *asked, **_: (said if asked[0] == "info" else None, ""))
     docker_gpu.driver.cache_clear()
     try:
         files = ComposeFiles(StackSettings(state=tmp_path, gpu=1), "cuda", "l4")

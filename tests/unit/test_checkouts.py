@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from scripts.docker import images
 from scripts.docker import project as compose_project
 from scripts.environments import ROOT
 
@@ -16,12 +16,9 @@ def listed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """What Docker lists: containers by id with their checkouts; and a network."""
     found: dict[str, str] = {}
 
-    def docker(*arguments: str, **_: object) -> str:
-        if arguments[0] == "network":
-            return "a-network"
-        return "\n".join(f"{identifier} {folder}" for identifier, folder in found.items())
-
-    monkeypatch.setattr(images, "docker", docker)
+    networks = SimpleNamespace(list=lambda filters: [SimpleNamespace(id="a-network")])
+    monkeypatch.setattr(compose_project, "client", lambda: SimpleNamespace(network=networks))
+    monkeypatch.setattr(compose_project, "ask", lambda *_: ("\n".join(map(" ".join, found.items())), ""))
     return found
 
 

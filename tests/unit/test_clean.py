@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from scripts.commands import clean
+from scripts.docker import engine as compose_engine
 from scripts.docker import host as docker_host
 from scripts.docker import images
 from scripts.docker import project as compose_project
@@ -90,32 +91,38 @@ def test_caches_go_when_told(state: Path) -> None:
 
 def test_images_and_volumes_are_named_before_they_go(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The images belong to the stack of the default state; another one leaves them."""
-    calls: list[tuple[str, ...]] = []
+    removed: list[tuple[str, ...]] = []
 
-    def docker(*arguments: str, timeout_s: float | None = None) -> str:
-        calls.append(arguments)
-        return "spotter_vllm-cache" if arguments[:2] == ("volume", "ls") else ""
+    def ask(*arguments: str) -> tuple[str, str]:
+        removed.append(arguments)
+        return "", ""
 
     monkeypatch.setattr(docker_host, "answers", lambda: True)
     monkeypatch.setattr(docker_host, "client_config", lambda: None)
     monkeypatch.setattr(Containers, "find", lambda *_: None)
-    monkeypatch.setattr(images, "docker", docker)
+    monkeypatch.setattr(compose_project, "checkouts", lambda _: {})
+    monkeypatch.setattr(compose_project, "volumes", lambda _: ["spotter_vllm-cache"])
+    monkeypatch.setattr(images, "has", lambda _: True)
+    monkeypatch.setattr(clean, "ask", ask)
+    monkeypatch.setattr(compose_engine, "left_over", lambda _: ([], []))
     for project, expected in (("spotter-12ab34cd", False), ("spotter", True)):
         monkeypatch.setattr(compose_project, "project_name", lambda _, project=project: project)
-        calls.clear()
+        removed.clear()
         person = Person("n")
         assert clean.run(StackSettings(state=state), person, caches=True, confirmed=True) == 0
         assert "volume spotter_vllm-cache" in person.said
-        assert ("volume", "rm", "spotter_vllm-cache") in calls
         tags = {image.tag for image in images.IMAGES.values()}
-        removed = {call[2] for call in calls if call[:2] == ("image", "rm")}
-        assert removed == (tags if expected else set())
+        expected_images = {("image", "rm", tag) for tag in tags} if expected else set()
+        assert set(removed) == {("volume", "rm", "spotter_vllm-cache"), *expected_images}
 
 
 def test_what_docker_does_not_let_go_is_told(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(docker_host, "answers", lambda: True)
     monkeypatch.setattr(Containers, "find", lambda *_: None)
     monkeypatch.setattr(compose_project, "volumes", lambda _: ["busy"])
-    monkeypatch.setattr(images, "docker", lambda *arguments, **_: None if arguments[1] == "rm" else "")
+    monkeypatch.setattr(compose_project, "checkouts", lambda _: {})
+    monkeypatch.setattr(compose_engine, "left_over", lambda _: ([], []))
+    monkeypatch.setattr(images, "has", lambda _: False)
+    monkeypatch.setattr(clean, "ask", lambda *_: (None, "in use"))
     with pytest.raises(StackError, match="volume busy: cannot be removed: `docker ps --all` shows"):
         clean.run(StackSettings(state=state), Person("n"), caches=True, confirmed=True)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from scripts.docker import images
+from scripts.docker import containers
 from scripts.docker.containers import KILLED, LATE_S, Containers
 
 LIMIT = 2**30
@@ -23,12 +23,12 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     slept: list[float] = []
     asked: list[float] = []
 
-    def docker(*arguments: str) -> str | None:
+    def ask(*arguments: str) -> tuple[str | None, str]:
         assert "event=oom" in arguments
         asked.append(sum(slept))
-        return "-" if sum(slept) >= DELAY_S else None
+        return ("-" if sum(slept) >= DELAY_S else None), ""
 
-    monkeypatch.setattr(images, "docker", docker)
+    monkeypatch.setattr(containers, "ask", ask)
     clock = SimpleNamespace(monotonic=lambda: sum(slept), sleep=slept.append)
     monkeypatch.setattr("scripts.docker.containers.time", clock)
     return asked

@@ -98,14 +98,16 @@ def smi(driver: str = "580.65.06", capability: str = "8.9", total: int = 23034, 
 
 DOCKER = """
 case "$*" in
-  "info --format {{.ServerVersion}}"*) echo %s;;
-  "info --format {{json .Runtimes}}") echo '%s';;
+  info*) echo '{"ServerVersion": "%s", "Runtimes": %s}';;
   "compose version --short") echo %s;;
-  "image inspect"*) echo sha256:0;;
+  "image inspect"*) echo '[{"Config": {}}]';;
   "run "*) %s;;
   *) exit 1;;
 esac
 """
+
+# An engine without any image; it tells this of itself.
+NO_IMAGES = """case "$1" in info) echo '%s';; image) echo "Error: No such image: $3" >&2; exit 1;; *) exit 1;; esac"""
 
 
 # Docker and Compose
@@ -127,15 +129,19 @@ def test_no_docker_is_an_error_only_where_it_is_asked_for(programs: Programs, ho
 
 def test_an_engine_that_does_not_answer_is_none_whatever_docker_ends_with(programs: Programs, host: Hosts) -> None:
     """As of docker's client 23 to 28.0."""
-    programs(docker="echo ' /  null'; echo 'permission denied while trying to connect to the Docker daemon' >&2")
-    assert "permission denied" in one(docker.check(host()), "ok").found
-    assert "join the group docker" in one(docker.check(host(engine="compose")), "error").remedy
-    programs(docker="echo ' /  null'")
+    for said in (
+        """echo '{}'; echo 'permission denied while trying to connect to the Docker daemon' >&2""",
+        """echo '{"ServerErrors": ["permission denied while trying to connect to the Docker daemon"]}'""",
+    ):
+        programs(docker=said)
+        assert "permission denied" in one(docker.check(host()), "ok").found
+        assert "join the group docker" in one(docker.check(host(engine="compose")), "error").remedy
+    programs(docker="echo '{}'")
     assert one(docker.check(host()), "ok").found == "none: the services run as processes (no engine answers)"
 
 
 def test_docker_without_compose(programs: Programs, host: Hosts) -> None:
-    programs(docker='case "$1" in info) echo 27.3.1;; *) exit 1;; esac')
+    programs(docker="""case "$1" in info) echo '{"ServerVersion": "27.3.1"}';; *) exit 1;; esac""")
     assert "no Compose" in one(docker.check(host()), "warning").found
     assert "no Compose" in one(docker.check(host(engine="compose")), "error").found
 
@@ -143,12 +149,13 @@ def test_docker_without_compose(programs: Programs, host: Hosts) -> None:
 @pytest.mark.parametrize(
     ("said", "named"),
     [
-        ('Docker Desktop ["name=seccomp"]', "Docker Desktop"),
-        ('Ubuntu 24.04 ["name=seccomp","name=rootless"]', "rootless"),
+        ('"OperatingSystem": "Docker Desktop", "SecurityOptions": ["name=seccomp"]', "Docker Desktop"),
+        ('"OperatingSystem": "Ubuntu 24.04", "SecurityOptions": ["name=seccomp", "name=rootless"]', "rootless"),
     ],
 )
 def test_containers_that_this_host_does_not_reach(programs: Programs, host: Hosts, said: str, named: str) -> None:
-    programs(docker=f"""case "$*" in *OperatingSystem*) echo '{said}';; info*) echo 27.3.1;; *) exit 1;; esac""")
+    info = f'{{"ServerVersion": "27.3.1", {said}}}'
+    programs(docker=f"""case "$1" in info) echo '{info}';; *) exit 1;; esac""")
     finding = one(docker.check(host()), "ok")
     assert finding.found.startswith("not used: the services run as processes")
     assert named in finding.found
@@ -198,7 +205,7 @@ def test_a_gpu_that_containers_do_not_see(programs: Programs, host: Hosts) -> No
 
 
 def test_without_an_image_the_gpu_in_containers_is_unchecked(programs: Programs, host: Hosts) -> None:
-    programs(nvidia_smi=smi(), docker='case "$1" in info) echo nvidia;; *) exit 1;; esac')
+    programs(nvidia_smi=smi(), docker=NO_IMAGES % '{"ServerVersion": "27.3.1", "Runtimes": {"nvidia": {}}}')
     assert "make build" in one(gpu_in_container.check(host(device="auto")), "unchecked").found
 
 
@@ -221,7 +228,7 @@ def test_a_full_disk_is_told_for_images_and_for_caches(
 ) -> None:
     usage = type(shutil.disk_usage("/"))
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(100 * 2**30, 100 * 2**30, 0))
-    programs(docker=f'case "$*" in *DockerRootDir*) echo {tmp_path};; *) exit 1;; esac')
+    programs(docker=NO_IMAGES % f'{{"ServerVersion": "27.3.1", "DockerRootDir": "{tmp_path}"}}')
     findings = disk.check(host(engine="compose"))
     assert {each.check for each in findings if each.severity == "error"} == {"disk for images", "disk for caches"}
     assert all("0 GiB free" in each.found for each in findings)
@@ -281,7 +288,7 @@ def test_up_on_such_a_disk_starts_nothing(tmp_path: Path, kind: str, told: str) 
 VOLUMES = """
 case "$*" in
   "volume ls"*) echo PROJECT_hub-cache; echo PROJECT_vllm-cache; echo others_vllm-cache;;
-  "image inspect"*) echo sha256:0;;
+  "image inspect"*) echo '[{}]';;
   "run "*PROJECT_hub-cache*) exit 1;;
   "run "*) exit 0;;
   *) exit 1;;
@@ -304,7 +311,8 @@ def test_a_volume_that_the_containers_user_cannot_write(programs: Programs, host
 
 CONTAINERS = """
 case "$*" in
-  "info"*DockerRootDir*) echo ROOT;;
+  info*) echo '{"ServerVersion": "27.3.1", "DockerRootDir": "ROOT"}';;
+  "image inspect"*) echo "Error: No such image: $3" >&2; exit 1;;
   "ps "*project=PROJECT*service=vllm*Ports*) echo "127.0.0.1:PUBLISHED->8000/tcp, 8001/tcp";;
   "ps "*project=PROJECT*service=vllm*) echo 0123456789ab;;
   "ps "*) ;;
@@ -362,7 +370,7 @@ def test_a_service_elsewhere_uses_no_port_of_this_host(host: Hosts) -> None:
 def test_containers_need_no_cache_of_this_host(programs: Programs, host: Hosts, tmp_path: Path) -> None:
     """Also where nobody asked for containers, but Docker is there and has the images."""
     (tmp_path / "hf").touch()  # where processes would keep models: a file
-    programs(docker="echo there")
+    programs(docker=DOCKER % ("27.3.1", "{}", "2.29.7", "exit 0"))
     assert {each.severity for each in caches.check(host(engine="auto", preset="l4"))} == {"ok"}
     assert "is a file" in one(caches.check(host(engine="process", preset="l4")), "error").found
 

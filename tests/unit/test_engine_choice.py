@@ -38,6 +38,17 @@ def write(fake: Path, script: str) -> None:
     fake.chmod(0o755)
 
 
+def script(info: str = "", compose: str = "v2.29.7", images: str = "*", context: str = "") -> str:
+    """A docker whose engine tells this of itself, with this Compose and these images (a pattern of the shell)."""
+    return f"""case "$*" in
+info*) echo '{{"ServerVersion": "28.2.2"{info}}}';;
+context*) echo {context};;
+*"compose version"*) echo {compose};;
+"image inspect "{images}) echo '[{{"Config": {{}}}}]';;
+*) echo "Error: No such image: $3" >&2; exit 1;;
+esac"""
+
+
 def test_without_docker_processes_and_why(docker: Path, tmp_path: Path) -> None:
     engine, why = stack.choose_engine(StackSettings(state=tmp_path), "cpu", "cpu")
     assert engine.name == "process"
@@ -55,21 +66,21 @@ def test_a_docker_without_an_engine_that_ends_with_0_is_none(
     docker: Path, tmp_path: Path, complaint: str, why: str
 ) -> None:
     """As of docker's client 23 to 28.0: a template is filled in with nothing."""
-    write(docker, f"""case "$1" in info) echo ' /  null'; echo '{complaint}' >&2;; *) echo 28;; esac""")
+    write(docker, f"""case "$1" in info) echo '{{}}'; echo '{complaint}' >&2;; *) echo 28;; esac""")
     engine, reason = stack.choose_engine(StackSettings(state=tmp_path), "cpu", "cpu")
     assert engine.name == "process"
     assert reason.startswith(why)
 
 
 def test_an_old_compose_is_told_before_it_fails(docker: Path, tmp_path: Path) -> None:
-    write(docker, """case "$*" in *"compose version"*) echo v2.17.3;; *) echo 28;; esac""")
+    write(docker, script(compose="v2.17.3"))
     with pytest.raises(StackError, match=r"Compose is v2.17.3, and the compose files need 2.20 or later: update"):
         stack.choose_engine(StackSettings(state=tmp_path, engine="compose"), "cpu", "cpu")
 
 
 def test_a_docker_on_another_host_is_not_taken(docker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By its variable, and by the context in use."""
-    write(docker, """case "$1" in context) echo tcp://gpu-7:2376;; *) echo 28;; esac""")
+    write(docker, script(context="tcp://gpu-7:2376"))
     assert stack.choose_engine(StackSettings(state=tmp_path), "cpu", "cpu")[1].startswith("this Docker is on gpu-7")
     for cached in CACHED:
         cached.cache_clear()
@@ -78,7 +89,7 @@ def test_a_docker_on_another_host_is_not_taken(docker: Path, tmp_path: Path, mon
 
 
 def test_without_a_base_to_build_on_processes_and_why(docker: Path, tmp_path: Path) -> None:
-    write(docker, 'case "$1" in info|compose) echo 28;; *) exit 1;; esac')
+    write(docker, script(images="none"))
     engine, why = stack.choose_engine(StackSettings(state=tmp_path), "cpu", "cpu")
     assert engine.name == "process"
     assert "no container registry can be reached" in why
@@ -89,8 +100,7 @@ def test_each_image_needs_its_own_base(docker: Path, tmp_path: Path) -> None:
     settings, there = StackSettings(state=tmp_path), [images.OFFLINE_BASES["BASE_IMAGE"]]
 
     def choose(device: str, preset: str) -> tuple[str, str]:
-        script = 'case "$*" in info*|*compose*) echo nvidia;; "image inspect "%s) echo there;; *) exit 1;; esac'
-        write(docker, script % '|"image inspect "'.join(there))
+        write(docker, script(info=', "Runtimes": {"nvidia": {}}', images='|"image inspect "'.join(there)))
         for cached in CACHED:
             cached.cache_clear()
         engine, why = stack.choose_engine(settings, device, preset)
@@ -107,18 +117,18 @@ def test_each_image_needs_its_own_base(docker: Path, tmp_path: Path) -> None:
 
 
 def test_where_docker_has_the_images_containers(docker: Path, tmp_path: Path) -> None:
-    write(docker, "echo found")
+    write(docker, script())
     engine, why = stack.choose_engine(StackSettings(state=tmp_path), "cpu", "cpu")
     assert (engine.name, why) == ("compose", "Docker answers")
 
 
 def test_a_gpu_needs_dockers_nvidia_runtime(docker: Path, tmp_path: Path) -> None:
-    write(docker, """case "$*" in *Runtimes*) echo '{"runc":{}}';; *json*) echo null;; *) echo found;; esac""")
+    write(docker, script(info=', "Runtimes": {"runc": {}}, "DiscoveredDevices": null'))
     engine, why = stack.choose_engine(StackSettings(state=tmp_path), "cuda", "l4")
     assert engine.name == "process"
     assert "nvidia-container-toolkit" in why
     docker_gpu.driver.cache_clear()
-    write(docker, """case "$*" in *DiscoveredDevices*) echo '[{"ID":"nvidia.com/gpu=0"}]';; *) echo found;; esac""")
+    write(docker, script(info=', "DiscoveredDevices": [{"ID": "nvidia.com/gpu=0"}]'))
     assert stack.choose_engine(StackSettings(state=tmp_path), "cuda", "l4")[0].name == "compose"
 
 
@@ -138,19 +148,19 @@ def test_a_gpu_that_docker_cannot_give_has_the_toolkits_remedy(tmp_path: Path, s
 
 
 @pytest.mark.parametrize(
-    ("said", "named"),
+    ("system", "option", "named"),
     [
-        ('Docker Desktop ["name=seccomp"]', "Docker Desktop keeps"),
-        ('Ubuntu 24.04 ["name=rootless"]', "a rootless Docker keeps"),
-        ('Ubuntu 24.04 ["name=userns"]', "this Docker's containers have other users"),
-        ('Fedora ["name=seccomp","name=selinux"]', "this Docker's SELinux keeps"),
+        ("Docker Desktop", "seccomp", "Docker Desktop keeps"),
+        ("Ubuntu 24.04", "rootless", "a rootless Docker keeps"),
+        ("Ubuntu 24.04", "userns", "this Docker's containers have other users"),
+        ("Fedora", "selinux", "this Docker's SELinux keeps"),
     ],
 )
 def test_where_containers_and_host_do_not_reach_each_other_processes_and_why(
-    docker: Path, tmp_path: Path, said: str, named: str
+    docker: Path, tmp_path: Path, system: str, option: str, named: str
 ) -> None:
     """A start would wait for an answer until its time is up."""
-    write(docker, f"""case "$*" in *OperatingSystem*) echo '28.2.2 / {said}';; *) echo found;; esac""")
+    write(docker, script(info=f', "OperatingSystem": "{system}", "SecurityOptions": ["name={option}"]'))
     engine, why = stack.choose_engine(StackSettings(state=tmp_path), "cpu", "cpu")
     assert engine.name == "process"
     assert why.startswith(named)
@@ -161,6 +171,6 @@ def test_where_containers_and_host_do_not_reach_each_other_processes_and_why(
 def test_the_engine_that_is_asked_for_or_none(docker: Path, tmp_path: Path) -> None:
     with pytest.raises(StackError, match=r"no Docker engine answers.*STACK_ENGINE=process"):
         stack.choose_engine(StackSettings(state=tmp_path, engine="compose"), "cpu", "cpu")
-    write(docker, "echo found")
+    write(docker, script())
     engine, why = stack.choose_engine(StackSettings(state=tmp_path, engine="process"), "cpu", "cpu")
     assert (engine.name, why) == ("process", "STACK_ENGINE=process")

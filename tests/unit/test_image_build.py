@@ -107,7 +107,7 @@ def test_a_loaded_base_has_no_digest(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("name", ["pipeline", "vllm"])
 def test_a_build_says_when_its_base_is_another(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake, told = tmp_path / "docker", io.StringIO()
-    fake.write_text('#!/bin/sh\n[ "$1" != build ] || echo "$@"\n')
+    fake.write_text("""#!/bin/sh\ncase "$1" in build) echo "$@";; *) echo '[{"Size": 1, "Config": {}}]';; esac\n""")
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     has(monkeypatch, images.OFFLINE_BASES["BASE_IMAGE"])
@@ -131,8 +131,8 @@ def test_a_build_that_is_interrupted_is_done_anew(tmp_path: Path) -> None:
     def write(on_build: str) -> None:
         fake.write_text(
             f'#!/bin/sh\ncase "$1" in\nbuild) echo $$ >> {calls}; {on_build} ;;\n'
-            'image) case "$*" in *Size*) echo 5000000 ;; *spotter-base) echo there ;; *) exit 1 ;; esac ;;\n'
-            "*) echo 28 ;;\nesac\n"
+            """image) echo '[{"Size": 5000000, "Config": {}}]' ;;\n"""
+            """info) echo '{"ServerVersion": "28.2.2"}' ;;\n*) echo 28 ;;\nesac\n"""
         )
         fake.chmod(0o755)
 

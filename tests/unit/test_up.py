@@ -236,6 +236,7 @@ def test_images_of_a_device_are_built_on_a_host_without_it(tmp_path: Path, monke
     monkeypatch.setattr(docker_host, "client_config", lambda: None)
     monkeypatch.setattr(stack, "find_gpus", lambda _: [])
     monkeypatch.setattr(images, "ensure", lambda names, *_, **__: built.extend(names))
+    monkeypatch.setattr(images, "find", lambda _: None)
     stack.build(StackSettings(state=tmp_path, device="cuda"), Console(file=io.StringIO()))
     assert built == ["detector-cuda", "vllm", "pipeline"]
 
@@ -260,17 +261,15 @@ def test_a_full_disk_keeps_no_container_from_being_removed(
     class Stopping:
         id = "1"
 
-        def stop(self, time: int) -> None:
-            calls.append("stop")
-
         def remove(self, force: bool) -> None:
             calls.append("remove")
 
     (tmp_path / "logs").touch()  # where a folder is wanted: nothing can be written
     monkeypatch.setattr(Containers, "find", lambda *_: Stopping())
     monkeypatch.setattr(containers, "log", lambda *_: "said")
-    assert Containers("spotter").remove("vllm", 1.0, tmp_path / "logs" / "vllm.log")
-    assert calls == ["stop", "remove"]
+    monkeypatch.setattr(containers, "ask", lambda *asked: calls.append(" ".join(asked)))
+    assert Containers("spotter").remove("vllm", 4.9, tmp_path / "logs" / "vllm.log")
+    assert calls == ["stop --time 5 1", "remove"]
     assert "vllm: its log cannot be kept" in capsys.readouterr().err
 
 

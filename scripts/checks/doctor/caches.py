@@ -7,12 +7,13 @@ from pathlib import Path
 
 from scripts.checks.doctor.context import Context
 from scripts.checks.doctor.disk import existing, room
-from scripts.docker.images import IMAGES, OF_DEVICE
+from scripts.docker.client import ask
+from scripts.docker.images import IMAGES, OF_DEVICE, has
 from scripts.docker.project import project_name
 from scripts.environments import ROOT
 from scripts.findings import Finding, errors
 from scripts.models.model_files import hub_cache, is_hub_name, is_offline
-from scripts.programs import ask
+from scripts.programs import ANSWER_S
 from scripts.settings import StackError
 from scripts.stack.services import cache_root
 
@@ -84,12 +85,12 @@ def volumes(context: Context) -> list[Finding]:
         return []
     tag = IMAGES[OF_DEVICE[context.device][1]].tag
     findings = []
-    names, _ = ask("docker", "volume", "ls", "--format", "{{.Name}}")
+    names, _ = ask("volume", "ls", "--format", "{{.Name}}", timeout_s=ANSWER_S)
     for volume, (target, lost) in VOLUMES.items():
         name = f"{project_name(context.settings.state)}_{volume}"
         if name not in (names or "").splitlines():
             continue  # none yet: a new one takes the owner that its image says
-        if ask("docker", "image", "inspect", "--format", "{{.Id}}", tag)[0] is None:
+        if not has(tag):
             return [Finding("cache volume", "unchecked", f"{tag} is not built")]
         findings.append(writable_inside(name, target, tag, lost))
     return findings
@@ -99,7 +100,7 @@ def writable_inside(name: str, target: str, tag: str, lost: str) -> Finding:
     """A container of an image may write a volume."""
     mount = f"type=volume,source={name},target={target},readonly=false"
     test = ("--entrypoint=/usr/bin/test", tag, "-w", target)
-    written, reason = ask("docker", "run", "--rm", "--network=none", "--mount", mount, *test)
+    written, reason = ask("run", "--rm", "--network=none", "--mount", mount, *test, timeout_s=ANSWER_S)
     if written is not None:
         return Finding("cache volume", "ok", f"{name} can be written")
     if "test ended" in reason or reason.startswith("docker ended"):

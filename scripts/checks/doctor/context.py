@@ -10,10 +10,11 @@ from pathlib import Path
 
 from scripts.docker import engine as compose_engine
 from scripts.docker import project as compose_project
+from scripts.docker.client import ask
 from scripts.docker.images import IMAGES, OF_DEVICE
 from scripts.environments import ROOT
 from scripts.models.model_files import locate_in_cache
-from scripts.programs import ask
+from scripts.programs import ANSWER_S
 from scripts.settings import StackError, StackSettings, user_variables
 from scripts.stack.devices import Gpu, choose, find_gpus
 from scripts.stack.process_engine import ProcessEngine
@@ -94,7 +95,7 @@ class Context:
             return None
         project = f"label=com.docker.compose.project={compose_project.project_name(self.settings.state)}"
         service = f"label=com.docker.compose.service={name}"
-        return ask("docker", "ps", "--filter", project, "--filter", service, "--format", shown)[0] or None
+        return ask("ps", "--filter", project, "--filter", service, "--format", shown, timeout_s=ANSWER_S)[0] or None
 
     @cached_property
     def has_servers_model(self) -> bool:
@@ -114,11 +115,12 @@ class Context:
         if not self.in_containers:
             return locate_in_cache(name, revision, self.environment, download_dir)[0].folder is not None
         volume = f"{compose_project.project_name(self.settings.state)}_{compose_engine.HUB_VOLUME}"
-        volumes, _ = ask("docker", "volume", "ls", "--format", "{{.Name}}")
+        volumes, _ = ask("volume", "ls", "--format", "{{.Name}}", timeout_s=ANSWER_S)
         if volume not in (volumes or "").splitlines():
             return False
         mount = f"type=volume,source={volume},target={compose_engine.HUB_CACHE},readonly"
         shell = ("--entrypoint=/bin/sh", IMAGES[OF_DEVICE[self.device][0]].tag, "-c", LOOK, "sh")
         wanted = (name.replace("/", "--"), revision or "main")
-        said, _ = ask("docker", "run", "--rm", "--network=none", "--pull=never", "--mount", mount, *shell, *wanted)
+        run = ("run", "--rm", "--network=none", "--pull=never", "--mount", mount, *shell, *wanted)
+        said, _ = ask(*run, timeout_s=ANSWER_S)
         return said == "there"

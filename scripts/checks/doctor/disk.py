@@ -9,10 +9,10 @@ from pathlib import Path
 from scripts import environments
 from scripts import minimum_versions as floors
 from scripts.checks.doctor.context import Context
-from scripts.docker.images import IMAGES, OF_DEVICE
+from scripts.docker.host import find_engine
+from scripts.docker.images import IMAGES, OF_DEVICE, has
 from scripts.findings import Finding
 from scripts.models.model_files import hub_cache
-from scripts.programs import ask
 
 
 def existing(path: Path) -> Path:
@@ -56,15 +56,13 @@ def check(context: Context) -> list[Finding]:
 
 def in_engine(context: Context, caches: Mapping[str, float]) -> list[Finding]:
     """Room for the images that are not built yet, and for what goes into volumes: all below the engine's root."""
-    told, reason = ask("docker", "info", "--format", "{{.DockerRootDir}}")
-    root = Path(told) if told else None
+    engine, reason = find_engine()
+    root = Path(engine.about.get("DockerRootDir", "?")) if engine else None
     if root is None or not root.exists():
         where = f"the engine's root {root} is not on this host" if root else reason
         return [Finding("disk for images", "unchecked", where)]
     names = OF_DEVICE[context.device]
-    absent = [
-        each for each in names if ask("docker", "image", "inspect", "--format", "{{.Id}}", IMAGES[each].tag)[0] is None
-    ]
+    absent = [each for each in names if not has(IMAGES[each].tag)]
     images = floors.IMAGES_GIB[context.device] * len(absent) / len(names) or 1.0
     remedy = "`docker system df` shows what takes it; `docker image prune` frees some"
     return [room(name, root, gib, remedy) for name, gib in {"disk for images": images, **caches}.items()]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from scripts.checks.doctor.context import Context
 from scripts.docker import gpu as docker_gpu
-from scripts.docker.images import IMAGES
+from scripts.docker.client import ask
+from scripts.docker.host import find_engine
+from scripts.docker.images import IMAGES, has
 from scripts.findings import Finding
-from scripts.programs import ask
+from scripts.programs import ANSWER_S
 
 REMEDY = "install nvidia-container-toolkit, run `nvidia-ctk runtime configure`, restart Docker"
 
@@ -15,8 +17,8 @@ def check(context: Context) -> list[Finding]:
     """A container of an image that is there already sees the GPU."""
     if context.device != "cuda" or context.settings.engine == "process":
         return []
-    answers, reason = ask("docker", "info", "--format", "{{.ServerVersion}}")
-    if answers is None:
+    engine, reason = find_engine()
+    if engine is None:
         if context.settings.engine == "auto":
             return []  # the services run as processes
         return [Finding("gpu in containers", "unchecked", reason)]
@@ -26,11 +28,11 @@ def check(context: Context) -> list[Finding]:
         return [Finding("gpu in containers", "error", found, "one of them", REMEDY)]
     for name in ("detector-cuda", "vllm"):
         tag = IMAGES[name].tag
-        if ask("docker", "image", "inspect", "--format", "{{.Id}}", tag)[0] is None:
+        if not has(tag):
             continue
         given = docker_gpu.option(driver, context.settings.gpu)
-        command = ("docker", "run", "--rm", "--network=none", given, "--entrypoint=nvidia-smi", tag, "-L")
-        seen, reason = ask(*command)
+        command = ("run", "--rm", "--network=none", given, "--entrypoint=nvidia-smi", tag, "-L")
+        seen, reason = ask(*command, timeout_s=ANSWER_S)
         if seen:
             return [Finding("gpu in containers", "ok", seen.splitlines()[0])]
         return [Finding("gpu in containers", "error", reason, "a GPU that nvidia-smi shows in a container", REMEDY)]

@@ -151,7 +151,7 @@ def require_full(settings: StackSettings, console: Console, place: Place, state:
     """
     _, server = chosen_server(settings)
     asked = asked_of(user_job(), user_variables("SPOTTER_").get("SPOTTER_MODEL"))
-    parts = [server.preset.read_text(), str(server.arguments), str(asked), str(place.lasting), CHECKER.read_text()]
+    parts = [server.preset.read_text(), str(server.arguments), str(asked), place.fingerprint, CHECKER.read_text()]
     passed, known = hashlib.sha256("\0".join(parts).encode()).hexdigest(), state / "preflight.passed"
     if known.is_file() and known.read_text() == passed:
         return
