@@ -3,23 +3,43 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from python_on_whales import DockerException
 from rich.console import Console
 
 from pipeline.errors import UsageError
-from scripts import offline
-from scripts.checks.preflight import command as preflight
-from scripts.commands import stack
-from scripts.commands.job_options import locate, located
+from scripts.commands.job_options import located
 from scripts.docker.client import explain
 from scripts.environments import ROOT
-from scripts.settings import StackError, load
+from scripts.settings import StackError, load, load_job
 from scripts.vllm.startup_causes import remedy_for
 
-SERVICES = ("detector", "vllm")
+# A command is a line here and a module with a function `run(settings, console)`, which returns an exit code or None for
+# 0. A module may have a function `add_arguments(parser)`; `run` gets them by name. Only the command that runs is
+# imported: all of them take twice as long.
+COMMANDS = {
+    "run": ("scripts.commands.run", "up, then the job; takes the job's options: run --help"),
+    "up": ("scripts.commands.up", "start what is not running, wait until it answers"),
+    "down": ("scripts.commands.down", "stop the stack; requests in flight may finish"),
+    "status": ("scripts.commands.status", "show the services"),
+    "logs": ("scripts.commands.logs", "show the services' logs"),
+    "shell": ("scripts.commands.shell", "open a shell where a service runs"),
+    "fetch": ("scripts.commands.fetch_models", "get the models that are missing from the hub; verify all"),
+    "build": ("scripts.commands.build", "build the containers' images that are missing or old"),
+    "profile": ("scripts.profile.command", "run the job afresh and say where its time went; takes its options as well"),
+    "doctor": ("scripts.checks.doctor.command", "say what this host has and lacks, and what to do; change nothing"),
+    "preflight": ("scripts.commands.preflight", "check preset, model and job without loading weights"),
+    "smoke": ("scripts.commands.smoke", "start the stack from nothing, run the job, check it, remove all again"),
+    "clean": ("scripts.commands.clean", "stop the stack and remove what it made; asks first"),
+}
+# The commands that take the job's options beside their own.
+OF_THE_JOB = ("run", "profile")
 
 DESCRIPTION = "Operate Spotter: its services, and the job that uses them. `make` runs the same commands."
 EPILOG = """Settings come from the environment and from .env (.env.example lists them). Relative paths in options start
@@ -27,8 +47,8 @@ at the folder that ./spotter is called from, all others at the repository's root
 invalid input, 130 interrupted; `run` and `profile` end with the job's code."""
 
 
-def parse(arguments: list[str]) -> argparse.Namespace:
-    """The command line."""
+def parse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
+    """The command of a command line, and the arguments that it gets by name."""
     parser = argparse.ArgumentParser(prog="./spotter", description=DESCRIPTION, epilog=EPILOG, allow_abbrev=False)
     parser.add_argument(
         "--folder",
@@ -36,53 +56,40 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         default=ROOT,
         help="where relative paths in options start; ./spotter gives the folder that it is called from",
     )
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("up", help="start what is not running, wait until it answers")
-    commands.add_parser("fetch", help="get the services' models from the hub: what is missing; verifies all")
-    commands.add_parser("down", help="stop the stack")
-    commands.add_parser("status", help="show the services")
-    commands.add_parser("build", help="build the containers' images, where they are missing or old")
-    commands.add_parser("smoke", help="bring the stack up from nothing, run the job, check it, take all down again")
-    logs = commands.add_parser("logs", help="show the services' logs")
-    logs.add_argument("service", nargs="?", choices=SERVICES, help="by default both")
-    logs.add_argument("--follow", action="store_true", help="go on until Ctrl-C")
-    shell = commands.add_parser("shell", help="open a shell in a service's container")
-    shell.add_argument("service", nargs="?", choices=SERVICES, default="vllm", help="by default vllm")
-    cleaning = commands.add_parser("clean", help="stop the stack and remove what it made; asks first")
-    cleaning.add_argument(
-        "--caches", action="store_true", help="also models and compile caches, which take long to get"
-    )
-    cleaning.add_argument("--yes", action="store_true", help="do not ask")
-    examine = commands.add_parser("doctor", help="say what this host has and lacks, and what to do; changes nothing")
-    examine.add_argument("--json", action="store_true", help="for a machine or an issue report")
-    check = commands.add_parser("preflight", help="check preset, model and job without loading weights")
-    check.add_argument("--preset", help="by default the host's")
-    check.add_argument("--full", action="store_true", help="also with vLLM's own code")
-    check.add_argument("--json", action="store_true", help="for a machine or an issue report")
-    commands.add_parser("run", help="up, then the job; takes the job's options (--help)", add_help=False)
-    profiling = commands.add_parser(
-        "profile",
-        help="run the job afresh and say where its time went; takes the job's options (--help) as well",
-        description="Run the job in a folder of its own, so that nothing is done already, and say where its time went. "
-        "Every other option is the job's: see `./spotter run --help`.",
-        allow_abbrev=False,
-    )
-    profiling.add_argument("--run", metavar="FOLDER", help="show this run's profile; nothing is run")
-    profiling.add_argument("--compare", metavar="FOLDER", help="show the profile beside this run's")
+    parsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (_, purpose) in COMMANDS.items():
+        command = parsers.add_parser(
+            name, help=purpose, description=f"{purpose}.", add_help=name != "run", allow_abbrev=False
+        )
+        if name in arguments and (add_arguments := getattr(module_of(name), "add_arguments", None)):
+            add_arguments(command)
     parsed, options = parser.parse_known_args(arguments)
-    if options and parsed.command not in ("run", "profile"):
+    given = vars(parsed)
+    name, folder = given.pop("command"), given.pop("folder")
+    for argument in {"preset", "existing", "compare"} & given.keys():
+        if given[argument] and (place := folder / given[argument]).exists() and folder != ROOT:
+            given[argument] = str(place)
+    if name in OF_THE_JOB:
+        given["job"] = load_job(located(options, folder))
+    elif options:
         parser.error(f"unrecognized arguments: {' '.join(options)}")
-    return argparse.Namespace(**vars(parsed), options=located(options, parsed.folder))
+    return name, given
+
+
+def module_of(command: str) -> ModuleType:
+    """A command's module."""
+    return importlib.import_module(COMMANDS[command][0])
 
 
 def main(arguments: list[str]) -> int:
     """0: done. 1: the stack could not do it. 2: a usage error. 130: interrupted. `run` ends with the job's own code."""
-    parsed = parse(arguments)
     console = Console()
     if not console.is_terminal:
-        console.width = 160  # for a file or a pipe nothing needs to be folded
+        console.width = 160  # a file or a pipe needs no narrow lines
     try:
-        return command(parsed, console)
+        name, given = parse(arguments)
+        run: Callable[..., int | None] = module_of(name).run
+        return run(load(), console, **given) or 0
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -90,67 +97,18 @@ def main(arguments: list[str]) -> int:
         error.tell()
         return 1
     except DockerException as error:
-        told = explain(error)
-        print(f"error: {told} -> {remedy_for(told) or '`make doctor` says what this host lacks'}", file=sys.stderr)
-        return 1
+        return failed(explain(error))
     except OSError as error:  # of this host: a full disk, a folder that cannot be written
-        told = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        print(f"error: {told} -> {remedy_for(told) or '`make doctor` says what this host lacks'}", file=sys.stderr)
-        return 1
+        return failed(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
 
 
-def command(parsed: argparse.Namespace, console: Console) -> int:
-    """Do what the command line says. What one command alone needs is imported for it: all of it takes twice as long."""
-    settings = load()
-    if settings.offline:
-        offline.enforce()
-    if parsed.command == "up":
-        running, engine = stack.up(settings, console)
-        console.print(
-            f"the stack is up (engine {engine.name}, {running.device}, preset {running.preset}); next: make run",
-            highlight=False,
-        )
-    elif parsed.command == "fetch":
-        stack.fetch_models(settings, console)
-    elif parsed.command == "down":
-        stack.down(settings, console)
-    elif parsed.command == "status":
-        console.print(stack.status(settings))
-    elif parsed.command == "build":
-        stack.build(settings, console)
-    elif parsed.command == "smoke":
-        from scripts.commands import smoke
-
-        return smoke.run(settings, console)
-    elif parsed.command == "logs":
-        stack.logs(settings, [parsed.service] if parsed.service else list(SERVICES), parsed.follow)
-    elif parsed.command == "shell":
-        stack.shell(settings, parsed.service)
-    elif parsed.command == "clean":
-        from scripts.commands import clean
-
-        return clean.run(settings, console, caches=parsed.caches, confirmed=parsed.yes)
-    elif parsed.command == "doctor":
-        from scripts.checks.doctor import command as doctor
-
-        return doctor.run(settings, console, json_output=parsed.json)
-    elif parsed.command == "preflight":
-        if parsed.preset:
-            path = locate(parsed.preset, parsed.folder)  # or a bundled preset's name
-            settings = settings.model_copy(update={"preset": path if Path(path).is_file() else parsed.preset})
-        place = stack.preflight_place(settings) if parsed.full else None
-        in_containers = stack.plan(settings)[1].name == "compose"
-        return preflight.run(settings, console, place=place, in_containers=in_containers, json_output=parsed.json)
-    elif parsed.command == "profile":
-        from scripts.profile import command as profile
-
-        return profile.run(console, existing=parsed.run, compare=parsed.compare, options=parsed.options)
-    elif parsed.command == "run":
-        stack.run(settings, console, parsed.options)
-    return 0
+def failed(reason: str) -> int:
+    """Say why a command failed, and what helps; its exit code."""
+    print(f"error: {reason} -> {remedy_for(reason) or '`make doctor` says what this host lacks'}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

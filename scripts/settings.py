@@ -1,29 +1,44 @@
-"""The stack's settings: read once, from the environment and `.env`."""
+"""The stack's settings, and the user's variables for services and job: read once, from the environment and `.env`."""
 
 from __future__ import annotations
 
 import difflib
 import os
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from dotenv import dotenv_values
-from pydantic import ByteSize, Field, ValidationError
+from pydantic import ByteSize, Field, PrivateAttr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from pipeline import settings as job_settings
 from pipeline.settings import EmptyIsDefault
 from scripts.environments import ROOT
 
 PREFIX = "STACK_"
 ENV_FILE = ROOT / ".env"
 
+# The job's settings on which the stack depends.
+OF_STACK = ("job", "model", "model_url", "detector_url")
+
+# STACK_OFFLINE in the words of pip, uv and the hub's client; scripts/python.sh tells pip and uv before this code runs.
+OFFLINE = {
+    "PIP_NO_INDEX": "1",
+    "UV_OFFLINE": "1",
+    "UV_PYTHON_DOWNLOADS": "never",
+    "HF_HUB_OFFLINE": "1",
+    "DO_NOT_TRACK": "1",
+}
+
 
 class StackError(Exception):
     """The stack cannot do what was asked; the message says what, why and what to do."""
 
     told = False
-    """Whether that was shown already."""
+    """Whether the user has seen it."""
 
     def tell(self) -> None:
         """Show it, once."""
@@ -33,9 +48,9 @@ class StackError(Exception):
 
 
 class StackSettings(BaseSettings):
-    """Where and how the services run."""
+    """Where and how the services run. Immutable; it also holds the user's variables as they were when it was made."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=ENV_FILE, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=ENV_FILE, extra="ignore", frozen=True)
 
     engine: Literal["auto", "compose", "process"] = Field(
         "auto", description="auto: compose where Docker answers and has the images or can build them, else process"
@@ -66,12 +81,58 @@ class StackSettings(BaseSettings):
     )
     state: Path = Field(ROOT / ".spotter", description="folder for process ids, logs and caches")
 
+    _file: Mapping[str, str] = PrivateAttr(default_factory=lambda: read_variables(ENV_FILE))
+    _environment: Mapping[str, str] = PrivateAttr(default_factory=lambda: dict(os.environ))
+
     @classmethod
     def settings_customise_sources(
         cls, settings_cls: type[BaseSettings], *_: object, **sources: PydanticBaseSettingsSource
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The usual sources, but that an empty variable is one that is not set, also where `.env` sets it."""
+        """The usual sources, but an empty variable counts as not set, also where `.env` sets it."""
         return (sources["init_settings"], EmptyIsDefault(settings_cls), sources["dotenv_settings"])
+
+    def user_variables(self, prefix: str) -> dict[str, str]:
+        """The variables with a prefix that the user set: in the environment, or else in `.env`."""
+        given = {**self._file, **self._environment}
+        return {name: value for name, value in given.items() if name.startswith(prefix) and value}
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment, with the hub's variables of `.env`, and those that forbid the network if `offline`."""
+        offline = OFFLINE if self.offline else {}
+        return self.user_variables("HF_") | dict(self._environment) | offline
+
+    def for_job(self, job: job_settings.Settings) -> StackSettings:
+        """These settings, with the job's options over the user's variables of the same names."""
+        known = self.user_variables(job_settings.PREFIX)
+        chosen = {job_settings.PREFIX + name.upper(): (name, getattr(job, name)) for name in OF_STACK}
+        changed = {
+            variable: str(value)
+            for variable, (name, value) in chosen.items()
+            if variable in known or value != type(job).model_fields[name].default
+        }
+        copy = self.model_copy()
+        copy._environment = {**self._environment, **changed}
+        return copy
+
+
+@dataclass(frozen=True, slots=True)
+class JobCommand:
+    """The job as the user asks for it."""
+
+    settings: job_settings.Settings
+    """Of options, environment and `.env`."""
+    options: tuple[str, ...] = ()
+    """The options by themselves, for the job's own command line."""
+
+
+def load_job(options: Sequence[str] = ()) -> JobCommand:
+    """Read the job's settings; `--help` among the options prints them and exits.
+
+    Raises:
+        UsageError: an invalid value.
+    """
+    return JobCommand(job_settings.load(list(options)), tuple(options))
 
 
 def variables() -> list[str]:
@@ -79,29 +140,30 @@ def variables() -> list[str]:
     return [PREFIX + name.upper() for name in StackSettings.model_fields]
 
 
-def user_variables(prefix: str) -> dict[str, str]:
-    """The variables with a prefix that the user set: in the environment, or else in `.env`."""
-    in_file = dotenv_values(ENV_FILE) if ENV_FILE.is_file() else {}
-    return {name: value for name, value in {**in_file, **os.environ}.items() if name.startswith(prefix) and value}
+def read_variables(path: Path) -> dict[str, str]:
+    """The variables of an .env file; none where there is no file."""
+    return {name: value or "" for name, value in dotenv_values(path).items()} if path.is_file() else {}
 
 
 def load() -> StackSettings:
-    """Read the settings.
+    """Read the settings; with STACK_OFFLINE, forbid the network to every program that this process starts.
 
     Raises:
-        StackError: a value that cannot be, or a STACK_ variable that nothing reads.
+        StackError: an invalid value, or a STACK_ variable that nothing reads.
     """
-    known = variables()
-    for name in user_variables(PREFIX):
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1) or known
-            raise StackError(f"unknown variable {name} (environment or .env): did you mean {' or '.join(near)}?")
     try:
         settings = StackSettings()
     except ValidationError as error:
         first = error.errors()[0]
         name = PREFIX + str(first["loc"][0]).upper()
-        raise StackError(f"{name}={first['input']!r} will not do: {first['msg']}") from error
+        raise StackError(f"{name}={first['input']!r} is invalid: {first['msg']}") from error
+    known = variables()
+    for name in settings.user_variables(PREFIX):
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1) or known
+            raise StackError(f"unknown variable {name} (environment or .env): did you mean {' or '.join(near)}?")
     if settings.vllm_port == settings.detector_port:
         raise StackError(f"STACK_VLLM_PORT and STACK_DETECTOR_PORT are both {settings.vllm_port}: give them two ports")
+    if settings.offline:
+        os.environ |= OFFLINE
     return settings

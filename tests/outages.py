@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from samples.scenes import make_scene
 from scripts import environments
-from scripts.commands import stack
+from scripts.commands import engines
 from scripts.docker.client import ask
 from scripts.docker.engine import ComposeEngine
 from scripts.environments import ROOT
@@ -194,7 +194,7 @@ class Bench:
         Raises:
             StackError: a service does not run in a container.
         """
-        plan, engine, _ = stack.plan(settings)
+        plan, engine, _ = engines.plan(settings)
         if not isinstance(engine, ComposeEngine) or len(plan.services) < len(SERVICES):
             raise StackError("both services must run in containers: set STACK_ENGINE=compose, unset SPOTTER_*_URL")
         self.engine = engine
@@ -205,7 +205,7 @@ class Bench:
 
     def target(self, service: str) -> Target:
         """A service's container and network."""
-        return Target(service, self.engine.containers.name(service), f"{self.engine.project}_inside")
+        return Target(service, self.engine.container_name(service), f"{self.engine.project}_inside")
 
     def traffic(self, service: Service) -> tuple[int, int] | None:
         """A service's open requests, and those answered since it started; None while it does not answer."""

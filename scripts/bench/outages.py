@@ -24,7 +24,9 @@ from rich.console import Console
 
 from scripts import settings as stack_settings
 from scripts.bench import command
-from scripts.commands import clean, stack
+from scripts.commands import clean
+from scripts.commands.up import up
+from scripts.settings import load_job
 from tests.outages import FAULTS, SERVICES, Bench, Fault, draw
 
 
@@ -60,7 +62,7 @@ def on_own_stack(options: argparse.Namespace, console: Console) -> list[str]:
     settings = settings.model_copy(update=own)
     with tempfile.TemporaryDirectory(prefix="outages-") as folder:
         try:
-            stack.up(settings, console)
+            up(settings, console, load_job())
             return measure(Bench(settings), Path(folder), options, console)
         finally:
             clean.run(settings, Console(quiet=True), caches=True, confirmed=True)

@@ -27,7 +27,8 @@ def settings() -> Settings:
     given = job_settings.load([])
     try:
         # Device and preset change neither an address nor the key.
-        stack = make_stack(stack_settings.load(), "cpu", "cpu", stack_settings.user_variables(job_settings.PREFIX))
+        of_stack = stack_settings.load()
+        stack = make_stack(of_stack, "cpu", "cpu", of_stack.user_variables(job_settings.PREFIX))
     except stack_settings.StackError as error:
         raise UsageError(str(error)) from error
     here: dict[str, Any] = {

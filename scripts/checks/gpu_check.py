@@ -170,7 +170,7 @@ def measure(preset: str, service: Service, model: str, state: Path, count: int, 
     Raises:
         StackError: it cannot start; says why.
     """
-    engine = ProcessEngine(state)
+    engine = ProcessEngine(StackSettings(state=state))
     engine.start(service)
     try:
         warmup.wait(engine, [service], 1800.0, console, state=state)

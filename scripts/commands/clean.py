@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shutil
 import sys
+from argparse import ArgumentParser
 
 from rich.console import Console
 
-from scripts.commands import stack
+from scripts.commands import down
 from scripts.docker import host as docker_host
 from scripts.docker import images
 from scripts.docker import project as compose_project
@@ -19,6 +20,12 @@ from scripts.stack.devices import choose, find_gpus
 from scripts.stack.engine import Engine
 from scripts.stack.process_engine import ProcessEngine
 from scripts.stack.services import cache_key, preset_file
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """The command's own arguments."""
+    parser.add_argument("--caches", action="store_true", help="also models and compile caches, which take long to get")
+    parser.add_argument("--yes", action="store_true", dest="confirmed", help="do not ask")
 
 
 def run(settings: StackSettings, console: Console, caches: bool, confirmed: bool) -> int:
@@ -63,7 +70,7 @@ def run(settings: StackSettings, console: Console, caches: bool, confirmed: bool
         if console.input("go on? [y/N] ").strip().lower() not in ("y", "yes"):
             console.print("nothing was removed", highlight=False)
             return 1
-    stack.down(settings, console)
+    down.run(settings, console)
     if not caches:
         prune_compile_caches(settings, console)
     for folder in folders:
@@ -86,9 +93,12 @@ def prune_compile_caches(settings: StackSettings, console: Console) -> None:
     except StackError as error:  # no key is current where there is nothing to serve
         console.print(f"compile caches are kept: {error}", highlight=False)
         return
-    engines: list[Engine] = [ProcessEngine(settings.state, device)]
+    engines: list[Engine] = [ProcessEngine(settings, device)]
     if docker_host.answers() and not compose_project.other_checkout(compose_project.project_name(settings.state)):
         engines.append(ComposeEngine(settings, device, preset))
     for engine in engines:
-        for name in engine.prune_compile_caches(current):
+        old = [each.name for each in engine.compile_caches() if each.name != current]
+        if old:
+            engine.remove_compile_caches(old)
+        for name in old:
             console.print(f"removed compile cache {name}", highlight=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import time
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from scripts.checks.doctor import hub
 from scripts.environments import ROOT
 from scripts.findings import Finding
 from scripts.models.model_files import hub_token, is_hub_name, is_offline
-from scripts.settings import StackError, user_variables
+from scripts.settings import StackError
 from scripts.stack.engine import Engine
 from scripts.stack.services import TOKEN_VARIABLES, Service
 
@@ -115,7 +114,7 @@ def ensure(
     Raises:
         StackError: a model cannot be had; says why, and what to do.
     """
-    environment = user_variables("HF_") | dict(os.environ)
+    environment = engine.settings.environment
     offline = offline or is_offline(environment)
     return [
         fetch(engine, service, environment, console, offline=offline, verify=verify)

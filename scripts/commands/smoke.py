@@ -22,12 +22,12 @@ from rich.console import Console
 
 from samples.agreement import compare
 from scripts import environments
-from scripts.commands import stack
+from scripts.commands.engines import plan
 from scripts.docker import host as docker_host
 from scripts.docker import images
 from scripts.docker import project as compose_project
 from scripts.environments import ROOT
-from scripts.settings import PREFIX, StackError, StackSettings, user_variables
+from scripts.settings import PREFIX, StackError, StackSettings
 
 # What tests/stack/test_main_job.py asks of the bundled pictures.
 LEAST_FOUND = 0.95
@@ -86,6 +86,7 @@ class Smoke:
     def __init__(self, settings: StackSettings, engine: str) -> None:
         """Prepare a stack of its own on this engine; nothing happens yet."""
         self.engine = engine
+        self.settings = settings
         self.state = settings.state / "smoke"
         self.output = self.state / "runs"
         self.project = compose_project.project_name(self.state)
@@ -106,7 +107,7 @@ class Smoke:
             SmokeFailed: it did not end with 0.
         """
         # An empty variable undoes one of `.env`. Whether there is a network stays as the user says.
-        set_by_user = {name for prefix in PREFIXES for name in user_variables(prefix)} - {"STACK_OFFLINE"}
+        set_by_user = {name for prefix in PREFIXES for name in self.settings.user_variables(prefix)} - {"STACK_OFFLINE"}
         undone = dict.fromkeys(set_by_user, "")
         done = subprocess.run(
             [environments.python("operator"), "-m", "scripts", *arguments],
@@ -220,7 +221,7 @@ def run(settings: StackSettings, console: Console) -> int:
     Raises:
         StackError: the engine that was asked for is not there.
     """
-    _, engine, why = stack.plan(settings.model_copy(update={"device": "cpu", "preset": "cpu"}))
+    _, engine, why = plan(settings.model_copy(update={"device": "cpu", "preset": "cpu"}))
     plain: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
     console.print(f"smoke test: {why}", **plain)
     smoke = Smoke(settings, engine.name)
@@ -277,7 +278,7 @@ def refuse_complaints(name: str, lines: list[str]) -> None:
     """
     if strange := complaints(lines):
         shown = "\n".join(strange)
-        raise SmokeFailed(f"{name} complains of what nothing allows (scripts/checks/smoke.py has the list):\n{shown}")
+        raise SmokeFailed(f"{name} complains of what nothing allows (scripts/commands/smoke.py has the list):\n{shown}")
 
 
 def refuse_left(left: list[str]) -> None:

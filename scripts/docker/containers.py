@@ -1,4 +1,4 @@
-"""A stack's containers: whether they run, how they ended, and their logs."""
+"""The stack's containers: whether they run, how they ended, and their logs."""
 
 from __future__ import annotations
 
@@ -6,14 +6,21 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, replace
 from datetime import datetime
-from pathlib import Path
 
 from python_on_whales import Container
 from python_on_whales.exceptions import NoSuchContainer
 
 from scripts.docker.client import ask, client, command
-from scripts.docker.project import CHECKOUT_LABEL, is_elsewhere
+from scripts.docker.project import CHECKOUT_LABEL, is_elsewhere, project_name
+from scripts.settings import StackSettings
+from scripts.stack.engine import Engine
+from scripts.stack.services import Service
+
+# Where the services listen in their containers, and where images/health.py finds them.
+PORTS = {"detector": 8001, "vllm": 8000}
+READY_PATHS = {"detector": "/", "vllm": "/health"}
 
 # A container's state is kept for this long: to ask Docker takes 30 ms of CPU.
 STATE_AGE_S = 0.5
@@ -25,15 +32,27 @@ EVENT_S = 1.5
 LOOK_S = 0.4
 
 
-class Containers:
-    """The containers of a Compose project's services, one for each; only those of this checkout."""
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A container that was started for a service, and the fingerprint of its settings."""
 
-    def __init__(self, project: str) -> None:
-        self.project = project
+    id: str
+    fingerprint: str
+
+
+class ContainerEngine(Engine):
+    """Looks at the containers of a stack's services, one for each, and stops them; only those of this checkout."""
+
+    def __init__(self, settings: StackSettings, device: str) -> None:
+        super().__init__(settings, device, settings.state / "containers")
+        self.project = project_name(settings.state)
         self._seen: dict[str, tuple[float, Container | None]] = {}
         self._restarts: dict[str, int] = {}
 
-    def name(self, service: str) -> str:
+    def started(self, name: str) -> Started | None:
+        return self.record(name, Started)
+
+    def container_name(self, service: str) -> str:
         """Compose's name for the one container of a service."""
         return f"{self.project}-{service}-1"
 
@@ -42,7 +61,7 @@ class Containers:
         asked, found = self._seen.get(name, (0.0, None))
         if time.monotonic() - asked > STATE_AGE_S:
             try:
-                found = client().container.inspect(self.name(name))
+                found = client().container.inspect(self.container_name(name))
                 if is_elsewhere((found.config.labels or {}).get(CHECKOUT_LABEL, "")):
                     found = None
             except NoSuchContainer:
@@ -68,7 +87,6 @@ class Containers:
         return container.state.status == "running" and (container.restart_count or 0) <= before
 
     def unhealthy(self, name: str) -> str | None:
-        """The output of the last health check of a container that Docker calls unhealthy; else None."""
         container = self.find(name)
         health = container.state.health if container else None
         if health is None or health.status != "unhealthy":
@@ -87,7 +105,6 @@ class Containers:
         return int(died[-1]) if died else None
 
     def memory_limit_hit(self, name: str) -> int | None:
-        """The memory limit in bytes, if the system killed the container, or a process in it, for exceeding it."""
         container = self.find(name)
         if container is None or not container.host_config.memory:
             return None
@@ -97,51 +114,54 @@ class Containers:
         wait_s = LATE_S if self.exit_code(name) == KILLED else 0.0
         return container.host_config.memory if events(container.id, "oom", container.created, wait_s) else None
 
-    def address(self, name: str, network: str) -> str | None:
-        """The address of a service's container in one of the project's networks; None where it has none."""
-        container = self.find(name)
+    def locate(self, service: Service) -> Service:
+        """The service at its container's address in the inner network; unchanged where none runs."""
+        container, port = self.find(service.name), PORTS[service.name]
         networks = (container.network_settings.networks or {}) if container else {}
-        inside = networks.get(f"{self.project}_{network}")
-        return (inside.ip_address or None) if inside else None
+        inside = networks.get(f"{self.project}_inside")
+        if inside is None or not inside.ip_address:
+            return service
+        return replace(service, ready_url=f"http://{inside.ip_address}:{port}{READY_PATHS[service.name]}", port=port)
 
     def describe(self, name: str) -> tuple[str, float | None]:
-        """The short id of a service's container, and for how many seconds it runs."""
         container = self.find(name)
         if container is None:
             return "", None
         age = time.time() - container.state.started_at.timestamp() if container.state.started_at else None
         return container.id[:12], age
 
-    def last_lines(self, name: str, count: int, *, earlier: bool) -> str | None:
-        """The last lines of a log, of this start or, if `earlier`, of those before too; None without a container."""
+    def last_lines(self, name: str, count: int = 20, *, earlier: bool = False) -> str:
         container = self.find(name)
         if container is None:
-            return None
+            return super().last_lines(name, count)
         # From the end of the start before: a container may write lines before Docker notes its start.
         ended = container.state.finished_at
         begun = ended if not earlier and ended is not None and ended.year > 1 else None
         return log(container.id, count, begun).rstrip()
 
-    def remove(self, name: str, grace_s: float, kept: Path) -> bool:
+    def stop(self, name: str, grace_s: float) -> bool:
         """Stop and remove a service's container, and keep its log in a file; whether there was one."""
         self.forget(name)
         try:
-            container = self.find(name)
-            if container is None:
-                return False
-            ask("stop", "--time", str(round(grace_s)), container.id)
-            said = log(container.id)
-            container.remove(force=True)
-            try:
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                kept.write_text(said)
-            except OSError as error:  # a full disk must not keep a container up
-                print(f"{name}: its log cannot be kept in {kept}: {error.strerror}", file=sys.stderr)
+            if container := self.find(name):
+                ask("stop", "--time", str(round(grace_s)), container.id)
+                said = log(container.id)
+                container.remove(force=True)
+                self.keep_log(name, said)
         except NoSuchContainer:  # another command was quicker
-            return False
+            container = None
         finally:
             self.forget(name)
-        return True
+        self.remove_record(name)
+        return container is not None
+
+    def keep_log(self, name: str, text: str) -> None:
+        """Write a removed container's log to a file; a full disk must not keep a container up."""
+        try:
+            self.logs.mkdir(parents=True, exist_ok=True)
+            self.log(name).write_text(text)
+        except OSError as error:
+            print(f"{name}: its log cannot be kept in {self.log(name)}: {error.strerror}", file=sys.stderr)
 
 
 def log(identifier: str, count: int | None = None, begun: datetime | None = None) -> str:

@@ -1,4 +1,4 @@
-"""What Compose is told of a stack: its files, their variables, and those of the services."""
+"""The compose files of a stack, their variables, and the services' variables."""
 
 from __future__ import annotations
 
@@ -15,13 +15,11 @@ from scripts.docker import gpu as docker_gpu
 from scripts.docker import host as docker_host
 from scripts.docker.project import project_name
 from scripts.environments import ROOT
-from scripts.settings import StackSettings, user_variables
-from scripts.stack import api_key
+from scripts.settings import StackSettings, read_variables
 from scripts.stack.services import (
     DETECTOR_PRESETS,
     cache_key,
     preset_file,
-    read_variables,
     start_arguments,
     without_secrets,
 )
@@ -34,10 +32,10 @@ OVERLAY_OF_DEVICE = {"cpu": "cpu.yaml", "cuda": "gpu.yaml"}
 
 # Where vLLM's container has the volume of its caches.
 VLLM_CACHE = PurePosixPath("/cache/vllm")
-# What runs in the container that fetches models.
+# The program of the container that fetches models.
 HUB_DOWNLOAD = ROOT / "scripts" / "models" / "hub_download.py"
 
-# Of the compose files' variables, those that change nothing of a service that is up.
+# The compose files' variables that change nothing about a running service.
 PASSING = frozenset({"START_PERIOD", "MEMORY_PIPELINE"})
 
 
@@ -79,16 +77,17 @@ class ComposeFiles:
         }
 
     def service_variables(self) -> dict[str, dict[str, str]]:
-        """Each service's variables: its preset's, and over them those that the user set, but for the key."""
+        """Each service's variables: its preset's, overridden by the user's, without the key."""
         preset = self.preset.with_suffix(".env")
-        own = compile_cache.without(user_variables("VLLM_"))  # this host's places are not there
+        # Without the user's cache folders: they are on this host, not in the container.
+        own = compile_cache.without(self.settings.user_variables("VLLM_"))
         cache_folder = VLLM_CACHE / cache_key(self.settings, self.device, self.preset)
         vllm = without_secrets(read_variables(preset) | own | compile_cache.variables(cache_folder))
-        detector = read_variables(DETECTOR_PRESETS / f"{self.device}.env") | user_variables("DETECTOR_")
+        detector = read_variables(DETECTOR_PRESETS / f"{self.device}.env") | self.settings.user_variables("DETECTOR_")
         return {"vllm": vllm, "detector": detector}
 
     def mounted(self, file: Path) -> Path:
-        """Where containers get a file of this host from: a copy that their user may read, whatever the umask was."""
+        """The copy of a file of this host that containers get: their user may read it, whatever the umask was."""
         return (self.state / "mounted" / file.name).resolve()
 
     def copy_mounted(self) -> None:
@@ -97,14 +96,14 @@ class ComposeFiles:
             whole_file.write(self.mounted(file), file.read_bytes(), 0o444)
 
     def write(self) -> None:
-        """Write the files that Compose reads: its variables, and the services'. They are left to look at."""
+        """Write the files of variables that Compose reads; they stay for people to look at."""
         self.copy_mounted()
         write_env(self.state / "compose.env", self.variables())
         for name, values in self.service_variables().items():
             write_env(self.state / f"{name}.env", values)
 
     def about(self, service: str) -> list[str]:
-        """What a service's container depends on here."""
+        """What a service's container depends on: its variables, and the compose files."""
         variables = {name: value for name, value in self.variables().items() if name not in PASSING}
         told = [json.dumps(variables), json.dumps(self.service_variables()[service])]
         return told + [path.read_text() for path in self.files]
@@ -112,7 +111,7 @@ class ComposeFiles:
     def client(self, *also: Path) -> DockerClient:
         """Docker and Compose with this stack's files and variables; `also`: further files over these."""
         self.write()
-        # A variable of the shell's would win over the file's of the same name.
+        # A variable of the shell would override the file's.
         unset = [part for name in self.variables() for part in ("-u", name)]
         return DockerClient(
             config=docker_host.client_config(),
@@ -129,14 +128,14 @@ class ComposeFiles:
 
 
 def hand_over(key: str, place: Path) -> None:
-    """Write a key where Compose takes it from.
+    """Write a key to the file that Compose mounts as a secret.
 
-    Such a file keeps its owner and mode in the container, and this user cannot give it to the container's. So it is
-    readable for all, in a folder that nobody but this user may enter: the container gets the file without the folder.
+    The file keeps its owner and mode in the container, and this user cannot give it to the container's user. So all may
+    read it, in a folder that only this user may enter: the container gets the file without the folder.
     """
     place.parent.mkdir(parents=True, exist_ok=True)
     place.parent.chmod(0o700)
-    api_key.write(place, key, 0o444)
+    whole_file.write(place, key.encode(), 0o444)
 
 
 def write_env(path: Path, variables: Mapping[str, str]) -> None:

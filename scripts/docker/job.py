@@ -16,14 +16,14 @@ from pydantic import ByteSize
 
 from pipeline.errors import UsageError
 from pipeline.locations import is_object
-from pipeline.settings import Settings
+from pipeline.settings import PREFIX, Settings
 from pipeline.sources.listing import has_entries, list_images
 from pipeline.sources.objects import Objects
 from scripts import foreground
 from scripts.docker import containers, store_access
 from scripts.docker.client import ask
 from scripts.docker.job_user import User, files, make_folder, owner_of, refuse_unreachable, some
-from scripts.settings import StackError
+from scripts.settings import JobCommand, StackError
 from scripts.stack import api_key
 
 # Links that lead to links are followed so far: as far as Linux does.
@@ -49,19 +49,20 @@ class Told:
     """Of `docker compose run`, from the variables on to the job's own options."""
 
 
-def tell(settings: Settings, variables: Mapping[str, str], options: list[str], secrets: Path) -> Told:
+def tell(job: JobCommand, environment: Mapping[str, str], secrets: Path) -> Told:
     """Make what Compose is told of a job.
 
-    The container sees the images (read-only) and the runs' folder at the same paths as this host, and works in the same
-    folder, so that the run's rows and messages name files as they are called here. `variables` are the job's, as
-    the user set them; the key is not passed on, since `docker inspect` would show it: the compose file has a secret.
-    Keys of a bucket are written to the folder `secrets`, for the same reason.
+    The container sees the images (read-only) and the runs' folder under the same paths as this host, and works in the
+    same folder, so that rows and messages name files as this host does. `environment` holds the user's variables for
+    job and bucket. The key is not passed on, since `docker inspect` would show it: the compose file has a secret. For
+    the same reason the keys of a bucket go into files in the folder `secrets`.
 
     Raises:
         StackError: a service's address leads nowhere from a container.
-        UsageError: images or runs' folder are not there, or cannot be for a container or its user.
+        UsageError: images or runs' folder do not exist, or a container or its user cannot reach them.
     """
-    arguments = []
+    settings, arguments = job.settings, list[str]()
+    variables = {name: value for name, value in environment.items() if name.startswith(PREFIX) and value}
     for name, value in sorted(api_key.without(variables).items()):
         if name.endswith("_URL"):
             refuse_loopback(name, value)
@@ -69,8 +70,8 @@ def tell(settings: Settings, variables: Mapping[str, str], options: list[str], s
     folders, runs = image_folders(settings), runs_folder(settings)
     user = owner_of(runs)
     mounts = [Mount(folder, folder, read_only=True) for folder in sorted(folders - {runs})]
-    if (job := Path(settings.job).expanduser().absolute()).is_file():
-        mounts.append(Mount(job, job, read_only=True))
+    if (job_file := Path(settings.job).expanduser().absolute()).is_file():
+        mounts.append(Mount(job_file, job_file, read_only=True))
     mounts.append(Mount(runs, runs, read_only=False))
     for mount in mounts:
         refuse_mount(mount.here)
@@ -79,15 +80,15 @@ def tell(settings: Settings, variables: Mapping[str, str], options: list[str], s
         refuse_unreachable(user, runs, seen_by_job, [] if is_object(settings.images) else some(settings.images))
     if uses_store(settings):
         refuse_loopback("the S3 server's address", settings.endpoint or "")
-        seen = store_access.files(os.environ, secrets, user)
-        arguments += [f"--env={name}={value}" for name, value in store_access.variables(os.environ, seen).items()]
+        seen = store_access.files(environment, secrets, user)
+        arguments += [f"--env={name}={value}" for name, value in store_access.variables(environment, seen).items()]
         mounts += [Mount(here, there, read_only=True) for here, there in seen.items()]
     # The last of an option counts; `~` would be another folder in the container.
     places: list[str] = []
     for name in ("job", "work", "images", "output"):
         given = str(getattr(settings, name))
         places += [f"--{name}", given if is_object(given) else str(Path(given).expanduser())]
-    return Told(overlay(user, Path.cwd(), mounts), [*arguments, "pipeline", *options, *places])
+    return Told(overlay(user, Path.cwd(), mounts), [*arguments, "pipeline", *job.options, *places])
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+from argparse import ArgumentParser
 from pathlib import Path
 
 from rich.console import Console
@@ -17,27 +18,34 @@ from pipeline.metrics.profile import FILE, Profile
 from scripts import foreground
 from scripts.profile import markdown, page, table, trace
 from scripts.profile.comparison import Comparison
+from scripts.settings import JobCommand, StackSettings
 
 INTERRUPTED, USAGE = 130, 2
 
 
-def run(console: Console, *, existing: str | None, compare: str | None, options: list[str]) -> int:
-    """Profile a fresh run of the job with these options of its own, or show an `existing` run's profile.
+def add_arguments(parser: ArgumentParser) -> None:
+    """The command's own arguments; all others are the job's."""
+    parser.add_argument("--run", dest="existing", metavar="FOLDER", help="show this run's profile; nothing is run")
+    parser.add_argument("--compare", metavar="FOLDER", help="show the profile beside this run's")
+
+
+def run(_: StackSettings, console: Console, *, existing: str | None, compare: str | None, job: JobCommand) -> int:
+    """Profile a fresh run of the job, or show an `existing` run's profile.
 
     Returns the job's exit code, or 0 where none was run.
 
     Raises:
         UsageError: there is no such run, it has no profile, or the job's settings cannot be.
     """
-    if existing is not None and options:
-        raise UsageError(f"{options[0]}: with RUN (--run) nothing is run, so that the job's options have no use")
-    settings = job_settings.load(options)
+    settings = job.settings
+    if existing is not None and job.options:
+        raise UsageError(f"{job.options[0]}: with RUN (--run) nothing is run, so that the job's options have no use")
     other = read(find(compare, settings.runs)) if compare is not None else None  # before minutes are spent
     if existing is not None:
         show(console, find(existing, settings.runs), other)
         return 0
     folder = fresh_folder(settings)
-    code = run_job([*options, "--run-name", folder.name, "--profile"])
+    code = run_job([*job.options, "--run-name", folder.name, "--profile"])
     if code in (INTERRUPTED, USAGE) or (code and not (folder / FILE).is_file()):
         return code  # the job has said why
     show(console, folder, other)

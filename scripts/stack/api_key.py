@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from scripts import files as whole_file
-from scripts.settings import StackError, user_variables
+from scripts.settings import StackError, StackSettings
 
 # What the job and vLLM call it. Either may be set, and is then the key.
 JOB_VARIABLE = "SPOTTER_API_KEY"
@@ -32,35 +32,29 @@ def ensure(file: Path) -> str:
         key = ""
     if not key:
         key = secrets.token_urlsafe(32)
-        write(file, key, 0o600)
+        whole_file.write(file, key.encode(), 0o600)
     return key
 
 
-def settle(state: Path) -> None:
-    """See that the stack has a key: the one that the user set, else the one of before, else a new one.
+def settle(settings: StackSettings) -> None:
+    """Give the stack a key: the one that the user set, else the last one, else a new one.
 
     Raises:
         StackError: two are set, or one that cannot be sent.
     """
-    chosen = [user_variables(name).get(name) for name in (JOB_VARIABLE, SERVER_VARIABLE)]
-    keys = {key for key in chosen if key}
+    keys = {settings.user_variables(name).get(name) for name in (JOB_VARIABLE, SERVER_VARIABLE)} - {None}
     if len(keys) > 1:
         raise StackError(f"{JOB_VARIABLE} and {SERVER_VARIABLE} are two keys for one server: unset one of them")
-    key = keys.pop() if keys else ensure(file_in(state))
+    file = file_in(settings.state)
+    key = (keys.pop() if keys else None) or ensure(file)
     if not re.fullmatch(r"[!-~]+", key):
         raise StackError(
             f"{JOB_VARIABLE} or {SERVER_VARIABLE} holds a blank or a character outside ASCII, which no HTTP header "
-            "takes: set another key, or none for one of its own"
+            "takes: set another key, or unset it for a generated one"
         )
-    file = file_in(state)
     if not file.exists() or file.read_text().strip() != key:
-        write(file, key, 0o600)
+        whole_file.write(file, key.encode(), 0o600)
     file.chmod(0o600)
-
-
-def write(file: Path, key: str, mode: int) -> None:
-    """Write a key to a file, which appears whole and never with more rights than `mode`."""
-    whole_file.write(file, key.encode(), mode)
 
 
 def headers(file: Path | None) -> dict[str, str]:

@@ -1,160 +1,204 @@
-"""What an engine is: it runs the stack's services on a host, as processes or in containers."""
+"""An engine runs the stack's services on a host: as processes, or in containers."""
 
 from __future__ import annotations
 
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
 
+from scripts.settings import JobCommand, StackSettings
 from scripts.stack.services import Service, Stack
 from scripts.vllm.checker import Place
 from scripts.vllm.compile_cache import Kept
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
-class Engine(Protocol):
-    """Starts, watches and stops services; knows again, in a later command, what an earlier one started."""
+    Record = TypeVar("Record", bound=DataclassInstance)
 
-    name: str
-    """What people call it: `process`, `compose`."""
+
+class Engine(ABC):
+    """Starts, watches and stops services; a later command recognises what an earlier one started, by its record."""
+
+    name: ClassVar[str]
+    """The engine's name for people: `process` or `compose`."""
+
+    def __init__(self, settings: StackSettings, device: str, records: Path) -> None:
+        """An engine for a device; `records` is the folder with a file for each service that was started."""
+        self.settings = settings
+        self.device = device
+        self.records = records
+        self.logs = settings.state / "logs"
+
+    # What was started
+
+    def record(self, name: str, kind: type[Record]) -> Record | None:
+        """Read a service's record; None where there is none."""
+        try:
+            return kind(**json.loads((self.records / f"{name}.json").read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def write_record(self, name: str, started: Any) -> None:
+        """Write a service's record, a dataclass."""
+        self.records.mkdir(parents=True, exist_ok=True)
+        (self.records / f"{name}.json").write_text(json.dumps(asdict(started)))
+
+    def remove_record(self, name: str) -> None:
+        """Remove a service's record: it was stopped."""
+        (self.records / f"{name}.json").unlink(missing_ok=True)
+
+    @abstractmethod
+    def started(self, name: str) -> object | None:
+        """The record of a service that was started and not stopped since, running or not."""
+
+    def was_started(self, name: str) -> bool:
+        """Whether there is such a record."""
+        return self.started(name) is not None
+
+    @abstractmethod
+    def is_current(self, service: Service) -> bool:
+        """Whether the service runs with the settings as they are now."""
+
+    @abstractmethod
+    def is_running(self, name: str) -> bool:
+        """Whether the service runs, answering or not."""
+
+    @abstractmethod
+    def describe(self, name: str) -> tuple[str, float | None]:
+        """The id of a service's process or container, and for how many seconds it runs; empty where it does not."""
+
+    def locate(self, service: Service) -> Service:
+        """The service with the address under which this host reaches it, once it has been started."""
+        return service
+
+    # Before a start
 
     def claim(self) -> None:
-        """See that starting services here takes nobody else's away.
+        """Check that a start here replaces no services of another checkout.
 
         Raises:
             StackError: it would; says whose, and what to do.
         """
-        ...
+        return
 
-    def prepare(self, services: list[Service]) -> None:
-        """Make what the services run in (environments, images), unless it is there and current.
+    @abstractmethod
+    def prepare(self, services: Sequence[Service]) -> None:
+        """Make the environments or images of services, unless they are there and current.
 
         Raises:
-            StackError: it cannot be made.
+            StackError: one cannot be made.
         """
-        ...
 
-    def prepared(self, services: list[Service]) -> list[str]:
-        """What services run in that is there and current, in words for people."""
-        ...
+    @abstractmethod
+    def prepared(self, services: Sequence[Service]) -> list[str]:
+        """The environments or images of services that are there and current, for people."""
 
-    def compile_caches(self) -> list[Kept]:
-        """What is kept of compiled kernels, by key."""
-        ...
-
-    def prune_compile_caches(self, current: str) -> list[str]:
-        """Remove what is kept under other keys; their names."""
-        ...
-
+    @abstractmethod
     def preflight_place(self) -> Place:
         """Where vLLM's own code checks a configuration: where it would serve."""
-        ...
 
+    @abstractmethod
     def fetch_command(self, service: Service, arguments: list[str]) -> list[str]:
-        """How to run models/hub_download.py where a service's models are kept; what it runs in has been prepared."""
-        ...
+        """The command that runs models/hub_download.py where a service's models are kept."""
 
     def stop_fetching(self) -> None:
-        """End a download that its command has left behind; what it has is kept."""
-        ...
+        """End a download that outlived its command; it keeps what it has."""
+        return
 
-    def is_current(self, service: Service) -> bool:
-        """Whether the service runs with the settings as they are now."""
-        ...
+    @abstractmethod
+    def compile_caches(self) -> list[Kept]:
+        """The caches of compiled kernels, by key."""
 
-    def is_running(self, name: str) -> bool:
-        """Whether the service runs, answering or not."""
-        ...
+    @abstractmethod
+    def remove_compile_caches(self, names: Sequence[str]) -> None:
+        """Remove the caches of these keys."""
 
-    def unhealthy(self, name: str) -> str | None:
-        """What the last check of a service said that runs and, by the engine's own checks, answers no more; else None.
+    # Start and stop
 
-        None as well where the engine makes no checks.
-        """
-        ...
-
-    def was_started(self, name: str) -> bool:
-        """Whether the service was started and not stopped since, running or not."""
-        ...
-
-    def locate(self, service: Service) -> Service:
-        """The service with the address under which this host reaches it, once it has been started."""
-        ...
-
+    @abstractmethod
     def start(self, service: Service) -> None:
         """Start a service; does not wait for it.
 
         Raises:
             StackError: its port is taken, or it cannot be started.
         """
-        ...
 
+    @abstractmethod
     def stop(self, name: str, grace_s: float) -> bool:
-        """Stop a service, which may take `grace_s` seconds to finish its requests; whether there was one to stop.
+        """Stop a service, which may take `grace_s` seconds to finish its requests; whether there was one.
 
-        Called for several services at once, each from a thread of its own.
+        Several threads call it at once, one for each service.
         """
-        ...
 
     def tear_down(self) -> None:
-        """Remove what the engine keeps beside the services, once they have been stopped; caches stay.
+        """Remove what the engine keeps beside stopped services; caches stay.
 
         Raises:
             StackError: it cannot be removed.
         """
-        ...
+        return
 
+    # How a service is
+
+    def unhealthy(self, name: str) -> str | None:
+        """The output of the last failed health check, if the engine itself checks services; else None."""
+        return None
+
+    @abstractmethod
     def exit_code(self, name: str) -> int | None:
         """The exit code of a service that has ended, where it is known."""
-        ...
 
     def memory_limit_hit(self, name: str) -> int | None:
-        """The bytes that a service may use, where the system has killed it or a part of it for that; None else.
-
-        None as well where the engine sets no limit.
-        """
-        ...
-
-    def last_lines(self, name: str, count: int = 20, *, earlier: bool = False) -> str:
-        """The end of a service's log since it last started; with `earlier` also of starts that it died of before."""
-        ...
+        """The memory limit in bytes for which the system killed a service or a part of it; None otherwise."""
+        return None
 
     def log(self, name: str) -> Path:
         """Where a service's log is, at the latest when it has been stopped."""
-        ...
+        return self.logs / f"{name}.log"
 
-    def show_logs(self, names: list[str], follow: bool) -> NoReturn:
+    def last_lines(self, name: str, count: int = 20, *, earlier: bool = False) -> str:
+        """The last lines of a service's log since it last started; with `earlier` also of failed starts before."""
+        try:
+            return "\n".join(self.log(name).read_text(errors="replace").rstrip().splitlines()[-count:])
+        except OSError:
+            return ""
+
+    @abstractmethod
+    def show_logs(self, names: Sequence[str], follow: bool) -> NoReturn:
         """Become a program that shows the services' logs.
 
         Raises:
             StackError: there are none.
         """
-        ...
 
-    def describe(self, name: str) -> tuple[str, float | None]:
-        """What a service runs as (process or container id), and for how many seconds; empty where it does not run."""
-        ...
-
+    @abstractmethod
     def open_shell(self, service: Service) -> NoReturn:
         """Become a shell where the service runs.
 
         Raises:
             StackError: it does not run, and there is no such place without it.
         """
-        ...
 
-    def check_job(self, stack: Stack, options: list[str]) -> None:
-        """See that the job can have what it needs of this host, before anything is started for it.
+    # The job
+
+    def check_job(self, stack: Stack, job: JobCommand) -> None:
+        """Check that the job can reach its images, folders and services, before anything starts for it.
 
         Raises:
-            StackError: a service's address leads nowhere from where it runs.
-            UsageError: its settings cannot be.
+            StackError: a service's address leads nowhere from where the job runs.
+            UsageError: invalid settings.
         """
-        ...
+        return
 
-    def run_job(self, stack: Stack, options: list[str]) -> NoReturn:
-        """Become the job, with these options, on the stack's services.
+    @abstractmethod
+    def run_job(self, stack: Stack, job: JobCommand) -> NoReturn:
+        """Become the job, on the stack's services.
 
         Raises:
             StackError: it cannot be started.
-            UsageError: its settings cannot be.
+            UsageError: invalid settings.
         """
-        ...

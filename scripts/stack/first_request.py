@@ -36,8 +36,8 @@ async def ask_detector(settings: Settings) -> None:
     await probe.try_detector(settings, load_job(settings.job))
 
 
-def ask(service: Service) -> None:
-    """Send a service one request of the job's shape; services that the job does not use are not asked.
+def ask(service: Service, job: Settings) -> None:
+    """Send a service one request of the job's shape; a service that the job does not use is not asked.
 
     Raises:
         StackError: it was refused, or answered in another form than the job's; with the remedy where it is known.
@@ -45,12 +45,10 @@ def ask(service: Service) -> None:
     address = "{0.scheme}://{0.netloc}".format(urlsplit(service.ready_url))
     try:
         if service.name == "vllm":
-            settings = Settings(model_url=AnyHttpUrl(f"{address}/v1"))
-            if service.key_file:
-                settings = settings.model_copy(update={"api_key": SecretStr(api_key.ensure(service.key_file))})
-            asyncio.run(ask_model(settings))
+            key = {"api_key": SecretStr(api_key.ensure(service.key_file))} if service.key_file else {}
+            asyncio.run(ask_model(job.model_copy(update={"model_url": AnyHttpUrl(f"{address}/v1"), **key})))
         elif service.name == "detector":
-            asyncio.run(ask_detector(Settings(detector_url=AnyHttpUrl(address))))
+            asyncio.run(ask_detector(job.model_copy(update={"detector_url": AnyHttpUrl(address)})))
     except (UsageError, ValidationError) as error:
         message = " ".join(str(error).split())
         remedy = remedy_for(message)

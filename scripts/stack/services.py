@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from dotenv import dotenv_values
 
 from scripts import environments
 from scripts.environments import ROOT
-from scripts.settings import StackError, StackSettings, user_variables
+from scripts.settings import StackError, StackSettings, read_variables
 from scripts.stack import api_key
 from scripts.vllm import compile_cache
 from scripts.vllm.options import read_options
@@ -101,11 +99,6 @@ def preset_file(name: str) -> Path:
     raise StackError(f"STACK_PRESET={name!r} is neither a file nor one of: {known}")
 
 
-def read_variables(path: Path) -> dict[str, str]:
-    """The variables of an .env file; none where there is no file."""
-    return {name: value or "" for name, value in dotenv_values(path).items()} if path.is_file() else {}
-
-
 def read_preset(path: Path) -> dict[str, Any]:
     """The options of a vLLM preset.
 
@@ -139,22 +132,22 @@ def start_arguments(settings: StackSettings) -> tuple[str, ...]:
     return tuple(f"--{name}" if value is True else f"--{name}={json.dumps(value)}" for name, value in options.items())
 
 
-def hub_variables() -> dict[str, str]:
+def hub_variables(settings: StackSettings) -> dict[str, str]:
     """The hub's variables for a service: the user's, without the token, and no network: `fetch` gets the models."""
-    return without_secrets(user_variables("HF_")) | {"HF_HUB_OFFLINE": "1"}
+    return without_secrets(settings.user_variables("HF_")) | {"HF_HUB_OFFLINE": "1"}
 
 
 def gpu_variables(settings: StackSettings, device: str) -> dict[str, str]:
     """The variables that show a process one GPU, by nvidia-smi's number; a CUDA_VISIBLE_DEVICES of the user's wins."""
-    if device != "cuda" or os.environ.get("CUDA_VISIBLE_DEVICES"):
+    if device != "cuda" or settings.environment.get("CUDA_VISIBLE_DEVICES"):
         return {}
     return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": str(settings.gpu)}
 
 
-def cache_root(state: Path) -> Path:
-    """The folder of this host's compile caches: the one that the user gives vLLM, or ours."""
-    chosen = user_variables("VLLM_").get("VLLM_CACHE_ROOT")
-    return Path(chosen).expanduser() if chosen else state / "cache" / "vllm"
+def cache_root(settings: StackSettings) -> Path:
+    """The folder of this host's compile caches: the user's VLLM_CACHE_ROOT, or one in the state folder."""
+    chosen = settings.user_variables("VLLM_").get("VLLM_CACHE_ROOT")
+    return Path(chosen).expanduser() if chosen else settings.state / "cache" / "vllm"
 
 
 def cache_key(settings: StackSettings, device: str, preset: Path) -> str:
@@ -168,9 +161,9 @@ def vllm(settings: StackSettings, device: str, preset: Path) -> Service:
     """The model server; a VLLM_ variable that the user set wins over the preset's."""
     name = "vllm-cuda" if device == "cuda" else "vllm-cpu"
     variables_file = preset.with_suffix(".env")
-    cache = compile_cache.variables(cache_root(settings.state) / cache_key(settings, device, preset))
-    chosen = compile_cache.without(user_variables("VLLM_"))
-    variables = without_secrets(cache | read_variables(variables_file) | chosen | hub_variables())
+    cache = compile_cache.variables(cache_root(settings) / cache_key(settings, device, preset))
+    chosen = compile_cache.without(settings.user_variables("VLLM_"))
+    variables = without_secrets(cache | read_variables(variables_file) | chosen | hub_variables(settings))
     variables |= gpu_variables(settings, device)
     listen = ("--host", settings.host, "--port", str(settings.vllm_port))
     start = start_arguments(settings)
@@ -196,7 +189,7 @@ def detector(settings: StackSettings, device: str) -> Service:
     name = "detector-cuda" if device == "cuda" else "detector-cpu"
     preset = DETECTOR_PRESETS / f"{device}.env"
     listen = {"DETECTOR_HOST": settings.host, "DETECTOR_PORT": str(settings.detector_port)}
-    variables = read_variables(preset) | user_variables("DETECTOR_") | hub_variables() | listen
+    variables = read_variables(preset) | settings.user_variables("DETECTOR_") | hub_variables(settings) | listen
     variables |= gpu_variables(settings, device)
     return Service(
         name="detector",

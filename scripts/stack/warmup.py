@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from pipeline.settings import Settings
 from scripts.settings import StackError
 from scripts.stack.engine import Engine
 from scripts.stack.services import VLLM_STARTS, Service
@@ -31,15 +32,15 @@ PLAIN_LINE_S = 15.0
 FirstRequest = Callable[[Service], None]
 
 
-def first_request(service: Service) -> None:
-    """Ask a service one real question of the job.
+def first_request(service: Service, job: Settings | None = None) -> None:
+    """Ask a service one real question of the job; by default, of the one that environment and `.env` name.
 
     Raises:
         StackError: it was refused, or answered in another form than the job's.
     """
     from scripts.stack.first_request import ask  # not above: its client loads longer than most commands take
 
-    ask(service)
+    ask(service, job or Settings())
 
 
 def is_ready(service: Service) -> bool:

@@ -12,7 +12,7 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePath
@@ -122,9 +122,7 @@ def kept(root: Path) -> list[Kept]:
     return [Kept(folder.name, size(folder)) for folder in folders if NAME.fullmatch(folder.name)]
 
 
-def prune(root: Path, current: str) -> list[str]:
-    """Remove every key's folder but the current one's; their names."""
-    old = [each.name for each in kept(root) if each.name != current]
-    for name in old:
+def remove(root: Path, names: Iterable[str]) -> None:
+    """Remove the folders of these keys."""
+    for name in names:
         shutil.rmtree(root / name, ignore_errors=True)
-    return old

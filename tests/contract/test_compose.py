@@ -22,12 +22,13 @@ from pipeline.sources.listing import list_images
 from scripts.docker import gpu as docker_gpu
 from scripts.docker import host as docker_host
 from scripts.docker import images
-from scripts.docker.engine import PORTS, READY_PATHS, ComposeEngine
+from scripts.docker.containers import PORTS, READY_PATHS
+from scripts.docker.engine import ComposeEngine
 from scripts.docker.files import COMPOSE_FILE, OVERLAY_OF_DEVICE, OVERLAYS, ComposeFiles
 from scripts.docker.job import Mount, Told, overlay, place_to_mount, tell
 from scripts.docker.job_user import User
 from scripts.docker.project import project_name
-from scripts.settings import StackError, StackSettings
+from scripts.settings import JobCommand, StackError, StackSettings
 from scripts.stack.services import DETECTOR_PRESETS, STOP_GRACE_S, VLLM_PRESETS, cache_key, make_stack
 from scripts.vllm.checker import CHECKER
 from tests.conftest import ROOT
@@ -368,7 +369,7 @@ def test_images_that_are_not_there_are_told_as_in_a_process(tmp_path: Path, sour
     with pytest.raises(UsageError) as by_the_job:
         list_images(place)
     with pytest.raises(UsageError) as before:
-        tell(Settings(images=place, output=str(tmp_path / "runs")), {}, [], tmp_path / "secrets")
+        tell(JobCommand(Settings(images=place, output=str(tmp_path / "runs"))), {}, tmp_path / "secrets")
     assert str(before.value) == str(by_the_job.value)
 
 
@@ -381,7 +382,7 @@ def test_what_the_container_has_itself_is_not_mounted_over(tmp_path: Path, given
     with pytest.raises(
         UsageError, match=f"^{place}: the job's container has a {place} of its own: give a folder in it"
     ):
-        tell(settings, {}, [], tmp_path / "secrets")
+        tell(JobCommand(settings), {}, tmp_path / "secrets")
 
 
 def test_a_single_file_in_such_a_folder_is_mounted_by_itself() -> None:
@@ -431,7 +432,7 @@ def mounted(told: Told) -> dict[str, str]:
 def test_what_the_job_is_told(tmp_path: Path) -> None:
     settings = Settings(images=str(tmp_path), output=str(tmp_path / "runs"), api_key=SecretStr("sesame"))
     variables = {"SPOTTER_API_KEY": "sesame", "SPOTTER_ATTEMPTS": "3"}
-    told = tell(settings, variables, ["--force"], tmp_path / "secrets")
+    told = tell(JobCommand(settings, ("--force",)), variables, tmp_path / "secrets")
     assert "sesame" not in str(told)
     assert mounted(told) == {str(tmp_path): "ro", f"{tmp_path}/runs": "rw"}
     job = told.overlay["services"]["pipeline"]
@@ -443,17 +444,17 @@ def test_what_the_job_is_told(tmp_path: Path) -> None:
 
 def test_an_address_that_means_the_container_itself_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StackError, match=r"SPOTTER_MODEL_URL.*container itself"):
-        tell(Settings(), {"SPOTTER_MODEL_URL": "http://127.0.0.1:9000/v1"}, [], tmp_path)
+        tell(JobCommand(Settings()), {"SPOTTER_MODEL_URL": "http://127.0.0.1:9000/v1"}, tmp_path)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://localhost:9000")
     with pytest.raises(StackError, match=r"S3 server's address=http://localhost:9000: .*container itself"):
-        tell(Settings(images="s3://bucket/photos", output=str(tmp_path)), {}, [], tmp_path)
+        tell(JobCommand(Settings(images="s3://bucket/photos", output=str(tmp_path))), dict(os.environ), tmp_path)
 
 
 def test_what_the_job_is_told_of_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"ACCESS_KEY_ID": "a-key", "SECRET_ACCESS_KEY": "sesame", "DEFAULT_REGION": "eu-west-1"}.items():
         monkeypatch.setenv(f"AWS_{name}", value)
     settings = Settings(images="s3://bucket/photos", output="s3://bucket/runs", work=tmp_path / "work")
-    told = tell(settings, {}, [], tmp_path / "secrets")
+    told = tell(JobCommand(settings), dict(os.environ), tmp_path / "secrets")
     assert "sesame" not in str(told)
     assert "--env=AWS_DEFAULT_REGION=eu-west-1" in told.arguments
     work, keys = told.overlay["services"]["pipeline"]["volumes"]
@@ -468,7 +469,7 @@ def test_the_home_folder_is_this_hosts(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "mine.yaml").touch()
     given = {"SPOTTER_JOB": "~/mine.yaml", "SPOTTER_WORK": "~/work"}
     settings = Settings(job=given["SPOTTER_JOB"], work=Path(given["SPOTTER_WORK"]), output="s3://bucket/runs")
-    told = tell(settings, given, [], tmp_path / "secrets")
+    told = tell(JobCommand(settings), given, tmp_path / "secrets")
     assert told.arguments[told.arguments.index("--job") : told.arguments.index("--images")] == [
         *("--job", f"{tmp_path}/mine.yaml", "--work", f"{tmp_path}/work")
     ]
@@ -481,7 +482,9 @@ def test_the_job_sees_the_folders_of_listed_files(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     lines = ("../one/a.jpg", "../two/deep/b.jpg", "../two/c.jpg", "../nowhere/at/all.jpg", "s3://bucket/d.jpg")
     (tmp_path / "lists" / "mine.txt").write_text("\n".join(lines))
-    told = tell(Settings(images=str(tmp_path / "lists/mine.txt"), output=str(tmp_path / "runs")), {}, [], tmp_path)
+    told = tell(
+        JobCommand(Settings(images=str(tmp_path / "lists/mine.txt"), output=str(tmp_path / "runs"))), {}, tmp_path
+    )
     seen = {place for place, mode in mounted(told).items() if mode == "ro"}
     assert seen == {str(tmp_path / name) for name in ("lists", "one", "two")}
 
@@ -498,7 +501,7 @@ def test_the_job_sees_what_links_among_its_images_lead_to(tmp_path: Path) -> Non
     (photos / "3.jpg").symlink_to("/no/such/picture")
     (photos / "4.jpg").symlink_to("/dev/null")
     for given in (photos, photos / "*.jpg", photos / "2.jpg"):
-        told = tell(Settings(images=str(given), output=str(tmp_path / "runs")), {}, [], tmp_path / "secrets")
+        told = tell(JobCommand(Settings(images=str(given), output=str(tmp_path / "runs"))), {}, tmp_path / "secrets")
         assert mounted(told) == {**dict.fromkeys(map(str, (photos, blobs, far)), "ro"), f"{tmp_path}/runs": "rw"}
 
 
@@ -506,7 +509,9 @@ def test_a_link_into_a_folder_of_the_containers_own_brings_its_file_alone(tmp_pa
     (tmp_path / "photos").mkdir()
     with tempfile.NamedTemporaryFile(dir="/tmp") as picture:
         (tmp_path / "photos" / "1.jpg").symlink_to(picture.name)
-        told = tell(Settings(images=str(tmp_path / "photos"), output=str(tmp_path)), {}, [], tmp_path / "secrets")
+        told = tell(
+            JobCommand(Settings(images=str(tmp_path / "photos"), output=str(tmp_path))), {}, tmp_path / "secrets"
+        )
         assert mounted(told) == {f"{tmp_path}/photos": "ro", picture.name: "ro", str(tmp_path): "rw"}
 
 
@@ -516,7 +521,9 @@ def test_links_to_very_many_folders_are_mounted_as_one(tmp_path: Path) -> None:
         (folder := tmp_path / "annex" / str(number)).mkdir(parents=True)
         (folder / "picture").touch()
         (tmp_path / "photos" / f"{number}.jpg").symlink_to(folder / "picture")
-    told = tell(Settings(images=str(tmp_path / "photos"), output=str(tmp_path / "runs")), {}, [], tmp_path / "secrets")
+    told = tell(
+        JobCommand(Settings(images=str(tmp_path / "photos"), output=str(tmp_path / "runs"))), {}, tmp_path / "secrets"
+    )
     assert mounted(told) == {f"{tmp_path}/photos": "ro", f"{tmp_path}/annex": "ro", f"{tmp_path}/runs": "rw"}
 
 
@@ -525,4 +532,4 @@ def test_a_folder_for_runs_that_cannot_be_written_is_told_before_a_start(
 ) -> None:
     monkeypatch.setattr(os, "access", lambda place, wanted: not wanted & os.W_OK)
     with pytest.raises(UsageError, match=f"^output: {tmp_path}/runs cannot be written: give a folder of yours"):
-        tell(Settings(images=str(tmp_path), output=str(tmp_path / "runs")), {}, [], tmp_path / "secrets")
+        tell(JobCommand(Settings(images=str(tmp_path), output=str(tmp_path / "runs"))), {}, tmp_path / "secrets")

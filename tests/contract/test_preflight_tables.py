@@ -12,7 +12,8 @@ import yaml
 
 from scripts.checks.preflight.schema import Measure, unsupported
 from scripts.environments import LOCKS, ROOT
-from scripts.stack.services import VLLM_PRESETS, read_variables
+from scripts.settings import read_variables
+from scripts.stack.services import VLLM_PRESETS
 from scripts.vllm import tables
 from scripts.vllm.options import read_options
 

@@ -14,8 +14,8 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from scripts.settings import StackSettings
-from scripts.stack.services import VLLM_PRESETS, VLLM_STARTS, read_variables, start_arguments
+from scripts.settings import StackSettings, read_variables
+from scripts.stack.services import VLLM_PRESETS, VLLM_STARTS, start_arguments
 
 PARSE = Path(__file__).with_name("parse_preset.py")
 GPU = ("l4", "a100-40", "a100-80")

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scripts import environments
+from scripts.settings import StackSettings, read_variables
 from scripts.stack.process_engine import ProcessEngine
-from scripts.stack.services import VLLM_PRESETS, Service, read_variables
+from scripts.stack.services import VLLM_PRESETS, Service
 from scripts.stack.warmup import is_ready
 from tests.ports import free_port
 
@@ -126,7 +127,7 @@ def serve(vllm_python: Path, uv: Path, cache_dir: Path) -> Iterator[Server]:
         inputs=(),
     )
     with tempfile.TemporaryDirectory(prefix="gemma3n-") as state:
-        engine = ProcessEngine(Path(state))
+        engine = ProcessEngine(StackSettings(state=Path(state)))
         engine.start(service)
         try:
             wait_until_ready(engine, service)

@@ -90,6 +90,6 @@ def test_a_checkout_that_is_gone_leaves_its_containers_to_whoever_comes(stack: R
     moved = other.rename(other.with_name("moved"))
     try:
         assert other_checkout(engine.project) is None
-        assert engine.containers.find("detector") is not None
+        assert engine.find("detector") is not None
     finally:
         moved.rename(other)

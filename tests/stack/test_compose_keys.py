@@ -18,7 +18,8 @@ from rich.console import Console
 from scripts import environments
 from scripts.commands import fetch
 from scripts.docker import images
-from scripts.docker.engine import PORTS, ComposeEngine
+from scripts.docker.containers import PORTS
+from scripts.docker.engine import ComposeEngine
 from scripts.docker.project import volumes
 from scripts.settings import StackSettings
 from scripts.stack.services import Service

@@ -118,7 +118,7 @@ def test_what_only_vllms_own_code_knows(
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[ProcessEngine]:
     """A process engine of its own; what it started is stopped."""
-    made = ProcessEngine(tmp_path / "state")
+    made = ProcessEngine(StackSettings(state=tmp_path / "state"))
     yield made
     made.stop("vllm", grace_s=1)  # it answers nobody
 

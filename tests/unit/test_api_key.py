@@ -32,15 +32,15 @@ def server(state: Path) -> Service:
 def test_a_key_is_made_once_and_only_its_owner_reads_it(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
-        api_key.settle(tmp_path / "state")
+        api_key.settle(StackSettings(state=tmp_path / "state"))
     finally:
         os.umask(before)
     key = stored(tmp_path / "state")
     assert len(key) >= 32
     assert api_key.file_in(tmp_path / "state").stat().st_mode & 0o777 == 0o600
-    api_key.settle(tmp_path / "state")
+    api_key.settle(StackSettings(state=tmp_path / "state"))
     assert stored(tmp_path / "state") == key
-    api_key.settle(tmp_path / "other")
+    api_key.settle(StackSettings(state=tmp_path / "other"))
     assert stored(tmp_path / "other") != key
 
 
@@ -48,22 +48,22 @@ def test_a_key_is_made_once_and_only_its_owner_reads_it(tmp_path: Path) -> None:
 def test_the_users_own_key_is_taken_and_kept_when_it_is_unset(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
-    api_key.settle(tmp_path)
+    api_key.settle(StackSettings(state=tmp_path))
     made = server(tmp_path).fingerprint
     monkeypatch.setenv(variable, "sesame")
-    api_key.settle(tmp_path)
+    api_key.settle(StackSettings(state=tmp_path))
     assert stored(tmp_path) == "sesame"
     assert server(tmp_path).fingerprint != made  # a server with another key has to start anew
     known = server(tmp_path).fingerprint
     monkeypatch.delenv(variable)
-    api_key.settle(tmp_path)
+    api_key.settle(StackSettings(state=tmp_path))
     assert (stored(tmp_path), server(tmp_path).fingerprint) == ("sesame", known)
 
 
 def test_a_file_that_others_could_read_is_closed(tmp_path: Path) -> None:
-    api_key.settle(tmp_path)
+    api_key.settle(StackSettings(state=tmp_path))
     api_key.file_in(tmp_path).chmod(0o644)
-    api_key.settle(tmp_path)
+    api_key.settle(StackSettings(state=tmp_path))
     assert api_key.file_in(tmp_path).stat().st_mode & 0o777 == 0o600
 
 
@@ -73,11 +73,11 @@ def test_two_keys_and_one_that_cannot_be_sent_are_refused_without_being_shown(
     monkeypatch.setenv("SPOTTER_API_KEY", "sesame")
     monkeypatch.setenv("VLLM_API_KEY", "barley")
     with pytest.raises(StackError, match="two keys for one server: unset one") as refused:
-        api_key.settle(tmp_path)
+        api_key.settle(StackSettings(state=tmp_path))
     monkeypatch.setenv("SPOTTER_API_KEY", "open sesame")
     monkeypatch.delenv("VLLM_API_KEY")
     with pytest.raises(StackError, match="no HTTP header takes: set another") as unsendable:
-        api_key.settle(tmp_path)
+        api_key.settle(StackSettings(state=tmp_path))
     assert not any(word in f"{refused.value}{unsendable.value}" for word in ("sesame", "barley"))
     assert not api_key.file_in(tmp_path).exists()
 
@@ -131,7 +131,7 @@ def test_on_processes_only_the_model_server_has_it_and_in_its_environment_alone(
 ) -> None:
     for name in (api_key.JOB_VARIABLE, api_key.SERVER_VARIABLE):
         monkeypatch.setenv(name, "sesame")
-    api_key.settle(tmp_path)
+    api_key.settle(StackSettings(state=tmp_path))
     for service in make_stack(StackSettings(state=tmp_path), "cpu", "cpu", {}).services:
         held = {name for name, value in environment_of(service).items() if "sesame" in value}
         assert held == ({api_key.SERVER_VARIABLE} if service.name == "vllm" else set())

@@ -13,7 +13,7 @@ from scripts.docker import engine as compose_engine
 from scripts.docker import host as docker_host
 from scripts.docker import images
 from scripts.docker import project as compose_project
-from scripts.docker.containers import Containers
+from scripts.docker.containers import ContainerEngine
 from scripts.settings import StackError, StackSettings
 from scripts.stack import api_key
 
@@ -25,7 +25,7 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("containers", "processes", "logs", "cache"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "something").touch()
-    api_key.settle(tmp_path)
+    api_key.settle(StackSettings(state=tmp_path))
     return tmp_path
 
 
@@ -99,7 +99,7 @@ def test_images_and_volumes_are_named_before_they_go(state: Path, monkeypatch: p
 
     monkeypatch.setattr(docker_host, "answers", lambda: True)
     monkeypatch.setattr(docker_host, "client_config", lambda: None)
-    monkeypatch.setattr(Containers, "find", lambda *_: None)
+    monkeypatch.setattr(ContainerEngine, "find", lambda *_: None)
     monkeypatch.setattr(compose_project, "checkouts", lambda _: {})
     monkeypatch.setattr(compose_project, "volumes", lambda _: ["spotter_vllm-cache"])
     monkeypatch.setattr(images, "has", lambda _: True)
@@ -118,7 +118,7 @@ def test_images_and_volumes_are_named_before_they_go(state: Path, monkeypatch: p
 
 def test_what_docker_does_not_let_go_is_told(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(docker_host, "answers", lambda: True)
-    monkeypatch.setattr(Containers, "find", lambda *_: None)
+    monkeypatch.setattr(ContainerEngine, "find", lambda *_: None)
     monkeypatch.setattr(compose_project, "volumes", lambda _: ["busy"])
     monkeypatch.setattr(compose_project, "checkouts", lambda _: {})
     monkeypatch.setattr(compose_engine, "left_over", lambda _: ([], []))

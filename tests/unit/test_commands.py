@@ -1,21 +1,39 @@
 """The operator's commands begin quickly: none loads what another one needs."""
 
+import importlib
+import inspect
 import subprocess
 import sys
 from pathlib import Path
 
+from scripts.__main__ import COMMANDS
 from scripts.environments import ROOT
 
 # They take as long to load as the rest of a command, and a stack is asked for its state often.
 OF_THE_JOB = {"daft", "aiohttp", "pillow_heif"}
 
 
-def test_a_command_loads_nothing_of_the_job() -> None:
-    program = "import sys, scripts.__main__; print(*{name.partition('.')[0] for name in sys.modules})"
+def loaded(program: str) -> set[str]:
+    """The packages that a program has loaded at its end."""
+    program += "; import sys; print(*{name.partition('.')[0] for name in sys.modules})"
     told = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    loaded = set(told.split())
-    assert "scripts" in loaded
-    assert not loaded & OF_THE_JOB
+    return set(told.split())
+
+
+def test_a_command_loads_nothing_of_the_job() -> None:
+    modules = ", ".join(module for name, (module, _) in COMMANDS.items() if name != "profile")
+    assert not loaded(f"import scripts.__main__, {modules}") & OF_THE_JOB
+
+
+def test_only_the_command_that_runs_is_loaded() -> None:
+    assert "pyarrow" not in loaded("from scripts.__main__ import parse; parse(['status'])")  # of the smoke test
+
+
+def test_every_command_says_what_it_is_for() -> None:
+    for name, (module, purpose) in COMMANDS.items():
+        run = importlib.import_module(module).run
+        assert list(inspect.signature(run).parameters)[1] == "console", name
+        assert purpose
 
 
 def test_the_makefile_takes_names_as_they_are(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_a_place_that_the_user_chose_is_keyed_as_well(tmp_path: Path, monkeypatc
 
 def test_old_keys_are_listed_and_go_and_nothing_else(tmp_path: Path) -> None:
     settings = StackSettings(state=tmp_path, engine="process", device="cpu", preset="cpu")
-    root = services.cache_root(tmp_path)
+    root = services.cache_root(settings)
     current = services.cache_key(settings, "cpu", VLLM_PRESETS / "cpu.yaml")
     old = "vllm0.31.0-torch2.12.0-cpu-tiny-vlm-0badcafe"
     for name in (current, old, "of-somebody-else"):

@@ -8,7 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from scripts.docker import containers
-from scripts.docker.containers import KILLED, LATE_S, Containers
+from scripts.docker.containers import KILLED, LATE_S, ContainerEngine
+from scripts.docker.engine import ComposeEngine
+from scripts.settings import StackSettings
 
 LIMIT = 2**30
 
@@ -34,7 +36,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return asked
 
 
-def ended(code: int, monkeypatch: pytest.MonkeyPatch) -> Containers:
+def ended(code: int, monkeypatch: pytest.MonkeyPatch) -> ContainerEngine:
     """A project whose service has ended with this code."""
     container = SimpleNamespace(
         id="d0d0",
@@ -42,8 +44,8 @@ def ended(code: int, monkeypatch: pytest.MonkeyPatch) -> Containers:
         state=SimpleNamespace(status="exited", exit_code=code, oom_killed=False),
         host_config=SimpleNamespace(memory=LIMIT),
     )
-    monkeypatch.setattr(Containers, "find", lambda self, name: container)
-    return Containers("spotter")
+    monkeypatch.setattr(ContainerEngine, "find", lambda self, name: container)
+    return ComposeEngine(StackSettings(), "cpu", "cpu")
 
 
 def test_the_event_of_a_kill_for_memory_may_come_late(looks: list[float], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.commands import stack
+from scripts.commands import engines
 from scripts.docker import engine as compose_engine
 from scripts.docker import gpu as docker_gpu
 from scripts.docker import host as docker_host
@@ -50,7 +50,7 @@ esac"""
 
 
 def test_without_docker_processes_and_why(docker: Path, tmp_path: Path) -> None:
-    engine, why = stack.choose_engine(StackSettings(state=tmp_path), "cpu", "cpu")
+    engine, why = engines.choose_engine(StackSettings(state=tmp_path), "cpu", "cpu")
     assert engine.name == "process"
     assert "no Docker engine answers" in why
 
@@ -67,7 +67,7 @@ def test_a_docker_without_an_engine_that_ends_with_0_is_none(
 ) -> None:
     """As of docker's client 23 to 28.0: a template is filled in with nothing."""
     write(docker, f"""case "$1" in info) echo '{{}}'; echo '{complaint}' >&2;; *) echo 28;; esac""")
-    engine, reason = stack.choose_engine(StackSettings(state=tmp_path), "cpu", "cpu")
+    engine, reason = engines.choose_engine(StackSettings(state=tmp_path), "cpu", "cpu")
     assert engine.name == "process"
     assert reason.startswith(why)
 
@@ -75,22 +75,22 @@ def test_a_docker_without_an_engine_that_ends_with_0_is_none(
 def test_an_old_compose_is_told_before_it_fails(docker: Path, tmp_path: Path) -> None:
     write(docker, script(compose="v2.17.3"))
     with pytest.raises(StackError, match=r"Compose is v2.17.3, and the compose files need 2.20 or later: update"):
-        stack.choose_engine(StackSettings(state=tmp_path, engine="compose"), "cpu", "cpu")
+        engines.choose_engine(StackSettings(state=tmp_path, engine="compose"), "cpu", "cpu")
 
 
 def test_a_docker_on_another_host_is_not_taken(docker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By its variable, and by the context in use."""
     write(docker, script(context="tcp://gpu-7:2376"))
-    assert stack.choose_engine(StackSettings(state=tmp_path), "cpu", "cpu")[1].startswith("this Docker is on gpu-7")
+    assert engines.choose_engine(StackSettings(state=tmp_path), "cpu", "cpu")[1].startswith("this Docker is on gpu-7")
     for cached in CACHED:
         cached.cache_clear()
     monkeypatch.setenv("DOCKER_HOST", "unix:///run/docker.sock")
-    assert stack.choose_engine(StackSettings(state=tmp_path), "cpu", "cpu")[0].name == "compose"
+    assert engines.choose_engine(StackSettings(state=tmp_path), "cpu", "cpu")[0].name == "compose"
 
 
 def test_without_a_base_to_build_on_processes_and_why(docker: Path, tmp_path: Path) -> None:
     write(docker, script(images="none"))
-    engine, why = stack.choose_engine(StackSettings(state=tmp_path), "cpu", "cpu")
+    engine, why = engines.choose_engine(StackSettings(state=tmp_path), "cpu", "cpu")
     assert engine.name == "process"
     assert "no container registry can be reached" in why
 
@@ -103,7 +103,7 @@ def test_each_image_needs_its_own_base(docker: Path, tmp_path: Path) -> None:
         write(docker, script(info=', "Runtimes": {"nvidia": {}}', images='|"image inspect "'.join(there)))
         for cached in CACHED:
             cached.cache_clear()
-        engine, why = stack.choose_engine(settings, device, preset)
+        engine, why = engines.choose_engine(settings, device, preset)
         return engine.name, why
 
     assert choose("cpu", "cpu")[0] == "compose"
@@ -118,18 +118,18 @@ def test_each_image_needs_its_own_base(docker: Path, tmp_path: Path) -> None:
 
 def test_where_docker_has_the_images_containers(docker: Path, tmp_path: Path) -> None:
     write(docker, script())
-    engine, why = stack.choose_engine(StackSettings(state=tmp_path), "cpu", "cpu")
+    engine, why = engines.choose_engine(StackSettings(state=tmp_path), "cpu", "cpu")
     assert (engine.name, why) == ("compose", "Docker answers")
 
 
 def test_a_gpu_needs_dockers_nvidia_runtime(docker: Path, tmp_path: Path) -> None:
     write(docker, script(info=', "Runtimes": {"runc": {}}, "DiscoveredDevices": null'))
-    engine, why = stack.choose_engine(StackSettings(state=tmp_path), "cuda", "l4")
+    engine, why = engines.choose_engine(StackSettings(state=tmp_path), "cuda", "l4")
     assert engine.name == "process"
     assert "nvidia-container-toolkit" in why
     docker_gpu.driver.cache_clear()
     write(docker, script(info=', "DiscoveredDevices": [{"ID": "nvidia.com/gpu=0"}]'))
-    assert stack.choose_engine(StackSettings(state=tmp_path), "cuda", "l4")[0].name == "compose"
+    assert engines.choose_engine(StackSettings(state=tmp_path), "cuda", "l4")[0].name == "compose"
 
 
 @pytest.mark.parametrize(
@@ -161,16 +161,16 @@ def test_where_containers_and_host_do_not_reach_each_other_processes_and_why(
 ) -> None:
     """A start would wait for an answer until its time is up."""
     write(docker, script(info=f', "OperatingSystem": "{system}", "SecurityOptions": ["name={option}"]'))
-    engine, why = stack.choose_engine(StackSettings(state=tmp_path), "cpu", "cpu")
+    engine, why = engines.choose_engine(StackSettings(state=tmp_path), "cpu", "cpu")
     assert engine.name == "process"
     assert why.startswith(named)
     with pytest.raises(StackError, match=rf"^{named} .*: set STACK_ENGINE=process"):
-        stack.choose_engine(StackSettings(state=tmp_path, engine="compose"), "cpu", "cpu")
+        engines.choose_engine(StackSettings(state=tmp_path, engine="compose"), "cpu", "cpu")
 
 
 def test_the_engine_that_is_asked_for_or_none(docker: Path, tmp_path: Path) -> None:
     with pytest.raises(StackError, match=r"no Docker engine answers.*STACK_ENGINE=process"):
-        stack.choose_engine(StackSettings(state=tmp_path, engine="compose"), "cpu", "cpu")
+        engines.choose_engine(StackSettings(state=tmp_path, engine="compose"), "cpu", "cpu")
     write(docker, script())
-    engine, why = stack.choose_engine(StackSettings(state=tmp_path, engine="process"), "cpu", "cpu")
+    engine, why = engines.choose_engine(StackSettings(state=tmp_path, engine="process"), "cpu", "cpu")
     assert (engine.name, why) == ("process", "STACK_ENGINE=process")

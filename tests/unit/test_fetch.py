@@ -17,7 +17,7 @@ from rich.console import Console
 
 from scripts.commands import fetch
 from scripts.environments import ROOT
-from scripts.settings import StackError
+from scripts.settings import StackError, StackSettings
 from scripts.stack.process_engine import ProcessEngine, environment_of
 from scripts.stack.services import Service
 from tests.configurations import TINY_VLM
@@ -62,9 +62,14 @@ class Host:
                 monkeypatch.setenv(name, "")  # undoes one of .env too
         self.cache, self.service, self.hub = folder / "hf", service, hub
         self.output = io.StringIO()
-        self.engine = ProcessEngine(folder / "state")
+        self.state = folder / "state"
         monkeypatch.setenv("HF_HOME", str(self.cache))
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
+
+    @property
+    def engine(self) -> ProcessEngine:
+        """The engine of the next command, which reads the variables as they are now."""
+        return ProcessEngine(StackSettings(state=self.state))
 
     def fetch(self, *, offline: bool = False, verify: bool = False) -> fetch.Fetched:
         """Fetch the service's model."""

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from rich.console import Console
 
-from scripts.settings import StackError
+from scripts.settings import StackError, StackSettings
 from scripts.stack import warmup
 from scripts.stack.process_engine import ProcessEngine, session_members
 from scripts.stack.services import Service
@@ -49,7 +49,7 @@ def service(code: str = SERVER, *, port: int | None = None, variables: tuple[tup
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[ProcessEngine]:
-    engine = ProcessEngine(tmp_path)
+    engine = ProcessEngine(StackSettings(state=tmp_path))
     yield engine
     engine.stop("toy", grace_s=0)
 
@@ -69,10 +69,10 @@ def test_started_known_again_and_stopped_with_its_children(engine: ProcessEngine
     toy = service()
     engine.start(toy)
     wait(toy)
-    known = ProcessEngine(tmp_path).started("toy")  # as the next command sees it
+    known = ProcessEngine(StackSettings(state=tmp_path)).started("toy")  # as the next command sees it
     assert known is not None
     assert len(session_members(known)) == 2
-    assert ProcessEngine(tmp_path).stop("toy", grace_s=5)
+    assert ProcessEngine(StackSettings(state=tmp_path)).stop("toy", grace_s=5)
     assert session_members(known) == []
     assert engine.running("toy") is None
     assert not engine.stop("toy", grace_s=5)
@@ -136,7 +136,7 @@ def test_a_service_whose_own_checks_fail_is_told_with_cause_and_remedy(engine: P
             return "HTTP 500: OSError: [Errno 28]\n No space left on device"
 
     toy = service()
-    checked = Checked(engine.processes.parent)
+    checked = Checked(engine.settings)
     checked.start(toy)
     with pytest.raises(StackError) as raised:
         warmup.wait(checked, [toy], 60, Console(file=io.StringIO()))
@@ -195,9 +195,9 @@ def test_a_missing_program(engine: ProcessEngine) -> None:
 def test_another_process_with_the_same_id_is_not_ours(engine: ProcessEngine, tmp_path: Path) -> None:
     stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
     try:
-        engine.processes.mkdir(parents=True)
+        engine.records.mkdir(parents=True)
         born = psutil.Process(stranger.pid).create_time()
-        (engine.processes / "toy.json").write_text(f'{{"pid": {stranger.pid}, "born": {born + 60}, "fingerprint": ""}}')
+        (engine.records / "toy.json").write_text(f'{{"pid": {stranger.pid}, "born": {born + 60}, "fingerprint": ""}}')
         assert engine.running("toy") is None
         assert not engine.stop("toy", grace_s=1)
         assert stranger.poll() is None

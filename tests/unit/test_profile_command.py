@@ -19,6 +19,7 @@ from pipeline.errors import UsageError
 from scripts import foreground
 from scripts.__main__ import parse
 from scripts.profile import command
+from scripts.settings import StackSettings, load_job
 from tests.conftest import ROOT
 from tests.profiles import make_profile, write_profile
 
@@ -58,7 +59,7 @@ def profile(
 ) -> int:
     """The command, with an output folder of the test's."""
     told = [*options, "--output", str(runs)] if existing is None else list(options)
-    return command.run(console, existing=existing, compare=compare, options=told)
+    return command.run(StackSettings(), console, existing=existing, compare=compare, job=load_job(told))
 
 
 def test_the_job_runs_in_a_folder_that_no_run_has_yet(
@@ -169,9 +170,10 @@ def test_a_run_without_a_profile_is_an_error_with_a_remedy(console: Console, tmp
 
 
 def test_the_command_line_keeps_the_jobs_options_for_the_job() -> None:
-    parsed = parse(["profile", "--compare", "runs/a", "--images", "x", "--run-name", "mine", "--force"])
-    assert (parsed.run, parsed.compare) == (None, "runs/a")
-    assert parsed.options == ["--images", "x", "--run-name", "mine", "--force"]
+    name, given = parse(["profile", "--compare", "runs/a", "--images", "x", "--run-name", "mine", "--force"])
+    assert (name, given["existing"], given["compare"]) == ("profile", None, "runs/a")
+    assert given["job"].options == ("--images", "x", "--run-name", "mine", "--force")
+    assert given["job"].settings.run_name == "mine"
 
 
 def test_exit_codes_are_the_commands() -> None:

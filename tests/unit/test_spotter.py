@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from scripts import environments, offline
+from scripts import environments
 from scripts.commands.job_options import located
 from scripts.environments import ROOT
+from scripts.settings import OFFLINE
 
 
 @pytest.fixture(autouse=True)
@@ -109,6 +110,4 @@ def test_offline_is_told_to_pip_and_uv_before_the_first_environment(tmp_path: Pa
     )
     given = {"STACK_OFFLINE": "1"} if place == "environment" else {}
     done = spotter("-c", program, cwd=tmp_path, program=tmp_path / "scripts" / "python.sh", **given)
-    assert done.stdout.split() == [
-        offline.VARIABLES[name] for name in ("PIP_NO_INDEX", "UV_OFFLINE", "UV_PYTHON_DOWNLOADS")
-    ]
+    assert done.stdout.split() == [OFFLINE[name] for name in ("PIP_NO_INDEX", "UV_OFFLINE", "UV_PYTHON_DOWNLOADS")]

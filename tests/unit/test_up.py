@@ -12,21 +12,22 @@ from typing import cast
 
 import pytest
 import yaml
+from pydantic import ValidationError
 from python_on_whales import DockerException
 from rich.console import Console
 
 from scripts import __main__ as operator
-from scripts import offline, settings
+from scripts import settings
 from scripts.checks.doctor import caches, disk, hub
 from scripts.checks.preflight import command
-from scripts.commands import fetch, stack
+from scripts.commands import build, engines, fetch, status, up
 from scripts.docker import containers, images
 from scripts.docker import engine as compose_engine
 from scripts.docker import host as docker_host
-from scripts.docker.containers import Containers
+from scripts.docker.containers import ContainerEngine
 from scripts.environments import ROOT
 from scripts.findings import Finding
-from scripts.settings import StackError, StackSettings, user_variables
+from scripts.settings import StackError, StackSettings, load_job
 from scripts.stack.engine import Engine
 from scripts.stack.services import VLLM_PRESETS, Service, make_stack
 from scripts.vllm.compile_cache import Kept
@@ -37,7 +38,7 @@ DOG_BREEDS = ROOT / "pipeline" / "jobs" / "dog_breeds.yaml"
 @pytest.fixture(autouse=True)
 def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Variables that the code under test sets go with the test."""
-    for name in (*(f"SPOTTER_{each.upper()}" for each in stack.ADOPTED), *offline.VARIABLES):
+    for name in settings.OFFLINE:
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
 
@@ -45,23 +46,44 @@ def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_job_in_the_options_is_the_one_that_is_checked(tmp_path: Path) -> None:
     job = yaml.safe_load(DOG_BREEDS.read_text())
     (tmp_path / "long.yaml").write_text(yaml.safe_dump(job | {"max_tokens": 2000}))
-    settings = StackSettings(device="cpu", preset="cpu")
-    assert [each.severity for each in command.preflight(settings).findings] == ["ok"]
-    stack.adopt(["--job", str(tmp_path / "long.yaml"), "--retry-failed"])
-    (finding,) = command.preflight(settings).findings
+    given = StackSettings(device="cpu", preset="cpu")
+    assert [each.severity for each in command.preflight(given).findings] == ["ok"]
+    asked = load_job(["--job", str(tmp_path / "long.yaml"), "--retry-failed"])
+    (finding,) = command.preflight(given.for_job(asked.settings)).findings
     assert finding.severity == "error"
     assert "needs at least" in finding.found
+    assert [each.severity for each in command.preflight(given).findings] == ["ok"]  # it changed nothing
 
 
 def test_a_server_elsewhere_in_the_options_is_not_started(tmp_path: Path) -> None:
-    stack.adopt(["--model-url=http://192.0.2.1:8000/v1"])
-    made = make_stack(StackSettings(state=tmp_path), "cpu", "cpu", user_variables("SPOTTER_"))
-    assert [service.name for service in made.services] == ["detector"]
+    asked = load_job(["--model-url=http://192.0.2.1:8000/v1"])
+    given = StackSettings(state=tmp_path, engine="process", device="cpu").for_job(asked.settings)
+    assert [service.name for service in engines.plan(given)[0].services] == ["detector"]
+
+
+def test_options_win_over_the_variables_of_the_same_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPOTTER_MODEL_URL", "http://192.0.2.1:8000/v1")
+    default = str(load_job().settings.__class__.model_fields["model_url"].default)
+    asked = load_job([f"--model-url={default}"])
+    assert StackSettings().for_job(asked.settings).user_variables("SPOTTER_")["SPOTTER_MODEL_URL"] == default
 
 
 def test_options_that_leave_the_stack_as_it_is_set_nothing() -> None:
-    stack.adopt(["--run-name", "x", "--force"])
+    asked = load_job(["--run-name", "x", "--force"])
+    assert StackSettings().for_job(asked.settings).user_variables("SPOTTER_") == {}
     assert not [name for name in os.environ if name.startswith("SPOTTER_")]
+
+
+def test_settings_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".env").write_text("SPOTTER_JOB=of_file\nSPOTTER_MODEL=of_file\n")
+    monkeypatch.setattr(settings, "ENV_FILE", tmp_path / ".env")
+    monkeypatch.setenv("SPOTTER_JOB", "of_environment")
+    given = StackSettings()
+    monkeypatch.setenv("SPOTTER_JOB", "later")
+    (tmp_path / ".env").unlink()
+    assert given.user_variables("SPOTTER_") == {"SPOTTER_JOB": "of_environment", "SPOTTER_MODEL": "of_file"}
+    with pytest.raises(ValidationError, match="frozen"):
+        given.preset = "l4"  # type: ignore[misc]
 
 
 def test_a_token_in_the_env_file_alone_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,11 +91,11 @@ def test_a_token_in_the_env_file_alone_is_seen(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(settings, "ENV_FILE", tmp_path / ".env")
     for name in ("HF_TOKEN", "HF_HOME"):
         monkeypatch.delenv(name, raising=False)
-    server = command.server_of(VLLM_PRESETS / "l4.yaml", "cuda", [])
+    given = StackSettings(state=tmp_path)
+    server = command.server_of(VLLM_PRESETS / "l4.yaml", "cuda", [], environment=given.environment)
     assert server.environment["HF_TOKEN"] == "hf_file"
     assert server.environment["HF_HOME"] == str(tmp_path)
-    made = make_stack(StackSettings(state=tmp_path), "cuda", "l4", {})
-    for service in made.services:
+    for service in make_stack(given, "cuda", "l4", {}).services:
         variables = dict(service.variables)
         assert variables["HF_HOME"] == str(tmp_path)
         assert variables["HF_HUB_OFFLINE"] == "1"
@@ -89,7 +111,7 @@ def test_offline_builds_no_image(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setattr(docker_host, "client_config", lambda: None)
     settings = StackSettings(state=tmp_path, device="cpu", offline=True)
     with pytest.raises(StackError, match=r"spotter-vllm-cpu:local.*: not built.*STACK_OFFLINE forbids the network"):
-        stack.build(settings, Console(file=io.StringIO()))
+        build.run(settings, Console(file=io.StringIO()))
 
 
 def test_offline_looks_for_no_registry(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,8 +122,10 @@ def test_offline_looks_for_no_registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_offline_is_told_to_every_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    offline.enforce()
-    assert {name: os.environ[name] for name in offline.VARIABLES} == offline.VARIABLES
+    monkeypatch.setenv("STACK_OFFLINE", "1")
+    given = settings.load()
+    assert {name: os.environ[name] for name in settings.OFFLINE} == settings.OFFLINE
+    assert given.environment["HF_HUB_OFFLINE"] == "1"
 
 
 class Recording:
@@ -109,7 +133,8 @@ class Recording:
 
     name = "recording"
 
-    def __init__(self) -> None:
+    def __init__(self, settings: StackSettings) -> None:
+        self.settings = settings
         self.calls: list[str] = []
 
     def start(self, service: Service) -> None:
@@ -152,20 +177,20 @@ class Recording:
 def test_the_order_of_a_start(
     device: str, preset: str, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = Recording()
+    engine = Recording(StackSettings(state=tmp_path))
     made = make_stack(StackSettings(state=tmp_path), device, preset, {})
 
     def wait(_: Engine, services: list[Service], *__: object, **___: object) -> None:
         engine.calls.append(f"wait for {', '.join(service.name for service in services)}")
 
-    monkeypatch.setattr(stack, "plan", lambda _: (made, engine, "as a test"))
-    monkeypatch.setattr(stack, "wait", wait)
-    monkeypatch.setattr(stack, "engines_in_use", lambda _: [])
+    monkeypatch.setattr(up, "plan", lambda _: (made, engine, "as a test"))
+    monkeypatch.setattr(up, "wait", wait)
+    monkeypatch.setattr(up, "engines_in_use", lambda _: [])
     monkeypatch.setattr(caches, "require", lambda _: None)
     monkeypatch.setattr(command, "require", lambda *_, **__: None)
     monkeypatch.setattr(fetch, "ensure", lambda *_, **__: [])
-    monkeypatch.setattr(stack, "refuse_in_vain", lambda _: engine.calls.append("see that it can be prepared"))
-    stack.up(StackSettings(state=tmp_path), Console(file=io.StringIO()))
+    monkeypatch.setattr(up, "refuse_in_vain", lambda _: engine.calls.append("see that it can be prepared"))
+    up.up(StackSettings(state=tmp_path), Console(file=io.StringIO()), load_job())
     assert engine.calls == ["claim", "see that it can be prepared", "prepare", *expected]
 
 
@@ -177,10 +202,11 @@ def test_what_cannot_end_well_is_told_before_anything_is_made(
     for each in (disk, hub):
         monkeypatch.setattr(each, "check", lambda _: [])
     monkeypatch.setattr(check, "check", lambda _: [Finding("that", "error", "too little", "more", "get some")])
-    engine, settings = Recording(), StackSettings(state=tmp_path)
+    settings = StackSettings(state=tmp_path)
+    engine = Recording(settings)
     made = make_stack(settings, "cpu", "cpu", {})
     with pytest.raises(StackError, match=r"(?s)nothing was made, .*that: too little.*get some"):
-        stack.obtain(settings, cast(Engine, engine), made, list(made.services), Console(file=io.StringIO()))
+        up.obtain(settings, cast(Engine, engine), made, list(made.services), Console(file=io.StringIO()))
     assert engine.calls == []
 
 
@@ -198,10 +224,10 @@ def test_why_a_start_failed_is_told_before_what_it_began_is_stopped_and_once(
             return True
 
     made = make_stack(StackSettings(state=tmp_path), "cpu", "cpu", {})
-    monkeypatch.setattr(stack, "plan", lambda _: (made, Dying(), "as a test"))
-    monkeypatch.setattr(stack, "wait", lambda *_, **__: (_ for _ in ()).throw(StackError("vllm ended")))
-    monkeypatch.setattr(stack, "engines_in_use", lambda _: [])
-    monkeypatch.setattr(stack, "obtain", lambda *_: None)
+    monkeypatch.setattr(up, "plan", lambda _: (made, Dying(StackSettings(state=tmp_path)), "as a test"))
+    monkeypatch.setattr(up, "wait", lambda *_, **__: (_ for _ in ()).throw(StackError("vllm ended")))
+    monkeypatch.setattr(up, "engines_in_use", lambda _: [])
+    monkeypatch.setattr(up, "obtain", lambda *_: None)
     monkeypatch.setattr(caches, "require", lambda _: None)
     monkeypatch.setattr(command, "require", lambda *_, **__: None)
     monkeypatch.setenv("STACK_STATE", str(tmp_path))
@@ -215,7 +241,7 @@ def test_a_command_that_waits_for_another_says_so(tmp_path: Path) -> None:
     settings = StackSettings(state=tmp_path)
 
     def hold() -> None:
-        with stack.one_at_a_time(settings, Console(file=io.StringIO())):
+        with engines.one_at_a_time(settings, Console(file=io.StringIO())):
             first.set()
             ended.wait(60)
 
@@ -227,17 +253,17 @@ def test_a_command_that_waits_for_another_says_so(tmp_path: Path) -> None:
     for target in (hold, end_when_told):
         threading.Thread(target=target, daemon=True).start()
         assert first.wait(60)
-    with stack.one_at_a_time(settings, Console(file=said)):
+    with engines.one_at_a_time(settings, Console(file=said)):
         assert ended.is_set()
 
 
 def test_images_of_a_device_are_built_on_a_host_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[str] = []
     monkeypatch.setattr(docker_host, "client_config", lambda: None)
-    monkeypatch.setattr(stack, "find_gpus", lambda _: [])
+    monkeypatch.setattr(build, "find_gpus", lambda _: [])
     monkeypatch.setattr(images, "ensure", lambda names, *_, **__: built.extend(names))
     monkeypatch.setattr(images, "find", lambda _: None)
-    stack.build(StackSettings(state=tmp_path, device="cuda"), Console(file=io.StringIO()))
+    build.run(StackSettings(state=tmp_path, device="cuda"), Console(file=io.StringIO()))
     assert built == ["detector-cuda", "vllm", "pipeline"]
 
 
@@ -247,7 +273,7 @@ def test_what_a_cut_off_job_left_is_no_service(tmp_path: Path, monkeypatch: pyte
     engine = compose_engine.ComposeEngine(StackSettings(state=tmp_path), "cpu", "cpu")
     engine.jobs.mkdir(parents=True)
     (engine.jobs / "spotter-job-1.json").touch()
-    assert stack.engines_in_use(StackSettings(state=tmp_path)) == []
+    assert engines.engines_in_use(StackSettings(state=tmp_path)) == []
     monkeypatch.setattr(compose_engine, "left_over", lambda _: ([], []))
     engine.tear_down()
     assert not engine.jobs.exists()
@@ -265,10 +291,10 @@ def test_a_full_disk_keeps_no_container_from_being_removed(
             calls.append("remove")
 
     (tmp_path / "logs").touch()  # where a folder is wanted: nothing can be written
-    monkeypatch.setattr(Containers, "find", lambda *_: Stopping())
+    monkeypatch.setattr(ContainerEngine, "find", lambda *_: Stopping())
     monkeypatch.setattr(containers, "log", lambda *_: "said")
     monkeypatch.setattr(containers, "ask", lambda *asked: calls.append(" ".join(asked)))
-    assert Containers("spotter").remove("vllm", 4.9, tmp_path / "logs" / "vllm.log")
+    assert compose_engine.ComposeEngine(StackSettings(state=tmp_path), "cpu", "cpu").stop("vllm", 4.9)
     assert calls == ["stop --time 5 1", "remove"]
     assert "vllm: its log cannot be kept" in capsys.readouterr().err
 
@@ -293,7 +319,7 @@ class Failing:
 def test_a_failed_clean_up_hides_no_cause(error: Exception, told: str) -> None:
     said = io.StringIO()
     made = make_stack(StackSettings(), "cpu", "cpu", {})
-    stack.take_back(cast(Engine, Failing(error)), list(made.services), made, Console(file=said))
+    up.take_back(cast(Engine, Failing(error)), list(made.services), made, Console(file=said))
     assert said.getvalue() == f"not all of it could be taken down: {told}\n"
 
 
@@ -310,7 +336,7 @@ def test_services_are_stopped_side_by_side_and_all_of_them() -> None:
             return True
 
     with pytest.raises(StackError, match="vllm cannot"):
-        stack.stop(cast(Engine, Stopping()), {"vllm": 1.0, "detector": 2.0})
+        engines.stop(cast(Engine, Stopping()), {"vllm": 1.0, "detector": 2.0})
     assert stopped == [("detector", 2.0)]
 
 
@@ -320,6 +346,6 @@ def test_what_docker_refuses_is_told_in_one_line(
     def refuse(*_: object) -> int:
         raise DockerException(["docker", "inspect"], 1, stderr=b"Cannot connect to the Docker daemon\n")
 
-    monkeypatch.setattr(operator, "command", refuse)
+    monkeypatch.setattr(status, "run", refuse)
     assert operator.main(["status"]) == 1
     assert re.fullmatch(r"error: docker: Cannot connect to the Docker daemon -> .+\n", capsys.readouterr().err)

@@ -16,7 +16,8 @@ import psutil
 import pytest
 from rich.console import Console
 
-from scripts.settings import StackError
+from pipeline.settings import Settings
+from scripts.settings import StackError, StackSettings
 from scripts.stack import first_request, warmup
 from scripts.stack.process_engine import ProcessEngine
 from scripts.stack.services import Service
@@ -42,7 +43,7 @@ http.server.HTTPServer(("127.0.0.1", {port}), Health).serve_forever()
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[ProcessEngine]:
     """A process engine of its own; what it started is stopped."""
-    made = ProcessEngine(tmp_path / "state")
+    made = ProcessEngine(StackSettings(state=tmp_path / "state"))
     yield made
     made.stop("vllm", grace_s=1)
 
@@ -219,15 +220,15 @@ def simulated_service(simulated: Simulated, name: str) -> Service:
 
 
 def test_the_first_request_is_the_jobs_own(simulated: Simulated) -> None:
-    first_request.ask(simulated_service(simulated, "vllm"))
+    first_request.ask(simulated_service(simulated, "vllm"), Settings())
     (body,) = simulated.model.bodies
     assert [part["type"] for part in body["messages"][0]["content"]] == ["image_url", "text"]
     assert body["response_format"]["type"] == "json_schema"
-    first_request.ask(simulated_service(simulated, "detector"))
+    first_request.ask(simulated_service(simulated, "detector"), Settings())
     assert simulated.detector.requests == 1
 
 
 def test_an_answer_outside_the_schema_is_not_ready(simulated: Simulated) -> None:
     simulated.answer = lambda crop, request: "Sure! It is a poodle."
     with pytest.raises(StackError, match=r"does not answer this job: .*not JSON"):
-        first_request.ask(simulated_service(simulated, "vllm"))
+        first_request.ask(simulated_service(simulated, "vllm"), Settings())

@@ -51,8 +51,8 @@ def on_host(context: Context) -> list[Finding]:
     if context.in_containers:  # the caches are in volumes
         return findings
     remedy = "correct its owner, or set STACK_STATE or VLLM_CACHE_ROOT elsewhere"
-    if not errors(findings) or not cache_root(state).is_relative_to(state):  # told once is enough
-        findings.append(writable("compile cache", cache_root(state), remedy))
+    if not errors(findings) or not cache_root(context.settings).is_relative_to(state):  # told once is enough
+        findings.append(writable("compile cache", cache_root(context.settings), remedy))
     model = context.options.text("model") if context.options else None
     if model and is_hub_name(model) and not (ROOT / model).is_dir() and not is_offline(context.environment):
         findings.append(writable("model cache", hub_cache(context.environment), "correct its owner, or set HF_HOME"))
@@ -67,7 +67,7 @@ def require(context: Context) -> None:
     """
     findings = on_host(context)
     if not errors(findings):
-        places = {context.settings.state: "set STACK_STATE", cache_root(context.settings.state): "set VLLM_CACHE_ROOT"}
+        places = {context.settings.state: "set STACK_STATE", cache_root(context.settings): "set VLLM_CACHE_ROOT"}
         findings += [
             room("disk", path, LEAST_GIB, f"free some space there, or {other} elsewhere")
             for path, other in places.items()

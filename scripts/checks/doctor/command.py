@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -69,6 +70,11 @@ def examine(context: Context, checks: dict[str, Check] | None = None) -> list[Fi
     found = [finding for name, future in futures.items() for finding in result(name, future, deadline)]
     pool.shutdown(wait=False, cancel_futures=True)
     return found
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """The command's own arguments."""
+    parser.add_argument("--json", action="store_true", dest="json_output", help="for a machine or an issue report")
 
 
 def run(settings: StackSettings, console: Console, *, json_output: bool = False) -> int:

@@ -21,7 +21,7 @@ def check(context: Context) -> list[Finding]:
         current = cache_key(context.settings, context.device, preset_file(context.preset))
     except StackError as error:
         return [Finding("compile cache", "unchecked", str(error))]
-    kept = {each.name: each.size for each in compile_cache.kept(cache_root(context.settings.state))}
+    kept = {each.name: each.size for each in compile_cache.kept(cache_root(context.settings))}
     warm = decimal(kept[current]) if current in kept else "none yet: the first start takes longer"
     findings = [Finding("compile cache", "ok", f"{current}: {warm}")]
     if old := {name: size for name, size in kept.items() if name != current}:

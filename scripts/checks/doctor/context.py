@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,10 +14,10 @@ from scripts.docker.images import IMAGES, OF_DEVICE
 from scripts.environments import ROOT
 from scripts.models.model_files import locate_in_cache
 from scripts.programs import ANSWER_S
-from scripts.settings import StackError, StackSettings, user_variables
+from scripts.settings import StackError, StackSettings, read_variables
 from scripts.stack.devices import Gpu, choose, find_gpus
 from scripts.stack.process_engine import ProcessEngine
-from scripts.stack.services import STOP_GRACE_S, preset_file, read_variables, start_arguments
+from scripts.stack.services import STOP_GRACE_S, preset_file, start_arguments
 from scripts.vllm.options import Options, read_options
 
 # Says `there` in a container that has the volume of models, where it holds one (owner--name) at a revision.
@@ -58,7 +57,7 @@ class Context:
     @cached_property
     def environment(self) -> Mapping[str, str]:
         """The variables that the model server would have."""
-        own = user_variables("HF_") | dict(os.environ)
+        own = self.settings.environment
         if self.preset is None:
             return own
         try:
@@ -80,14 +79,14 @@ class Context:
     @cached_property
     def in_containers(self) -> bool:
         """Whether the stack runs in containers, or would if it were started now."""
-        process = ProcessEngine(self.settings.state)
+        process = ProcessEngine(self.settings)
         if self.settings.engine == "auto" and any(process.is_running(name) for name in STOP_GRACE_S):
             return False
         return compose_engine.chosen(self.settings, self.device)
 
     def is_running(self, name: str) -> bool:
         """Whether a service of this stack runs, on either engine."""
-        return ProcessEngine(self.settings.state).is_running(name) or self.container(name, "{{.ID}}") is not None
+        return ProcessEngine(self.settings).is_running(name) or self.container(name, "{{.ID}}") is not None
 
     def container(self, name: str, shown: str) -> str | None:
         """What `docker ps` shows of a service's container; None where none runs."""

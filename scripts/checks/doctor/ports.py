@@ -6,7 +6,6 @@ import socket
 
 from scripts.checks.doctor.context import Context
 from scripts.findings import Finding
-from scripts.settings import user_variables
 from scripts.stack.process_engine import ProcessEngine, owner_of
 
 
@@ -16,7 +15,7 @@ def check(context: Context) -> list[Finding]:
     ports = (("detector", settings.detector_port, "DETECTOR"), ("vllm", settings.vllm_port, "MODEL"))
     return [
         Finding(f"port {port}", "ok", f"not used: SPOTTER_{address}_URL says where {name} is")
-        if user_variables(f"SPOTTER_{address}_URL")
+        if settings.user_variables(f"SPOTTER_{address}_URL")
         else of_service(context, name, port)
         for name, port, address in ports
     ]
@@ -25,7 +24,7 @@ def check(context: Context) -> list[Finding]:
 def of_service(context: Context, name: str, port: int) -> Finding:
     """The port of a service that runs here."""
     check, settings = f"port {port}", context.settings
-    if ProcessEngine(settings.state).is_running(name) or f":{port}->" in (context.container(name, "{{.Ports}}") or ""):
+    if ProcessEngine(settings).is_running(name) or f":{port}->" in (context.container(name, "{{.Ports}}") or ""):
         return Finding(check, "ok", f"{name} of this stack listens")
     if context.in_containers and not settings.publish:
         return Finding(check, "ok", f"not used: {name} listens in its container alone (STACK_PUBLISH)")

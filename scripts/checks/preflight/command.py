@@ -22,9 +22,9 @@ from scripts.checks.preflight import full, static
 from scripts.checks.preflight.memory import Host, Part, shown_gib
 from scripts.environments import ROOT
 from scripts.findings import Finding, as_json, error, errors, exit_code, ok, show, unchecked
-from scripts.settings import StackError, StackSettings, user_variables
+from scripts.settings import StackError, StackSettings, read_variables
 from scripts.stack.devices import Gpu, choose, find_gpus
-from scripts.stack.services import DETECTOR_PRESETS, preset_file, read_variables, start_arguments
+from scripts.stack.services import DETECTOR_PRESETS, preset_file, start_arguments
 from scripts.vllm.checker import CHECKER, Place
 
 
@@ -52,7 +52,7 @@ def server_of(
     environment: Mapping[str, str] | None = None,
 ) -> static.Server:
     """A model server as an engine starts it: the preset, its variables over the operator's, and this host."""
-    own = user_variables("HF_") | dict(os.environ) if environment is None else environment
+    own = dict(os.environ) if environment is None else environment
     variables = {**own, **read_variables(preset.with_suffix(".env"))}
     share = float(read_variables(DETECTOR_PRESETS / "cuda.env").get("DETECTOR_MEMORY_SHARE") or 0)
     host = Host(gpus[0].memory_mib if gpus else None, psutil.virtual_memory().total, share)
@@ -67,16 +67,16 @@ def chosen_server(settings: StackSettings) -> tuple[str, static.Server]:
     """
     gpus = find_gpus(settings.gpu) if settings.device != "cpu" else []
     device, preset, _ = choose(settings, gpus)
-    return preset, server_of(preset_file(preset), device, gpus, start_arguments(settings))
+    return preset, server_of(preset_file(preset), device, gpus, start_arguments(settings), settings.environment)
 
 
-def user_job() -> Job:
-    """The job that the operator's settings name.
+def user_job(settings: StackSettings) -> Job:
+    """The job that the user's variables name.
 
     Raises:
         UsageError: its file is invalid.
     """
-    return load_job(user_variables("SPOTTER_").get("SPOTTER_JOB", Settings.model_fields["job"].default))
+    return load_job(settings.user_variables("SPOTTER_").get("SPOTTER_JOB", Settings.model_fields["job"].default))
 
 
 def preflight(settings: StackSettings, *, place: Place | None = None, in_containers: bool = False) -> Report:
@@ -89,13 +89,13 @@ def preflight(settings: StackSettings, *, place: Place | None = None, in_contain
         StackError: there is no such preset, or no such device.
     """
     begin = time.monotonic()
-    user = user_variables("SPOTTER_")
+    user = settings.user_variables("SPOTTER_")
     if "SPOTTER_MODEL_URL" in user:
         elsewhere = unchecked("model", f"the model server is elsewhere: {user['SPOTTER_MODEL_URL']}")
         return Report([elsewhere], [], time.monotonic() - begin)
     preset, server = chosen_server(settings)
     try:
-        asked = asked_of(user_job(), user.get("SPOTTER_MODEL"))
+        asked = asked_of(user_job(settings), user.get("SPOTTER_MODEL"))
     except UsageError as refusal:
         refused = error("job", str(refusal), "a valid job", "correct SPOTTER_JOB or the job file")
         return Report([refused], [], time.monotonic() - begin)
@@ -150,7 +150,7 @@ def require_full(settings: StackSettings, console: Console, place: Place, state:
         StackError: it cannot do the job.
     """
     _, server = chosen_server(settings)
-    asked = asked_of(user_job(), user_variables("SPOTTER_").get("SPOTTER_MODEL"))
+    asked = asked_of(user_job(settings), settings.user_variables("SPOTTER_").get("SPOTTER_MODEL"))
     parts = [server.preset.read_text(), str(server.arguments), str(asked), place.fingerprint, CHECKER.read_text()]
     passed, known = hashlib.sha256("\0".join(parts).encode()).hexdigest(), state / "preflight.passed"
     if known.is_file() and known.read_text() == passed:

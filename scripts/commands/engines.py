@@ -1,0 +1,102 @@
+"""The engine that runs the stack, the engines that have services of it, and the lock of the commands that change it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+from collections.abc import Iterator, Mapping
+from threading import Thread
+
+from rich.console import Console
+
+from pipeline import settings as job_settings
+from scripts.docker import engine as compose_engine
+from scripts.docker import host as docker_host
+from scripts.docker.engine import ComposeEngine
+from scripts.settings import StackSettings
+from scripts.stack.devices import choose, find_gpus
+from scripts.stack.engine import Engine
+from scripts.stack.process_engine import ProcessEngine
+from scripts.stack.services import STOP_GRACE_S, Stack, make_stack
+
+
+def plan(settings: StackSettings) -> tuple[Stack, Engine, str]:
+    """The stack that this host gets, the engine that runs it, and why.
+
+    Raises:
+        StackError: this host cannot meet the settings.
+    """
+    gpus = find_gpus(settings.gpu) if settings.device != "cpu" else []
+    device, preset, why = choose(settings, gpus)
+    stack = make_stack(settings, device, preset, settings.user_variables(job_settings.PREFIX))
+    engine, why_engine = choose_engine(settings, device, preset)
+    return stack, engine, f"engine {engine.name} ({why_engine}), device {device} ({why}), preset {stack.preset}"
+
+
+def choose_engine(settings: StackSettings, device: str, preset: str) -> tuple[Engine, str]:
+    """The engine for a device and preset, and the reason for it.
+
+    Raises:
+        StackError: containers were asked for, and Docker or Compose does not answer.
+    """
+    process = ProcessEngine(settings, device)
+    if settings.engine == "process":
+        return process, "STACK_ENGINE=process"
+    if settings.engine == "compose":
+        docker_host.client_config()
+        return ComposeEngine(settings, device, preset), "STACK_ENGINE=compose"
+    if any(process.is_running(name) for name in STOP_GRACE_S):
+        return process, "services run as processes already"
+    if reason := compose_engine.why_not(device, offline=settings.offline):
+        return process, reason
+    return ComposeEngine(settings, device, preset), "Docker answers"
+
+
+def engines_in_use(settings: StackSettings, leftovers: bool = False) -> list[Engine]:
+    """The engines that have services of this stack, running or not, or, with `leftovers`, anything of it."""
+    used: list[Engine] = []
+    process = ProcessEngine(settings)
+    if any(process.was_started(name) for name in STOP_GRACE_S):
+        used.append(process)
+    containers = any((settings.state / "containers" / f"{name}.json").is_file() for name in STOP_GRACE_S)
+    if (containers or leftovers) and docker_host.answers():
+        used.append(ComposeEngine(settings, "cpu", "cpu"))  # any device serves to find and stop containers
+    return used
+
+
+def stop(engine: Engine, grace_s: Mapping[str, float]) -> list[str]:
+    """Stop services at the same time; `grace_s` is by their names. Returns the names of those that were there.
+
+    An error is raised when all have been stopped or have failed to. Ctrl-C does not wait for them.
+    """
+    there: dict[str, bool] = {}
+    failures: list[Exception] = []
+
+    def stop_one(name: str, seconds: float) -> None:
+        try:
+            there[name] = engine.stop(name, seconds)
+        except Exception as error:
+            failures.append(error)
+
+    # Plain threads: a pool of multiprocessing needs room in /dev/shm, and one of concurrent.futures delays Ctrl-C.
+    threads = [Thread(target=stop_one, args=each, daemon=True) for each in grace_s.items()]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+    return [name for name in grace_s if there[name]]
+
+
+@contextlib.contextmanager
+def one_at_a_time(settings: StackSettings, console: Console) -> Iterator[None]:
+    """Let one command at a time change the stack; the lock ends with its process."""
+    settings.state.mkdir(parents=True, exist_ok=True)
+    with (settings.state / "stack.lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            console.print("another command is changing the stack: waiting until it has ended", highlight=False)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,29 @@
+"""`shell`: open a shell where a service runs."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+
+from rich.console import Console
+
+from scripts.commands.engines import plan
+from scripts.commands.logs import SERVICES
+from scripts.settings import StackError, StackSettings
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """The command's own arguments."""
+    parser.add_argument("service", nargs="?", choices=SERVICES, default="vllm", help="by default vllm")
+
+
+def run(settings: StackSettings, console: Console, *, service: str) -> None:
+    """Become the shell.
+
+    Raises:
+        StackError: the service does not run, or runs elsewhere.
+    """
+    stack, engine, _ = plan(settings)
+    for each in stack.services:
+        if each.name == service:
+            engine.open_shell(each)
+    raise StackError(f"{service} runs elsewhere: an address is set for it")

@@ -1,0 +1,168 @@
+"""`up`: bring the stack up, and wait until it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from python_on_whales import DockerException
+from rich.console import Console
+from rich.filesize import decimal
+
+from pipeline.settings import PREFIX
+from scripts.checks.doctor import caches, disk, hub
+from scripts.checks.doctor.context import Context
+from scripts.checks.preflight import command as preflight
+from scripts.commands import fetch
+from scripts.commands.engines import engines_in_use, one_at_a_time, plan, stop
+from scripts.commands.fetch import Fetched
+from scripts.docker.client import explain
+from scripts.findings import errors
+from scripts.settings import JobCommand, StackError, StackSettings, load_job
+from scripts.stack import api_key
+from scripts.stack.engine import Engine
+from scripts.stack.services import Service, Stack, cache_key
+from scripts.stack.warmup import first_request, is_ready, wait
+
+
+def run(settings: StackSettings, console: Console) -> None:
+    """Start what is not running, and say how to go on."""
+    stack, engine = up(settings, console, load_job())
+    console.print(
+        f"the stack is up (engine {engine.name}, {stack.device}, preset {stack.preset}); next: make run",
+        highlight=False,
+    )
+
+
+def up(settings: StackSettings, console: Console, job: JobCommand, *, runs_job: bool = False) -> tuple[Stack, Engine]:
+    """Start what is not running, and return when every service answers. Does nothing where all is up.
+
+    The services must be able to do `job`; with `runs_job` its folders and images are checked as well. A failure or an
+    interrupt (Ctrl-C) stops what this call started.
+
+    Raises:
+        StackError: a service cannot start, or died; its log's last lines were shown.
+        UsageError: the job has invalid settings.
+    """
+    settings = settings.for_job(job.settings)
+    with one_at_a_time(settings, console):
+        if not settings.user_variables(f"{PREFIX}MODEL_URL"):
+            api_key.settle(settings)
+        stack, engine, why = plan(settings)
+        for other in engines_in_use(settings):
+            if other.name != engine.name:
+                raise StackError(f"the stack has services on the {other.name} engine: `make down` stops them")
+        if runs_job:
+            engine.check_job(stack, job)
+        missing = [service for service in stack.services if not engine.is_current(service)]
+        if not missing and all(is_ready(engine.locate(service)) for service in stack.services):
+            return stack, engine
+        console.print(why, highlight=False)
+        engine.claim()
+        here = settings.model_copy(update={"engine": engine.name, "device": stack.device})
+        caches.require(Context(here))
+        if any(service.name == "vllm" for service in missing):
+            preflight.require(settings, console, in_containers=engine.name == "compose")
+        obtain(here, engine, stack, missing, console)
+        start(engine, stack, missing, console, job)
+    return stack, engine
+
+
+def start(engine: Engine, stack: Stack, missing: Sequence[Service], console: Console, job: JobCommand) -> None:
+    """Start services in order and wait for all; what fails, takes down what was begun.
+
+    Raises:
+        StackError: a service cannot start, or died.
+    """
+    settings, ask = engine.settings, partial(first_request, job=job.settings)
+    begun: list[Service] = []
+    try:
+        for service in missing:
+            if engine.stop(service.name, service.stop_grace_s):
+                console.print(f"{service.name}: was running with other settings, starts anew", highlight=False)
+            begun.append(service)
+            engine.start(service)
+            if stack.device == "cuda":  # vLLM measures the GPU's free memory: the detector must have its share
+                wait(engine, [engine.locate(service)], settings.start_timeout_s, console, state=settings.state, ask=ask)
+        services = [engine.locate(service) for service in stack.services]
+        wait(engine, services, settings.start_timeout_s, console, state=settings.state, ask=ask)
+    except BaseException as error:
+        if isinstance(error, StackError):
+            error.tell()  # now: to stop what was begun takes seconds
+        take_back(engine, begun, stack, console)
+        raise
+
+
+def take_back(engine: Engine, begun: Sequence[Service], stack: Stack, console: Console) -> None:
+    """Stop what a failed start began; a failure to do so is shown, and does not hide the start's own error."""
+    try:
+        stop(engine, dict.fromkeys((service.name for service in begun), 5.0))
+        if not any(engine.is_running(service.name) for service in stack.services):
+            engine.tear_down()
+    except (StackError, DockerException, OSError) as error:
+        told = explain(error) if isinstance(error, DockerException) else str(error)
+        console.print(f"not all of it could be taken down: {told}", highlight=False, markup=False, soft_wrap=True)
+
+
+def obtain(
+    settings: StackSettings, engine: Engine, stack: Stack, services: Sequence[Service], console: Console
+) -> None:
+    """Make or get what services need before they start: environments or images, models. Say what was there already.
+
+    Raises:
+        StackError: something cannot be had, or the model could not do the job.
+    """
+    reused = engine.prepared(services)
+    if len(reused) < len(services):
+        refuse_in_vain(Context(settings))
+    prepare(engine, services)
+    models = fetch.ensure(engine, list(services), console, offline=settings.offline)
+    for model in models:
+        if model.came:
+            console.print(f"{model.service}: {model}", highlight=False)
+    check_fetched(settings, engine, models, console)
+    key = cache_key(settings, stack.device, stack.preset_file)
+    reused += [str(model) for model in models if not model.came]
+    reused += [f"compile cache {decimal(each.size)}" for each in engine.compile_caches() if each.name == key]
+    reused += [f"running: {service.name}" for service in stack.services if service not in services]
+    if reused:
+        console.print(f"reused: {', '.join(reused)}", highlight=False, soft_wrap=True)
+
+
+def refuse_in_vain(context: Context) -> None:
+    """Check, before images or environments take minutes, that there is room for all and the models can be had.
+
+    Raises:
+        StackError: there is not, or they cannot.
+    """
+    if wrong := errors([*disk.check(context), *hub.check(context)]):
+        raise StackError("\n".join(["nothing was made, for the stack could not start:", *(f"  {x}" for x in wrong)]))
+
+
+def prepare(engine: Engine, services: Sequence[Service]) -> None:
+    """Make the environments or images of services.
+
+    Raises:
+        StackError: one cannot be made.
+    """
+    try:
+        engine.prepare(services)
+    except StackError as error:
+        if not engine.settings.offline or "STACK_OFFLINE" in str(error):
+            raise
+        raise StackError(f"{error}; STACK_OFFLINE forbids the network: do this step where there is one") from error
+
+
+def check_fetched(settings: StackSettings, engine: Engine, models: Sequence[Fetched], console: Console) -> None:
+    """Check the model server's files against the job, once they are there.
+
+    Raises:
+        StackError: the model could not do the job.
+    """
+    model = next((each for each in models if each.service == "vllm"), None)
+    if model is None:
+        return
+    if engine.name == "compose":  # its files are in a volume, where only a container looks
+        preflight.require_full(settings, console, engine.preflight_place(), settings.state / "containers")
+    elif model.came:
+        preflight.require(settings, console)
