@@ -37,7 +37,7 @@ class Collector:
     def _add(self, row: dict[str, Any]) -> None:
         detections = self.open.setdefault(row["path"], [])
         if row["index"] is not None:
-            detections.append(rows.detection_row(row, self.parts.schemas["detections"]))
+            detections.append(rows.detection_row(row))
             self.progress.row(detections[-1]["stage"])
         else:
             failed = row["image_failure"]

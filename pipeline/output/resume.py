@@ -43,13 +43,14 @@ def retried(parts: Parts, latest: dict[str, dict[str, Any]]) -> tuple[set[str], 
     failed = {path for path, row in latest.items() if row["outcome"] == tables.FAILED}
     detections = parts.current("detections", latest, ["path", "outcome"])
     failed |= set(detections.filter(pc.equal(detections["outcome"], tables.FAILED))["path"].to_pylist())
-    columns = ["path", "outcome", "key", "box", *COLUMNS]
+    properties = [name for name in parts.schemas["detections"].names if name not in tables.DETECTION_COLUMNS]
+    columns = ["path", "outcome", "key", "box", *COLUMNS, *properties]
     detections = parts.current("detections", latest, columns)
     answered = pc.and_(
         pc.equal(detections["outcome"], tables.ANSWERED),
         pc.is_in(detections["path"], value_set=pa.array(sorted(failed), pa.string())),
     )
-    return failed, ReusableAnswers(detections.filter(answered).to_pylist())
+    return failed, ReusableAnswers(detections.filter(answered).to_pylist(), properties)
 
 
 def still_to_do(sources: list[Source], latest: dict[str, dict[str, Any]], retry: set[str]) -> list[Source]:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pyarrow as pa
-
-from pipeline.clients.model import read_answer
 from pipeline.tables import (
     ANSWERED,
     DETECTED,
@@ -15,7 +12,6 @@ from pipeline.tables import (
     FAILED,
     IMAGES,
     NO_OBJECT,
-    answer_value,
     shown_path,
 )
 
@@ -39,15 +35,14 @@ def image_row(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def detection_row(row: dict[str, Any], schema: pa.Schema) -> dict[str, Any]:
-    """A row of detections.parquet, which has this `schema`, from a row of the flow that has a detection."""
+def detection_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of detections.parquet from a row of the flow that has a detection."""
     answer, stored = row["answer"] or {}, row["stored"] or {}
     failed = row["uncut"] or answer.get("failure") or stored.get("failure")
-    fields = read_answer(answer["raw_answer"]) if answer and not answer["failure"] else {}
     columns = row | answer | stored
     return {
+        **(answer.get("fields") or {}),
         **{name: columns[name] for name in DETECTION_COLUMNS if name in columns},
-        **{name: answer_value(fields[name], schema.field(name).type) for name in schema.names if name in fields},
         "path": shown_path(row["path"]),
         "outcome": FAILED if failed else ANSWERED,
         "stage": failed["stage"] if failed else None,

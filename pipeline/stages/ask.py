@@ -8,7 +8,7 @@ from typing import Any
 
 import daft
 import pyarrow as pa
-from daft import col
+from daft import DataType, col
 
 from pipeline.clients.model import BadAnswer, ModelClient
 from pipeline.metrics.stage import ASK, STORE
@@ -16,9 +16,8 @@ from pipeline.runtime.runtime import Runtime
 from pipeline.stages.batches import ask_batch, in_flight_batches
 from pipeline.stages.crop import encoded_size
 from pipeline.stages.reusable import ReusableAnswers
-from pipeline.stages.schema import ANSWER
-
-ANSWER_ARROW = ANSWER.to_arrow_dtype()
+from pipeline.stages.schema import answer_type
+from pipeline.tables import answer_struct
 
 
 class Ask:
@@ -29,9 +28,9 @@ class Ask:
         self.client = client
         self.runtime = runtime
         self.reusable = reusable
+        self.type = answer_type(answer_struct(client.job.properties))
 
-    @daft.method.batch(return_dtype=ANSWER)
-    async def __call__(
+    async def ask(
         self,
         jpegs: daft.Series,
         keys: daft.Series | None = None,
@@ -52,7 +51,7 @@ class Ask:
             new = await asyncio.gather(*map(self.answer, asked, key, index))
         answers = [before or answer for before, answer in zip(known, new, strict=True)]
         self.count(known, new)
-        return pa.array(answers, ANSWER_ARROW)
+        return pa.array(answers, self.type)
 
     def count(self, known: list[dict[str, Any] | None], new: list[dict[str, Any] | None]) -> None:
         """Count a batch, which goes on as a whole."""
@@ -82,6 +81,7 @@ class Ask:
             if step.traced:
                 step.size = encoded_size(jpeg)
             row = {
+                "fields": answer.columns,
                 "raw_answer": answer.raw,
                 "latency_s": answer.latency_s,
                 "attempts": answer.attempts,
@@ -100,7 +100,10 @@ def ask(
     """`detection` -> + `answer`. With a runtime, `key` and the detection's index name the rows in its trace."""
     concurrency = client.http.limits.concurrency
     batch = ask_batch(concurrency)
-    asking = daft.cls(Ask, max_concurrency=in_flight_batches(concurrency, batch))
+    # Each job has columns of its own, and so an answer type.
+    answered = DataType.from_arrow_type(answer_type(answer_struct(client.job.properties)))
+    typed = type("Ask", (Ask,), {"__call__": daft.method.batch(return_dtype=answered)(Ask.ask)})
+    asking = daft.cls(typed, max_concurrency=in_flight_batches(concurrency, batch))
     stage = asking(client, runtime or Runtime.alone(), reusable or ReusableAnswers())
     detection = col("detection")
     names = [col("key"), detection["index"]] if runtime else []

@@ -16,11 +16,12 @@ COLUMNS = ("raw_answer", "latency_s", "attempts", "prompt_tokens", "completion_t
 class ReusableAnswers:
     """What the model has answered already, by the image's key and the detection's box."""
 
-    def __init__(self, rows: Iterable[dict[str, Any]] = ()) -> None:
-        """From answered rows of detections.parquet: `key`, `box` and COLUMNS."""
+    def __init__(self, rows: Iterable[dict[str, Any]] = (), properties: Iterable[str] = ()) -> None:
+        """From answered rows of detections.parquet: `key`, `box`, COLUMNS and the job's `properties`."""
+        names = list(properties)
         self._of_key: dict[str, list[tuple[list[float], dict[str, Any]]]] = {}
         for row in rows:
-            answer = {name: row[name] for name in COLUMNS}
+            answer = {name: row[name] for name in COLUMNS} | {"fields": {name: row[name] for name in names}}
             self._of_key.setdefault(row["key"], []).append((row["box"], answer))
 
     def __bool__(self) -> bool:
@@ -28,7 +29,7 @@ class ReusableAnswers:
         return bool(self._of_key)
 
     def find(self, key: str | None, box: Sequence[float] | None) -> dict[str, Any] | None:
-        """The answer about a box (xyxy, pixels of the upright image), as schema.ANSWER has it, or None.
+        """The answer about a box (xyxy, pixels of the upright image), as schema.answer_type has it, or None.
 
         Of several boxes at one place the nearest counts.
         """

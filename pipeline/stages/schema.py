@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pyarrow as pa
 from daft import DataType
 
 FAILURE = DataType.struct(
@@ -46,15 +47,19 @@ CROPPED = DataType.struct(
         "failure": FAILURE,
     }
 )
-# Without a failure, `raw_answer` is JSON that fits the job's schema.
-ANSWER = DataType.struct(
-    {
-        "raw_answer": DataType.string(),
-        "latency_s": DataType.float32(),
-        "attempts": DataType.int32(),
-        "prompt_tokens": DataType.int32(),
-        "completion_tokens": DataType.int32(),
-        "failure": FAILURE,
-    }
-)
 STORED = DataType.struct({"crop": DataType.string(), "failure": FAILURE})
+
+
+def answer_type(columns: pa.StructType) -> pa.StructType:
+    """An answer whose checked fields are these `columns`; `raw_answer` is the model's own text."""
+    return pa.struct(
+        [
+            pa.field("fields", columns),
+            pa.field("raw_answer", pa.string()),
+            pa.field("latency_s", pa.float32()),
+            pa.field("attempts", pa.int32()),
+            pa.field("prompt_tokens", pa.int32()),
+            pa.field("completion_tokens", pa.int32()),
+            pa.field("failure", FAILURE.to_arrow_dtype()),
+        ]
+    )

@@ -9,11 +9,12 @@ from pipeline.stages.reusable import ReusableAnswers
 
 def row(key: str, box: list[float], raw: str) -> dict[str, object]:
     cost = {"latency_s": 0.5, "attempts": 2, "prompt_tokens": 40, "completion_tokens": 12}
-    return {"key": key, "box": box, "raw_answer": raw, **cost}
+    return {"key": key, "box": box, "raw_answer": raw, "breed": raw, **cost}
 
 
 KEPT = ReusableAnswers(
-    [row("a", [0, 0, 50, 50], "first"), row("a", [0.8, 0, 50.8, 50], "second"), row("b", [5, 5, 9, 9], "third")]
+    [row("a", [0, 0, 50, 50], "first"), row("a", [0.8, 0, 50.8, 50], "second"), row("b", [5, 5, 9, 9], "third")],
+    ["breed"],
 )
 
 
@@ -43,6 +44,7 @@ def test_what_it_cost_is_kept_too() -> None:
         "attempts": 2,
         "prompt_tokens": 40,
         "completion_tokens": 12,
+        "fields": {"breed": "third"},
     }
     assert KEPT
     assert not ReusableAnswers()
