@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, Self
 
 import jsonschema_rs
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StringConstraints, ValidationError, model_validator
 
+from pipeline.answer_schema import SchemaError, check_ends, check_names
 from pipeline.errors import UsageError
-from pipeline.tables import DETECTION_COLUMNS
+from pipeline.job_file import JobFile
+from pipeline.tables import DETECTION_COLUMNS, shown_path
 
 BUNDLED = Path(__file__).parent / "jobs"
+
+# Fields of a request that a job cannot add: Spotter sets them, or the job file has a key for them.
+FIXED_FIELDS = {"model", "messages", "response_format", "stream", "n"}
+OWN_KEYS = {"max_tokens", "temperature"}
+# Newer servers want this in the place of max_tokens.
+MAX_COMPLETION_TOKENS = "max_completion_tokens"
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
@@ -48,6 +57,9 @@ class Job(BaseModel):
     )
     crop: Crop = Crop()
     summary: str | None = Field(None, description="the property whose answers are counted in the summary")
+    request: dict[str, Any] = Field(
+        {}, description="more fields of each request, for example top_p, seed, chat_template_kwargs"
+    )
 
     _name: str = PrivateAttr("")
 
@@ -55,6 +67,11 @@ class Job(BaseModel):
     def name(self) -> str:
         """The job file's name without its ending."""
         return self._name
+
+    @property
+    def limit(self) -> str:
+        """The request's field that holds `max_tokens`."""
+        return MAX_COMPLETION_TOKENS if MAX_COMPLETION_TOKENS in self.request else "max_tokens"
 
     @property
     def properties(self) -> dict[str, Any]:
@@ -66,9 +83,28 @@ class Job(BaseModel):
         """What tells whether an answer fits the schema.
 
         Raises:
-            jsonschema_rs.ValidationError: the schema is none.
+            jsonschema_rs.ValidationError: the schema is not a JSON Schema.
         """
         return jsonschema_rs.Draft202012Validator(self.answer_schema, retriever=refuse_elsewhere)
+
+    @model_validator(mode="before")
+    @classmethod
+    def check_request(cls, content: Any) -> Any:
+        """Refuse fields that would replace Spotter's own; take the answer's limit from where the job gives it."""
+        request = content.get("request") if isinstance(content, dict) else None
+        if not isinstance(request, dict):
+            return content
+        for name in request:
+            if name in FIXED_FIELDS:
+                raise SchemaError(("request", name), "Spotter sets this field of a request itself: remove it")
+            if name in OWN_KEYS:
+                raise SchemaError(("request", name), f"write {name} at the top level of the job file")
+        if MAX_COMPLETION_TOKENS not in request:
+            return content
+        limit = request[MAX_COMPLETION_TOKENS]
+        if type(limit) is not int or limit < 1:
+            raise SchemaError(("request", MAX_COMPLETION_TOKENS), f"is {limit!r}, but must be an integer of 1 or more")
+        return content | {"max_tokens": limit}
 
     @model_validator(mode="after")
     def check_schema(self) -> Self:
@@ -77,29 +113,56 @@ class Job(BaseModel):
             self.validator()
         except jsonschema_rs.ValidationError as error:
             where = "/".join(str(part) for part in error.instance_path) or "its top level"
-            raise ValueError(f"schema is not a JSON Schema: at {where}: {error.message}") from error
+            message = f"schema is not a JSON Schema: at {where}: {error.message}"
+            raise SchemaError(("schema", *error.instance_path), message) from error
         if self.answer_schema.get("type") != "object" or not self.answer_schema.get("properties"):
-            raise ValueError("schema must have 'type: object' and at least one entry in 'properties'")
-        for name, schema in self.properties.items():
-            if name in DETECTION_COLUMNS:
-                raise ValueError(f"schema: property {name!r} has the name of a column of detections.parquet; rename it")
-            if schema.get("type") == "string" and not {"enum", "const", "maxLength", "format", "pattern"} & set(schema):
-                raise ValueError(
-                    f"schema: property {name!r} is a string without an end: give it 'enum' or 'maxLength', "
-                    "or a weak model writes until max_tokens and every answer is cut"
-                )
+            raise SchemaError(("schema",), "schema must have 'type: object' and at least one entry in 'properties'")
+        check_names(self.answer_schema, DETECTION_COLUMNS)
+        try:
+            properties = self.properties
+        except (ValueError, jsonschema_rs.ReferencingError) as error:
+            raise SchemaError(("schema",), f"a $ref leads nowhere within the job file: {error}") from error
+        for name, schema in properties.items():
+            check_ends(schema, ("schema", "properties", name))
         if self.summary is not None and self.summary not in self.properties:
-            raise ValueError(f"summary {self.summary!r} is not a property of the schema: {', '.join(self.properties)}")
+            known = ", ".join(self.properties)
+            raise SchemaError(("summary",), f"summary {self.summary!r} is not a property of the schema: {known}")
         return self
 
     def fingerprint(self) -> str:
         """The job as canonical JSON: two jobs with the same text give the same answers."""
-        return json.dumps(self.model_dump(mode="json", by_alias=True), sort_keys=True)
+        content = self.model_dump(mode="json", by_alias=True)
+        if not self.request:  # as in runs that are older than this key
+            del content["request"]
+        return json.dumps(content, sort_keys=True)
+
+
+# Of the keys and values of a job file; tells its reader what is text and what is a number.
+FILE_SCHEMA: dict[str, Any] = jsonschema_rs.dereference(Job.model_json_schema())
 
 
 def bundled_names() -> list[str]:
     """The names of the jobs that come with Spotter."""
     return sorted(path.stem for path in BUNDLED.glob("*.yaml"))
+
+
+def find(name_or_path: str) -> Path:
+    """The file of a bundled job, by its name, or of any job, by its path.
+
+    Raises:
+        UsageError: there is no such file.
+    """
+    try:
+        for path in (BUNDLED / f"{name_or_path}.yaml", Path(name_or_path).expanduser()):
+            if path.is_file():
+                return path
+        reason = "it is not a file" if path.exists() else "there is no such file"
+    except (OSError, RuntimeError) as error:  # a name that is too long, a home that nobody has
+        reason = getattr(error, "strerror", None) or str(error)
+    raise UsageError(
+        f"no job {name_or_path!r}: {reason}: give a job file's path, or one of the bundled jobs: "
+        + ", ".join(bundled_names())
+    )
 
 
 def load(name_or_path: str) -> Job:
@@ -108,26 +171,19 @@ def load(name_or_path: str) -> Job:
     Raises:
         UsageError: there is no such job, or its file is not a valid one.
     """
-    path = BUNDLED / f"{name_or_path}.yaml"
-    if not path.is_file():
-        path = Path(name_or_path).expanduser()
-    if not path.is_file():
-        raise UsageError(
-            f"no job {name_or_path!r}: give a job file's path, or one of the bundled jobs: {', '.join(bundled_names())}"
-        )
+    path = find(name_or_path)
+    file = JobFile(path, FILE_SCHEMA)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"job file {path} cannot be read as YAML: {reason}") from error
-    if not isinstance(content, dict):
-        raise UsageError(f"job file {path} must hold keys and values, as {BUNDLED / 'dog_breeds.yaml'} does")
-    try:
-        job = Job.model_validate(content)
+        job = Job.model_validate(file.content)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        raise UsageError(f"job file {path}: {where + ': ' if where else ''}{message}") from error
-    job._name = path.stem
+        where, message = first["loc"], first["msg"]
+        cause = first.get("ctx", {}).get("error")
+        if isinstance(cause, SchemaError):
+            where, message = cause.where, str(cause)
+        elif first["type"] == "extra_forbidden":
+            near = get_close_matches(str(where[-1]), FILE_SCHEMA["properties"], n=1)
+            message = "unknown key" + (f": did you mean {near[0]!r}?" if near else "")
+        file.refuse(where, message.removeprefix("Value error, "))
+    job._name = shown_path(os.fsencode(path.stem))
     return job

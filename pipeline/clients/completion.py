@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from pipeline.job import Job
 
-# Stands in a request for the picture's data URL, and nowhere else: job files are text.
+# Stands in a request for the picture's data URL, and nowhere else: a job file holds no NUL.
 PICTURE = "\x00picture\x00"
 
 
+def schema_name(job: str) -> str:
+    """A job's name as the API takes it for the schema: 1 to 64 letters, digits, `_` and `-`."""
+    return re.sub(r"[^a-zA-Z0-9_-]+", "_", job).strip("_")[:64] or "answer"
+
+
 def completion_request(job: Job, model: str) -> dict[str, Any]:
-    """One request about one crop, with PICTURE in the place of its data URL."""
+    """One request about one crop, with PICTURE in the place of its data URL and the fields that the job adds."""
     return {
         "model": model,
-        "max_tokens": job.max_tokens,
+        job.limit: job.max_tokens,
         "temperature": job.temperature,
+        **job.request,
         "response_format": {
             "type": "json_schema",
-            "json_schema": {"name": job.name or "answer", "schema": job.answer_schema, "strict": True},
+            "json_schema": {"name": schema_name(job.name), "schema": job.answer_schema, "strict": True},
         },
-        # The picture stands before the text: the other order cost the whole gain from pictures in the friction log.
+        # The image stands before the text: the other order cost the whole gain from images in measurements.
         "messages": [
             {
                 "role": "user",

@@ -92,7 +92,7 @@ class ModelClient(InProcess):
             raise BadAnswer(f"not a chat completion: {type(error).__name__}: {error}", None, attempts) from error
         if choice.get("finish_reason") == "length":
             raise BadAnswer(
-                f"cut at max_tokens = {self.job.max_tokens}: raise max_tokens in the job file, or bound the schema's "
+                f"cut at {self.job.limit} = {self.job.max_tokens}: raise it in the job file, or bound the schema's "
                 "strings",
                 raw,
                 attempts,

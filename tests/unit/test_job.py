@@ -50,7 +50,7 @@ def with_schema(**properties: object) -> dict[str, Any]:
     [
         pytest.param("a: [1", "cannot be read as YAML", id="no YAML"),
         pytest.param("just text", "must hold keys", id="no mapping"),
-        pytest.param({**GOOD, "labell": "x"}, "labell: Extra inputs", id="unknown key"),
+        pytest.param({**GOOD, "labell": "x"}, "labell: unknown key: did you mean 'label'", id="unknown key"),
         pytest.param({k: v for k, v in GOOD.items() if k != "question"}, "question: Field required", id="missing key"),
         pytest.param(GOOD | {"max_tokens": 0}, "max_tokens: Input should be greater", id="value out of range"),
         pytest.param(GOOD | {"schema": {"type": "objekt"}}, "not a JSON Schema: at type", id="no JSON Schema"),

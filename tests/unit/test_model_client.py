@@ -1,12 +1,17 @@
 """The model client: what it sends, and what it makes of answers."""
 
 import json
+import os
+import re
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
 from pipeline import job
+from pipeline.clients.completion import completion_request
 from pipeline.clients.http import HttpClient, Limits
 from pipeline.clients.model import BadAnswer, ModelClient
 from pipeline.tables import answer_struct
@@ -141,3 +146,50 @@ def test_the_request_bounds_the_answer(client: ModelClient) -> None:
     assert isinstance(form, dict)
     assert form["json_schema"] == {"name": "dog_breeds", "schema": loaded.answer_schema, "strict": True}
     assert (client.request["max_tokens"], client.request["temperature"]) == (64, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("cars v1.2.yaml", "cars_v1_2"),
+        ("dog_breeds-2.yaml", "dog_breeds-2"),
+        ("собаки.yaml", "answer"),
+        ("Hündchen.yaml", "H_ndchen"),
+        ("...yaml", "answer"),
+        (f"{'x' * 200}.yaml", "x" * 64),
+        (b"caf\xe9.yaml", "caf_udce9"),
+    ],
+)
+def test_the_schemas_name_is_one_that_the_api_takes(tmp_path: Path, file: str | bytes, name: str) -> None:
+    path = str(tmp_path / os.fsdecode(file))
+    shutil.copy(job.BUNDLED / "dog_breeds.yaml", path)
+    request = completion_request(job.load(path), "m")
+    assert request["response_format"]["json_schema"]["name"] == name
+    assert re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", name)
+
+
+def with_request(folder: Path, request: str) -> job.Job:
+    """The bundled job with fields for its requests."""
+    path = folder / "job.yaml"
+    path.write_text(f"{(job.BUNDLED / 'dog_breeds.yaml').read_text()}\nrequest: {request}\n")
+    return job.load(str(path))
+
+
+def test_a_jobs_own_fields_travel_with_each_request(tmp_path: Path) -> None:
+    plain = completion_request(job.load("dog_breeds"), "m")
+    added = completion_request(with_request(tmp_path, "{top_p: 0.5, mm_processor_kwargs: {max_pixels: 9}}"), "m")
+    assert added | plain == added | {"response_format": plain["response_format"]}
+    assert {name: added[name] for name in added.keys() - plain.keys()} == {
+        "top_p": 0.5,
+        "mm_processor_kwargs": {"max_pixels": 9},
+    }
+
+
+def test_a_newer_servers_limit_takes_the_place_of_max_tokens(tmp_path: Path) -> None:
+    asked = with_request(tmp_path, "{max_completion_tokens: 99}")
+    request = completion_request(asked, "m")
+    assert request["max_completion_tokens"] == 99
+    assert "max_tokens" not in request
+    client = ModelClient(HttpClient("http://nowhere", Limits(concurrency=1)), "m", asked)
+    with pytest.raises(BadAnswer, match="cut at max_completion_tokens = 99"):
+        client.parse(completion("{", "length"), 1, 0.1)

@@ -321,6 +321,17 @@ def test_a_wrong_configuration_is_named_with_its_facts(configuration: Configurat
     assert any(all(fact in str(each) for fact in wrong.facts) for each in named), [str(each) for each in findings]
 
 
+def test_a_misspelt_field_that_a_job_adds_is_named(configuration: Configuration, tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    added = "request: {max_completion_tokens: 64, mm_processor_kwarg: {max_pixels: 9}}"
+    path.write_text(f"{(jobs.BUNDLED / 'dog_breeds.yaml').read_text()}\n{added}\n")
+    configuration.ask(fields=command.asked_of(jobs.load(str(path))).fields)
+    (finding,) = configuration.check().findings
+    assert (finding.check, finding.severity) == ("request", "error")
+    assert "'mm_processor_kwarg'" in finding.found
+    assert "mm_processor_kwargs" in finding.remedy
+
+
 def test_the_right_configuration_has_no_findings(configuration: Configuration) -> None:
     assert list(configuration.check().findings) == []
     configuration.model()
