@@ -1,1 +1,1 @@
-"""A run's profile as people see it: a table, pages, a trace; alone or beside another run's."""
+"""Show a run's profile, alone or beside another run's: a table, pages, a trace."""

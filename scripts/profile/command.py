@@ -1,4 +1,4 @@
-"""`make profile`: run the job afresh, show where its time went; or show a run that was, alone or beside another."""
+"""`make profile`: run the job anew and show where its time went; or show an existing run, alone or beside another."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.errors import UsageError
 from pipeline.files import write_atomically
 from pipeline.metrics.profile import FILE, Profile
 from scripts import foreground
-from scripts.profile import markdown, page, table, trace
+from scripts.profile import markdown, page, terminal, trace
 from scripts.profile.comparison import Comparison
 from scripts.settings import JobCommand, StackSettings
 
@@ -30,35 +30,35 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(_: StackSettings, console: Console, *, existing: str | None, compare: str | None, job: JobCommand) -> int:
-    """Profile a fresh run of the job, or show an `existing` run's profile.
+    """Profile a new run of the job, or show an `existing` run's profile.
 
-    Returns the job's exit code, or 0 where none was run.
+    Returns the job's exit code, or 0 for an existing run.
 
     Raises:
-        UsageError: there is no such run, it has no profile, or the job's settings cannot be.
+        UsageError: there is no such run, it has no profile, or a setting of the job is invalid.
     """
     settings = job.settings
     if existing is not None and job.options:
-        raise UsageError(f"{job.options[0]}: with RUN (--run) nothing is run, so that the job's options have no use")
-    other = read(find(compare, settings.runs)) if compare is not None else None  # before minutes are spent
+        raise UsageError(f"{job.options[0]}: with RUN (--run) nothing is run: drop the job's options")
+    other = read(find(compare, settings.runs)) if compare is not None else None  # before the run takes minutes
     if existing is not None:
         show(console, find(existing, settings.runs), other)
         return 0
     folder = fresh_folder(settings)
     code = run_job([*job.options, "--run-name", folder.name, "--profile"])
     if code in (INTERRUPTED, USAGE) or (code and not (folder / FILE).is_file()):
-        return code  # the job has said why
+        return code  # the job has printed the reason
     show(console, folder, other)
     return code
 
 
 def run_job(options: list[str]) -> int:
-    """Run the job as `make run` does, on either engine, with the stack brought up before; its exit code."""
+    """Run the job as `make run` does: start the stack, run on either engine; returns the exit code."""
     return foreground.run([sys.executable, "-m", "scripts", "run", *options])
 
 
 def fresh_folder(settings: job_settings.Settings) -> Path:
-    """A folder that no run has yet, so that nothing is done already: the job's name and a number.
+    """A new run's folder, so that no work is reused: the job's name and a number.
 
     Raises:
         UsageError: there is no such job.
@@ -73,7 +73,7 @@ def find(run: str, runs: Path) -> Path:
     """A run's folder, by its path or by its name among the runs.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no such folder.
     """
     places = [Path(run).expanduser(), runs / run]
     for place in places:
@@ -86,14 +86,14 @@ def read(folder: Path) -> Profile:
     """A run's profile.
 
     Raises:
-        UsageError: it has none that can be read.
+        UsageError: it has no profile, or none of this version.
     """
     try:
         return Profile.of(folder)
     except OSError as error:
         raise UsageError(
-            f"run {folder}: no profile ({FILE}: {error.strerror}): a run that was cut short, or of an older version, "
-            "has none; 'make profile' makes a new run"
+            f"run {folder}: no profile ({FILE}: {error.strerror}): runs that were cut short or made by an older version "
+            "have none; 'make profile' makes a new run"
         ) from error
     except ValueError as error:
         raise UsageError(
@@ -102,7 +102,7 @@ def read(folder: Path) -> Profile:
 
 
 def show(console: Console, folder: Path, other: Profile | None) -> None:
-    """Print a run's profile, and write its pages and its trace.
+    """Print a run's profile; write its pages and its trace.
 
     Raises:
         UsageError: it has no profile, or its folder cannot be written.
@@ -113,14 +113,14 @@ def show(console: Console, folder: Path, other: Profile | None) -> None:
         write(folder / FILE.parent, profile, compared)
     except OSError as error:
         raise UsageError(f"run {folder}: its profile's pages cannot be written: {error.strerror or error}") from error
-    table.show(console, profile)
+    terminal.show(console, profile)
     if compared is not None:
-        table.show_comparison(console, compared)
+        terminal.show_comparison(console, compared)
     place = Path(os.path.relpath(folder))
     shown = place if ".." not in place.parts else folder
     for name, text in (
         ("page", f"{shown / FILE.parent}/profile.html, and profile.md with a diagram"),
-        ("trace", f"{shown / FILE.parent}/trace.json: open it at https://ui.perfetto.dev"),
+        ("trace", f"{shown / FILE.parent}/trace.json, for https://ui.perfetto.dev"),
         ("next", f"change a setting, then: make profile COMPARE={shown}"),
     ):
         console.print(f"{name + ':':8}{text}", soft_wrap=True, highlight=False, markup=False)
@@ -134,7 +134,7 @@ def write(place: Path, profile: Profile, compared: Comparison | None) -> None:
     """
     try:
         daft = (place / "daft.md").read_text()
-    except FileNotFoundError:  # an ordinary run does not ask Daft for it
+    except FileNotFoundError:  # only a profiled run has it
         daft = None
     write_atomically(place / "profile.md", markdown.page(profile, daft, compared).encode())
     write_atomically(place / "profile.html", page.page(profile, compared).encode())

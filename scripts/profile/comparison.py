@@ -1,4 +1,4 @@
-"""Two profiles side by side: what differs in their settings, and what that did to each part of the run."""
+"""Two profiles side by side: different settings, and their effect on each part of the run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipeline.metrics.profile import Profile, Stage
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A stage or phase in both runs; None where one of them has none."""
+    """A stage or phase in both runs; `before` or `after` is None for a phase, or where a run lacks the stage."""
 
     name: str
     before: Stage | None
@@ -19,13 +19,13 @@ class Line:
 
     @property
     def ratio(self) -> float | None:
-        """The cost after, as a multiple of the cost before; None where there was none."""
+        """The cost after, as a multiple of the cost before; None if that is 0."""
         return self.cost_after_s / self.cost_before_s if self.cost_before_s > 0 else None
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A setting that differs; None where one of the runs does not have it."""
+    """A setting that differs; None where a run does not have it."""
 
     setting: str
     before: str | None
@@ -34,7 +34,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A run (`after`) held against another (`before`)."""
+    """A run (`after`) compared with another (`before`)."""
 
     before: Profile
     after: Profile
@@ -46,7 +46,7 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """The wall times in words; a difference of less than 2% is called the same."""
+        """The wall times in words; a difference of less than 2% counts as none."""
         if 0.98 <= self.ratio <= 1.02:
             return "as fast"
         return f"{1 / self.ratio:.2f}x faster" if self.ratio < 1 else f"{self.ratio:.2f}x slower"
@@ -74,7 +74,7 @@ class Comparison:
 
     @property
     def caveats(self) -> list[str]:
-        """What makes the wall times of the two hard to compare."""
+        """Reasons why the two wall times are hard to compare."""
         found = []
         if self.before.machine != self.after.machine:
             found.append("the runs took place on different machines")
@@ -95,5 +95,5 @@ def parts(profile: Profile) -> list[str]:
 
 
 def shown(settings: dict[str, str | int | float | bool | None], name: str) -> str | None:
-    """A setting's value as text; None where it is not there."""
+    """A setting's value as text; None if the run does not have it."""
     return str(settings[name]) if name in settings else None

@@ -1,4 +1,4 @@
-"""The operators of a run as a Mermaid flowchart: rows and times on the nodes, what flows between them on the edges."""
+"""The stages of a run as a Mermaid flowchart: rows and times on the nodes, the data between them on the edges."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import re
 from pipeline.metrics.profile import Profile, Stage
 from scripts.profile.units import number, seconds, share, size
 
-# Colours that can be read on a light and on a dark page, whatever theme the page has.
+# Colours that are readable on a light and on a dark page.
 CLASSES = (
     "classDef stage fill:#dbe9f6,stroke:#4a7fb0,color:#10202e",
     "classDef bottleneck fill:#f9d5ce,stroke:#c0392b,stroke-width:3px,color:#2e1210",
     "classDef service fill:#ececec,stroke:#888888,color:#222222",
 )
 
-# Which service a stage asks.
+# The service that a stage asks.
 SERVICE_OF = {"detect": "detector", "ask": "model"}
 
 
 def label(text: str) -> str:
-    """Text that is shown as it is: all that could be markup, of Mermaid or HTML, as a character's number."""
+    """Text that is shown unchanged: characters of markup, Mermaid's or HTML's, become character numbers."""
     plain = " ".join(text.split())
     return re.sub(r"[^\w .,:/()+*=-]", lambda found: f"#{ord(found[0])};", plain, flags=re.ASCII)
 
@@ -31,7 +31,7 @@ def node(name: str, lines: list[str], kind: str) -> str:
 
 
 def stage_lines(stage: Stage, profile: Profile) -> list[str]:
-    """What a stage's box says."""
+    """The lines in a stage's box."""
     cost = profile.diagnosis.cost_s.get(stage.name, 0.0)
     concurrency = stage.concurrency
     return [

@@ -1,4 +1,4 @@
-"""A profile as one HTML file that asks for nothing else: the bottleneck, the advice, a timeline, the tables."""
+"""A profile as one HTML file that loads nothing else: the bottleneck, the advice, a timeline, the tables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import jinja2
 from pipeline.metrics.profile import Profile
 from scripts.profile import units
 from scripts.profile.comparison import Comparison, parts
-from scripts.profile.table import STAGE_HEADS, compared_cells, stage_figures
+from scripts.profile.rows import COMPARED_HEADS, STAGE_HEADS, bottleneck_cost_s, compared_rows, stage_rows
 from scripts.profile.timeline import Timeline, stage_colours, timeline
 
 TICKS = 6
@@ -19,7 +19,7 @@ TICKS = 6
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A part of the bar that says where the wall time went."""
+    """A part of the bar that shows where the wall time went."""
 
     name: str
     cost_s: float
@@ -29,7 +29,7 @@ class Segment:
 
 
 def cost_bar(profile: Profile) -> list[Segment]:
-    """The costs in the order of the run; a phase, which is no stage, is grey."""
+    """The costs in the order of the run; phases that are not stages are grey."""
     colour, diagnosis = stage_colours(profile), profile.diagnosis
     return [
         Segment(name, cost, 100 * cost / profile.wall_s, colour.get(name, "--phase"))
@@ -47,7 +47,7 @@ def ticks(span_s: float) -> list[float]:
 
 
 def moving(drawn: Timeline, profile: Profile) -> dict[str, Any]:
-    """What the page's script needs to answer the pointer: moments, values and units, phases."""
+    """The data with which the page's script answers the pointer: moments, values and units, phases."""
     curves = [curve for panel in (*drawn.panels, *drawn.stages) for curve in panel.curves]
     return {
         "span": drawn.span_s,
@@ -69,24 +69,19 @@ def page(profile: Profile, compared: Comparison | None = None) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "seconds": units.seconds,
-        "size": units.size,
-        "number": units.number,
-        "figures": stage_figures,
-        "compared_cells": compared_cells,
-    }
+    environment.filters |= {"seconds": units.seconds, "size": units.size, "number": units.number}
     drawn = timeline(profile)
     both = (compared.before, compared.after) if compared else ()
     longest = max((each.wall_s for each in both), default=0.0)
     return environment.get_template("profile.html.j2").render(
         profile=profile,
         diagnosis=profile.diagnosis,
-        cost=profile.diagnosis.cost_s.get(profile.diagnosis.bottleneck, 0.0),
+        cost=bottleneck_cost_s(profile),
         cost_bar=cost_bar(profile),
-        parts=parts(profile),
-        stages={stage.name: stage for stage in profile.stages},
         heads=STAGE_HEADS,
+        rows=stage_rows(profile),
+        compared_heads=COMPARED_HEADS,
+        compared_rows=compared_rows(compared) if compared else [],
         colours=stage_colours(profile),
         timeline=drawn,
         ticks=[(moment, 100 * moment / drawn.span_s) for moment in ticks(drawn.span_s)],

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pipeline.metrics.profile import Profile, Stage
 from scripts.profile.mermaid import SERVICE_OF
@@ -29,6 +30,17 @@ SHOWN: dict[str, Callable[[float], str]] = {
 """How a value of each unit is written; templates/profile.js does the same."""
 
 
+class Series(NamedTuple):
+    """One measurement, and how it is drawn."""
+
+    name: str
+    """In the profile's samples."""
+    label: str
+    colour: str
+    """A CSS variable's name."""
+    filled: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Curve:
     """One series in a panel."""
@@ -36,18 +48,16 @@ class Curve:
     series: str
     label: str
     colour: str
-    """A CSS variable's name."""
     filled: bool
     unit: str
+    """A key of SHOWN."""
     values: Values
-    top: float
-    """The value at the plot's upper edge."""
     path: str
-    """For a `path` element; empty where nothing was measured."""
+    """For a `path` element."""
 
     @property
     def mean(self) -> str:
-        """Over what was measured."""
+        """The mean of the measured values."""
         measured = [value for value in self.values if value is not None]
         return SHOWN[self.unit](sum(measured) / len(measured)) if measured else "not measured"
 
@@ -58,31 +68,31 @@ class Panel:
 
     title: str
     scale: str
-    """What the upper edge means, in words."""
+    """The meaning of the upper edge."""
     curves: list[Curve]
-    low: bool
-    """A low one, for a stage of many."""
+    low: bool = False
+    """Low, because there are many: a stage's panel."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """All panels, and the moments that their curves' values belong to."""
+    """All panels, and the moments of their curves' values."""
 
     t_s: list[float]
     panels: list[Panel]
     stages: list[Panel]
     span_s: float
     longest_queue: float
-    """What the upper edge means for the rows that wait, in every stage's panel."""
+    """The upper edge of waiting rows in every stage's panel."""
 
 
 def stage_colours(profile: Profile) -> dict[str, str]:
-    """Each stage's CSS variable; templates/profile.css has six."""
+    """The CSS variable of each stage's colour; templates/profile.css has six."""
     return {stage.name: f"--c{place % 6}" for place, stage in enumerate(profile.stages)}
 
 
 def thin(values: Values, points: int) -> list[float | None]:
-    """At most so many values, each the mean of those that it stands for."""
+    """At most `points` values, each the mean of those that it replaces."""
     if len(values) <= points:
         return list(values)
     thinned: list[float | None] = []
@@ -94,7 +104,7 @@ def thin(values: Values, points: int) -> list[float | None]:
 
 
 def path(t_s: Sequence[float], values: Values, span_s: float, top: float, filled: bool) -> str:
-    """The curve; it is interrupted where nothing was measured, and goes down to zero at its ends if it is filled."""
+    """The curve: interrupted where nothing was measured; if filled, each piece ends on the ground."""
     pieces: list[list[tuple[float, float]]] = [[]]
     for moment, value in zip(t_s, values, strict=True):
         if value is None:
@@ -112,7 +122,7 @@ def path(t_s: Sequence[float], values: Values, span_s: float, top: float, filled
 
 
 class Drawing:
-    """A profile's samples on their way into panels: knows which series are in none yet."""
+    """Draws a profile's samples, and knows which series are not drawn yet."""
 
     def __init__(self, profile: Profile) -> None:
         samples = profile.samples
@@ -121,87 +131,72 @@ class Drawing:
         self.t_s = [moment for moment in thin(samples.t_s, MOST_POINTS) if moment is not None]
         self.span_s = max([profile.wall_s, *samples.t_s]) or 1.0
 
-    def highest(self, names: Sequence[str], least: float) -> float:
+    def highest(self, least: float, *names: str) -> float:
         """The largest value of these series, or `least`."""
         return max([least, *(value or 0.0 for name in names for value in self.series.get(name, ()))])
 
-    def curves(self, unit: str, top: float, wanted: Sequence[tuple[str, str, str, bool]]) -> list[Curve]:
-        """The wanted ones of which something was measured, each as series, label, colour and whether it is filled."""
+    def curves(self, unit: str, top: float, *wanted: Series) -> list[Curve]:
+        """The wanted series that have a measurement, with `top` at the plot's upper edge."""
         drawn = []
-        for name, label, colour, filled in wanted:
-            self.left.discard(name)
-            values = thin(self.series.get(name, ()), MOST_POINTS)
+        for each in wanted:
+            self.left.discard(each.name)
+            values = thin(self.series.get(each.name, ()), MOST_POINTS)
             if any(value is not None for value in values):
-                curve = path(self.t_s, values, self.span_s, top, filled)
-                drawn.append(Curve(name, label, colour, filled, unit, values, top, curve))
+                drawn.append(Curve(*each, unit, values, path(self.t_s, values, self.span_s, top, each.filled)))
         return drawn
 
-    def pipeline(self, cpus: int) -> Panel:
-        """The cores that it took, and all programs of the machine."""
-        wanted = [("pipeline.cpu", "pipeline", "--c0", True), ("host.cpu", "whole machine", "--muted", False)]
-        return Panel("pipeline", f"{cpus} cores", self.curves("cores", cpus, wanted), low=False)
-
     def service(self, name: str, colour: str, stage: Stage | None) -> Panel:
-        """What was sent to a service by its stage, and what it did with that."""
+        """The requests that a stage sends to a service, and those that the service reports."""
         running, waiting = f"{name}.running", f"{name}.waiting"
         sent = f"{stage.name}.working" if stage else ""
-        top = self.highest([running, waiting, sent], float(stage.concurrency.limit) if stage else 1.0)
-        tells = self.highest([running], 0.0) > 0  # a server that refreshes its gauges seldom may miss a short run
-        wanted = [
-            (sent, "in flight", "--muted" if tells else colour, not tells),
-            (running, "running there", colour, tells),
-            (waiting, "waiting there", "--warn", False),
-        ]
-        return Panel(name, f"{number(top)} requests", self.curves("rows", top, wanted), low=False)
+        top = self.highest(float(stage.concurrency.limit) if stage else 1.0, running, waiting, sent)
+        reported = self.highest(0.0, running) > 0  # a server that refreshes its gauges seldom may miss a short run
+        wanted = (
+            Series(sent, "in flight", "--muted" if reported else colour, not reported),
+            Series(running, "running there", colour, reported),
+            Series(waiting, "waiting there", "--warn"),
+        )
+        return Panel(name, f"{number(top)} requests", self.curves("rows", top, *wanted))
 
-    def gpu(self) -> Panel:
-        """Shares of the GPU, and of the model server's KV cache."""
-        wanted = [("gpu.utilisation", "GPU busy", "--c2", True), ("model.kv_cache", "KV cache", "--c3", False)]
-        curves = self.curves("share", 1.0, wanted)
-        return Panel("GPU" if curves and curves[0].filled else "KV cache", "100%", curves, low=False)
-
-    def memory(self) -> Panel:
-        """Of the pipeline, the machine, the GPU."""
-        wanted = [
-            ("pipeline.memory_bytes", "pipeline", "--c0", True),
-            ("host.memory_bytes", "whole machine", "--muted", False),
-            ("gpu.memory_bytes", "GPU", "--c2", False),
+    def machine(self, cpus: int) -> list[Panel]:
+        """Cores, GPU and memory, of the pipeline and of the machine."""
+        cores = Series("pipeline.cpu", "pipeline", "--c0", True), Series("host.cpu", "whole machine", "--muted")
+        gpu = Series("gpu.utilisation", "GPU busy", "--c2", True), Series("model.kv_cache", "KV cache", "--c3")
+        memory = (
+            Series("pipeline.memory_bytes", "pipeline", "--c0", True),
+            Series("host.memory_bytes", "whole machine", "--muted"),
+            Series("gpu.memory_bytes", "GPU", "--c2"),
+        )
+        shares = self.curves("share", 1.0, *gpu)
+        most = self.highest(1.0, *(each.name for each in memory))
+        return [
+            Panel("pipeline", f"{cpus} cores", self.curves("cores", cpus, *cores)),
+            Panel("GPU" if shares and shares[0].filled else "KV cache", "100%", shares),
+            Panel("memory", size(most), self.curves("bytes", most, *memory)),
         ]
-        top = self.highest([name for name, *_ in wanted], 1.0)
-        return Panel("memory", size(top), self.curves("bytes", top, wanted), low=False)
 
     def stage(self, stage: Stage, colour: str, longest_queue: float) -> Panel:
-        """Rows at work, of as many as the settings allow, and rows that wait, of as many as wait anywhere."""
-        limit = float(max(stage.concurrency.limit, 1))
-        working = self.curves("rows", limit, [(f"{stage.name}.working", "at work", colour, True)])
-        waiting = self.curves("rows", longest_queue, [(f"{stage.name}.waiting", "waiting", "--warn", False)])
+        """Rows at work up to the settings' limit, and waiting rows up to the longest queue of all."""
+        limit = max(stage.concurrency.limit, 1)
+        working = self.curves("rows", limit, Series(f"{stage.name}.working", "at work", colour, True))
+        waiting = self.curves("rows", longest_queue, Series(f"{stage.name}.waiting", "waiting", "--warn"))
         return Panel(stage.name, f"of {stage.concurrency.limit}", working + waiting, low=True)
 
     def other(self, name: str) -> Panel:
-        """A series that a later version of the pipeline measures."""
-        top = self.highest([name], 1e-9)
-        return Panel(name, number(top), self.curves("", top, [(name, "value", "--c4", True)]), low=False)
+        """A series that only a later version of the pipeline measures."""
+        top = self.highest(1e-9, name)
+        return Panel(name, number(top), self.curves("", top, Series(name, "value", "--c4", True)))
 
 
 def timeline(profile: Profile) -> Timeline:
-    """The run's panels: pipeline, detector, model, GPU, memory; then a low one for each stage. All series are in it."""
+    """The run's panels: pipeline, detector, model, GPU, memory; then a low one for each stage. They hold all series."""
     draw = Drawing(profile)
     asks = {SERVICE_OF[stage.name]: stage for stage in profile.stages if stage.name in SERVICE_OF}
-    panels = [
-        draw.pipeline(profile.machine.cpus),
-        draw.service("detector", "--c1", asks.get("detector")),
-        draw.service("model", "--c3", asks.get("model")),
-        draw.gpu(),
-        draw.memory(),
-    ]
-    longest = draw.highest([f"{stage.name}.waiting" for stage in profile.stages], 1.0)
+    cores, *others = draw.machine(profile.machine.cpus)
+    services = [draw.service(name, ink, asks.get(name)) for name, ink in (("detector", "--c1"), ("model", "--c3"))]
+    longest = draw.highest(1.0, *(f"{stage.name}.waiting" for stage in profile.stages))
     colours = stage_colours(profile)
     stages = [draw.stage(stage, colours[stage.name], longest) for stage in profile.stages]
-    panels += [draw.other(name) for name in sorted(draw.left)]
-    return Timeline(
-        draw.t_s,
-        [panel for panel in panels if panel.curves],
-        [panel for panel in stages if panel.curves],
-        draw.span_s,
-        longest,
-    )
+    panels = [cores, *services, *others, *(draw.other(name) for name in sorted(draw.left))]
+    shown, low = ([panel for panel in some if panel.curves] for some in (panels, stages))
+    return Timeline(draw.t_s, shown, low, draw.span_s, longest)

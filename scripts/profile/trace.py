@@ -1,18 +1,19 @@
 """A profile as a trace for Perfetto (ui.perfetto.dev): JSON in the Trace Event Format.
 
-What Perfetto asks beyond that format's text, from its JSON importer: thread ids are unique over all processes (a thread
-is named by its id alone) and are no process's id (a counter belongs to the thread with its process's id); 0 is the idle
-task's; slices of a thread nest; a counter's track is called by the event's name and its argument's.
+Perfetto's JSON importer has more rules than the format's text. A thread id is unique over all processes and differs
+from every process id; 0 is the idle task. Slices of a thread nest. The name of a counter's track is the event's name
+and its argument's name.
 """
 
 from __future__ import annotations
 
 import heapq
+import itertools
 import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from pipeline.metrics.profile import Profile, Span
+from pipeline.metrics.profile import Phase, Profile, Span
 
 Event = dict[str, Any]
 
@@ -23,28 +24,27 @@ FIRST_THREAD = 1000
 
 
 def microseconds(moment_s: float) -> int:
-    """The format's unit of time; whole, so that what touched in seconds touches still."""
+    """The format's unit of time, rounded: parts that touch in seconds still touch."""
     return round(moment_s * 1e6)
 
 
-def named(pid: int, name: str, order: int) -> list[Event]:
-    """What a process is called, and its place among the others."""
+def names(kind: str, name: str, order: int, **ids: int) -> list[Event]:
+    """The name of a process or thread, and its place among the others."""
     return [
-        {"ph": "M", "name": "process_name", "pid": pid, "args": {"name": name}},
-        {"ph": "M", "name": "process_sort_index", "pid": pid, "args": {"sort_index": order}},
+        {"ph": "M", "name": f"{kind}_name", **ids, "args": {"name": name}},
+        {"ph": "M", "name": f"{kind}_sort_index", **ids, "args": {"sort_index": order}},
     ]
 
 
-def thread(pid: int, tid: int, name: str) -> list[Event]:
-    """What a thread is called; threads are shown in the order of their ids."""
-    return [
-        {"ph": "M", "name": "thread_name", "pid": pid, "tid": tid, "args": {"name": name}},
-        {"ph": "M", "name": "thread_sort_index", "pid": pid, "tid": tid, "args": {"sort_index": tid}},
-    ]
+def slice_of(category: str, name: str, part: Phase | Span, pid: int, tid: int, **details: float) -> Event:
+    """A part of a thread's time."""
+    start, end = microseconds(part.start_s), microseconds(part.end_s)
+    event = {"ph": "X", "cat": category, "name": name, "pid": pid, "tid": tid}
+    return {**event, "ts": start, "dur": end - start, "args": details}
 
 
 def slots(spans: Iterable[Span]) -> Iterator[tuple[int, Span]]:
-    """Each span with the lowest slot that is free when it begins, so that no two in a slot overlap."""
+    """Each span with the lowest slot that is free at its start: spans of a slot do not overlap."""
     busy: list[tuple[int, int]] = []
     free: list[int] = []
     for span in sorted(spans, key=lambda span: (span.start_s, span.end_s)):
@@ -64,38 +64,27 @@ def counters(pid: int, name: str, what: str, times: list[float], values: list[fl
 
 def events(profile: Profile) -> list[Event]:
     """Names first, then everything else in the order of time."""
-    names = named(RUN, f"run {profile.run}", 0)
-    found: list[Event] = []
-    names += thread(RUN, FIRST_THREAD, "phases")
-    for phase in profile.phases:
-        start, end = microseconds(phase.start_s), microseconds(phase.end_s)
-        found.append(
-            {"ph": "X", "cat": "phase", "name": phase.name, "pid": RUN, "tid": FIRST_THREAD, "ts": start}
-            | {"dur": end - start, "args": {}}
-        )
+    named = names("process", f"run {profile.run}", 0, pid=RUN)
+    named += names("thread", "phases", FIRST_THREAD, pid=RUN, tid=FIRST_THREAD)
+    found = [slice_of("phase", phase.name, phase, RUN, FIRST_THREAD) for phase in profile.phases]
     processes = {stage.name: FIRST_STAGE + place for place, stage in enumerate(profile.stages)}
-    next_thread = FIRST_THREAD + 1
+    free_threads = itertools.count(FIRST_THREAD + 1)
     for place, (stage, pid) in enumerate(processes.items()):
-        names += named(pid, stage, place + 10)
+        named += names("process", stage, place + 10, pid=pid)
         threads: dict[int, int] = {}
         for slot, span in slots(span for span in profile.spans if span.stage == stage):
             if slot not in threads:
-                threads[slot] = next_thread
-                names += thread(pid, next_thread, f"{stage} {slot + 1}")
-                next_thread += 1
-            start, end = microseconds(span.start_s), microseconds(span.end_s)
-            found.append(
-                {"ph": "X", "cat": "row", "name": span.row, "pid": pid, "tid": threads[slot], "ts": start}
-                | {"dur": end - start, "args": {"waited_s": round(span.waited_s, 6)}}
-            )
+                threads[slot] = tid = next(free_threads)
+                named += names("thread", f"{stage} {slot + 1}", tid, pid=pid, tid=tid)
+            found.append(slice_of("row", span.row, span, pid, threads[slot], waited_s=round(span.waited_s, 6)))
     others: dict[str, int] = {}
     for series, values in profile.samples.series.items():
         who, _, what = series.rpartition(".")
         if who not in processes and who not in others:
             others[who] = RUN + 1 + len(others)
-            names += named(others[who], who or what, 1 + len(others))
+            named += names("process", who or what, 1 + len(others), pid=others[who])
         found += counters(processes.get(who) or others[who], who or what, what, profile.samples.t_s, values)
-    return names + sorted(found, key=lambda event: event["ts"])
+    return named + sorted(found, key=lambda event: event["ts"])
 
 
 def trace(profile: Profile) -> bytes:

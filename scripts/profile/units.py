@@ -1,4 +1,4 @@
-"""Figures as people read them: with a unit, and with no more digits than help."""
+"""Figures as text: with a unit, and with few digits."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ def size(count: float) -> str:
 
 
 def number(value: float) -> str:
-    """A count or a measure: whole where it is whole, otherwise three digits that count."""
+    """A count or a measure: a whole number, or three significant digits."""
     if value == int(value):
         return f"{int(value):,}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def share(part: float, whole: float) -> str:
-    """A part of a whole in percent; empty where there is no whole."""
+    """A part of a whole in percent; empty if the whole is 0."""
     return f"{100 * part / whole:.0f}%" if whole else ""
 
 
 def measure(name: str, value: float) -> str:
-    """A metric's value in the unit that its name ends in (`_s`, `_bytes`, `_rate`), otherwise the bare number."""
+    """A metric's value in the unit at the end of its name (`_s`, `_bytes`, `_rate`), otherwise the bare number."""
     if name.endswith("_per_s"):
         return f"{number(value)}/s"
     if name.endswith("_s"):
@@ -52,7 +52,7 @@ def measure(name: str, value: float) -> str:
 
 
 def title(name: str) -> str:
-    """A metric's name in words, without the unit that `measure` shows."""
+    """A metric's name in words, without the unit that `measure` adds."""
     for unit in ("_per_s", "_s", "_bytes"):
         name = name.removesuffix(unit)
     return name.replace("_", " ")
