@@ -92,8 +92,8 @@ def read(folder: Path) -> Profile:
         return Profile.of(folder)
     except OSError as error:
         raise UsageError(
-            f"run {folder}: no profile ({FILE}: {error.strerror}): runs that were cut short or made by an older version "
-            "have none; 'make profile' makes a new run"
+            f"run {folder}: no profile ({FILE}: {error.strerror}): runs that were cut short or made by an older "
+            "version have none; 'make profile' makes a new run"
         ) from error
     except ValueError as error:
         raise UsageError(

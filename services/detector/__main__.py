@@ -20,12 +20,12 @@ def _variables() -> str:
 
 
 def main() -> int:
-    """Read the settings and serve; returns the exit code that `serve` describes, 2 for wrong settings."""
+    """Read the settings and serve; returns the exit code of `serve`, 2 for invalid settings."""
     parser = argparse.ArgumentParser(
         prog="python -m services.detector",
         description=textwrap.dedent("""\
             Find objects in images, over HTTP: POST /detect; GET / answers once the model is ready; GET /metrics.
-            Exit code: 0 stopped by SIGTERM or SIGINT, 1 failed, 2 wrong settings."""),
+            Exit code: 0 stopped by SIGTERM or SIGINT, 1 failed, 2 invalid settings."""),
         epilog=_variables(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

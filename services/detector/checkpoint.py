@@ -1,37 +1,38 @@
-"""What the service must know of a model before it loads it: labels, input size, revision.
+"""A model's labels, input size and revision, read before the model is loaded.
 
-Only the checkpoint's small JSON files are read, and without importing torch or transformers: that takes 0.3 s and 35
-MB where `AutoConfig` and `AutoImageProcessor` take 4 to 9 s and 375 MB, so a wrong model name is an error at once and
-decode workers stay small.
+Only the checkpoint's small JSON files are read, without torch or transformers: that takes 0.3 s and 35 MB where
+`AutoConfig` and `AutoImageProcessor` take 4 to 9 s and 375 MB. So a wrong model name fails at once, and decode workers
+stay small.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
-BILINEAR = 2  # Pillow's number of the filter that detection processors use where their file names none
+BILINEAR = 2  # Pillow's number of the filter that detection processors use by default
 
-# Longest side that the usual processors without a fixed input size (DETR's 800 x 1333) scale to.
+# Longest side to which the usual processors without a fixed input size scale (DETR's 800 x 1333).
 LONGEST_SIDE = 1333
 
 
 class CheckpointError(Exception):
-    """The model cannot be served; the message says which, why and what to do."""
+    """The model cannot be served; the message names it, the reason and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
 class InputSize:
     """The size in pixels that an image is scaled to before the model's own processor sees it.
 
-    With `exact`, (width, height), that is the size the processor would scale to, with the same filter `resample`, so
-    its own scaling has nothing left to do. Otherwise larger images are scaled down to a `longest` side, in
-    proportion, and the processor does the rest.
+    `exact`, (width, height), is the processor's own size, and `resample` its filter, so that nothing is left for it to
+    scale. Without it, larger images are scaled down in proportion to a `longest` side, and the processor does the rest.
     """
 
     exact: tuple[int, int] | None = None
@@ -47,46 +48,30 @@ class InputSize:
 
     @property
     def largest(self) -> tuple[int, int]:
-        """The largest size, (width, height), that comes out of `of`."""
+        """The largest size, (width, height), that `of` returns."""
         return self.exact or (self.longest, self.longest)
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A model as it will be loaded.
-
-    `model` is the name that the operator gave; `revision` is the commit it stands for, None for a local folder.
-    """
+    """A model as it will be loaded: the operator's name for it, and its commit, which is None for a local folder."""
 
     model: str
     revision: str | None
     labels: frozenset[str]
     input_size: InputSize
 
-    def to_json(self) -> str:
-        """A text that `from_json` reads."""
-        return json.dumps(asdict(self) | {"labels": sorted(self.labels)})
 
-    @classmethod
-    def from_json(cls, text: str) -> Checkpoint:
-        """The checkpoint that `to_json` wrote."""
-        fields = json.loads(text)
-        size = fields["input_size"]
-        exact = tuple(size["exact"]) if size["exact"] else None
-        return cls(
-            model=fields["model"],
-            revision=fields["revision"],
-            labels=frozenset(fields["labels"]),
-            input_size=InputSize(exact=exact, longest=size["longest"], resample=size["resample"]),
-        )
+CHECKPOINT = TypeAdapter(Checkpoint)
+"""Turns a checkpoint into JSON and back, for a worker's environment."""
 
 
 def read_checkpoint(model: str, revision: str | None) -> Checkpoint:
     """Read a checkpoint's labels and input size from a folder, or from the hub (or its cache, when offline).
 
     Raises:
-        CheckpointError: no such folder or hub id, a file is missing or damaged, the model names no labels, or a
-            revision is given for a folder, which has none.
+        CheckpointError: no such folder or hub id, a file is missing or damaged, the model has no labels, or a revision
+            is given for a folder.
     """
     if Path(model).is_dir():
         if revision is not None:
@@ -109,11 +94,11 @@ def _fetch(model: str, revision: str | None, name: str) -> Path:
 
     try:
         return Path(hf_hub_download(model, name, revision=revision))
-    except Exception as error:  # the hub client, its HTTP library and the file system raise types without a common base
+    except Exception as error:  # the hub client, its HTTP library and the file system share no base class
         reason = " ".join(str(error).split())
         raise CheckpointError(
             f"cannot get {name} of DETECTOR_MODEL={model!r}, revision {revision or 'main'}: {reason} - check the "
-            "name, the network or, offline, that the cache holds it; a private model needs HF_TOKEN"
+            "name and the network; offline, the cache must hold it; a private model needs HF_TOKEN"
         ) from error
 
 
@@ -121,18 +106,18 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing: DETECTOR_MODEL must hold a transformers checkpoint") from None
+        raise CheckpointError(f"{path} is missing: DETECTOR_MODEL must be a transformers checkpoint") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is not a JSON object: DETECTOR_MODEL must hold a transformers checkpoint")
+        raise CheckpointError(f"{path} is not a JSON object: DETECTOR_MODEL must be a transformers checkpoint")
     return content
 
 
 def _labels(config: dict[str, Any], model: str) -> frozenset[str]:
     names = config.get("id2label")
     if not isinstance(names, dict) or not names:
-        raise CheckpointError(f"config.json of {model} names no labels (id2label): it is not an object detector")
+        raise CheckpointError(f"config.json of {model} has no labels (id2label): it is not an object detector")
     return frozenset(str(name) for name in names.values())
 
 

@@ -1,7 +1,7 @@
-"""Detectors: decoded images in, detections out. Torch and transformers are imported when a model is loaded, not before.
+"""Detectors: decoded images in, detections out. Loading a model imports torch and transformers, this module does not.
 
-`Detector` is what the service needs of any family. `ClosedSetDetector` is the one built: every transformers checkpoint
-of `AutoModelForObjectDetection` with a fixed set of labels (RT-DETR v1 and v2, D-FINE, DETR and its kin).
+`Detector` is the interface of any model family. `ClosedSetDetector` implements it for every transformers checkpoint of
+`AutoModelForObjectDetection` with a fixed set of labels (RT-DETR v1 and v2, D-FINE, DETR and its relatives).
 """
 
 from __future__ import annotations
@@ -18,25 +18,24 @@ from services.detector.messages import Detection, Failed, Found, Frame, Outcome
 from services.detector.nms import non_maximum_suppression
 from services.detector.settings import Settings
 
-# What the model is run on before the service is ready, and what seeds it: noise, because a flat image leaves much of
-# a network at zero and would hide an overflow.
+# The model's first input is noise from this seed: a flat image leaves much of a network at zero and hides overflows.
 WARM_UP_SEED = 0
 
 
 class DetectorError(Exception):
-    """The detector cannot be used as it is set up; the message says why and what to do."""
+    """The detector cannot run with these settings; the message says why and what to do."""
 
 
 class Detector(Protocol):
-    """What the service asks of a model family; one that takes any label, or gives no score, fits too."""
+    """A model family; it may take any label, and give no scores."""
 
     @property
     def labels(self) -> frozenset[str] | None:
-        """The labels that a frame may ask for; None when the model takes any."""
+        """The labels that a frame may ask for; None if the model takes any."""
         ...
 
     def detect(self, frames: Sequence[Frame]) -> list[Outcome]:
-        """One outcome per frame, in their order; an image that spoils its own result is `Failed`, alone.
+        """One outcome per frame, in their order; an image without a usable result is `Failed`, alone.
 
         An exception means that the whole batch has no result.
         """
@@ -46,16 +45,16 @@ class Detector(Protocol):
 class ClosedSetDetector:
     """A transformers object detection model with a fixed set of labels.
 
-    The tiny model takes 17 ms of CPU for one image, 38 for four and 85 for eight; its process holds 410 MB, nearly all
-    of it torch and transformers.
+    The tiny model takes 17 ms of CPU for one image, 38 for four and 85 for eight; its process takes 410 MB, nearly all
+    for torch and transformers.
     """
 
     def __init__(self, settings: Settings, checkpoint: Checkpoint) -> None:
         """Load the model and run it once at the largest batch, so that the first request finds everything allocated.
 
         Raises:
-            DetectorError: no such device, a setting that the device has no use for, weights that cannot be loaded, or
-                a warm-up whose result is not finite.
+            DetectorError: no such device, a setting that does not apply to the device, weights that cannot be loaded,
+                or a warm-up whose result is not finite.
         """
         import torch
         from transformers import AutoImageProcessor, AutoModelForObjectDetection
@@ -70,7 +69,7 @@ class ClosedSetDetector:
         self._dtype = self._choose_dtype(settings)
         source = {"revision": checkpoint.revision} if checkpoint.revision else {}
         try:
-            # The processor without torchvision, on every machine alike.
+            # The same processor on every machine: without torchvision.
             self._processor = AutoImageProcessor.from_pretrained(checkpoint.model, backend="pil", **source)
             model = AutoModelForObjectDetection.from_pretrained(
                 checkpoint.model, dtype=self._dtype, use_safetensors=True, **source
@@ -87,7 +86,7 @@ class ClosedSetDetector:
         return frozenset(self._names.values())
 
     def detect(self, frames: Sequence[Frame]) -> list[Outcome]:
-        """See `Detector.detect`; the frames go through the model in one batch, and each comes out as if alone."""
+        """See `Detector.detect`; one batch, in which each frame has the same result as alone."""
         logits, boxes = self._forward([frame.pixels for frame in frames])
         finite = (logits.isfinite().flatten(1).all(1) & boxes.isfinite().flatten(1).all(1)).tolist()
         found = self._processor.post_process_object_detection(
@@ -105,7 +104,7 @@ class ClosedSetDetector:
         device = settings.device if settings.device != "auto" else "cuda" if cuda.is_available() else "cpu"
         if device == "cuda" and not cuda.is_available():
             raise DetectorError(
-                "DETECTOR_DEVICE=cuda, but torch finds no GPU: check the driver and that the container was given the "
+                "DETECTOR_DEVICE=cuda, but torch finds no GPU: check the driver and the container's access to the "
                 "GPU, or set DETECTOR_DEVICE=cpu"
             )
         if settings.memory_share is not None:
@@ -130,11 +129,11 @@ class ClosedSetDetector:
             tensors["pixel_mask"] = inputs["pixel_mask"].to(self._device)
         with self._torch.inference_mode():
             output = self._model(**tensors)
-        # float32 before any arithmetic on the results: half precision would round scores and boxes once more.
+        # float32 before any arithmetic: half precision would round scores and boxes again.
         return output.logits.float().cpu(), output.pred_boxes.float().cpu()
 
     def _outcome(self, frame: Frame, found: dict[str, Any]) -> Found:
-        """Keep what the frame asked for, inside the image and once."""
+        """Keep the boxes of the frame's label, clipped to the image, each object once."""
         scores = found["scores"].numpy()
         wanted = np.array([self._names[index] == frame.label for index in found["labels"].tolist()], dtype=bool)
         wanted &= scores > frame.threshold
@@ -161,24 +160,24 @@ class ClosedSetDetector:
         if not (logits.isfinite().all() and boxes.isfinite().all()):
             raise DetectorError(
                 f"the model {self._checkpoint.model} gives values that are not finite in {self._dtype} on "
-                f"{self._device}: set DETECTOR_DTYPE=float32, or, if it is that already, the weights are damaged"
+                f"{self._device}: set DETECTOR_DTYPE=float32; with float32, the weights are damaged"
             )
 
 
 def detect_apart(detector: Detector, frames: Sequence[Frame]) -> list[Outcome]:
-    """`Detector.detect`, in which a batch that raises is tried again one by one.
+    """`Detector.detect`, which tries the frames of a batch that raises again one by one.
 
-    So one image that the model cannot take, or a batch too large for the memory at hand, fails no other request.
+    So an image that the model cannot take, or a batch too large for the memory, fails no other request.
     """
     try:
         return detector.detect(frames)
-    except Exception as error:  # whatever a model raises, its frames must have an outcome
+    except Exception as error:  # a model may raise anything, and each frame needs an outcome
         if len(frames) == 1:
             return [Failed(one_line(error))]
         return [outcome for frame in frames for outcome in detect_apart(detector, [frame])]
 
 
 def one_line(error: Exception) -> str:
-    """The type and first sentence of an exception whose text may run over many lines."""
+    """The type of an exception and the beginning of its text, in one line."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__

@@ -9,12 +9,12 @@ import numpy.typing as npt
 def non_maximum_suppression(
     boxes: npt.NDArray[np.float32], scores: npt.NDArray[np.float32], max_iou: float
 ) -> list[int]:
-    """Keep each box unless a better one of the same object is kept already.
+    """Keep each box unless a better box of the same object is already kept.
 
     Args:
         boxes: `(n, 4)`, `xyxy`, all of one label.
-        scores: `(n,)`; of two equal scores the box that comes first wins.
-        max_iou: a box whose intersection over union with a kept one is greater is dropped.
+        scores: `(n,)`; of equal scores, the first box wins.
+        max_iou: a box is dropped if its intersection over union with a kept one is greater.
 
     Returns:
         Indices of the kept boxes, by descending score.

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 PREFIX = "DETECTOR_"
 
-# Mosec reads variables of its own; one that is set would change the service behind these settings' back.
+# Mosec reads variables of its own, which would override these settings.
 SERVER_PREFIX = "MOSEC_"
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -20,15 +20,15 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class SettingsError(Exception):
-    """The environment does not describe a service; one line for each wrong variable."""
+    """The environment holds invalid variables; one line for each."""
 
 
 class Settings(BaseModel):
     """Everything that an operator can set, with its default.
 
-    Each field is the environment variable `DETECTOR_<NAME>`; an empty variable counts as not set. Timings quoted here
-    and in the modules beside this one are CPU time, measured with a tiny RT-DETRv2 (0.89 million parameters, input
-    256 x 192) on drawn 640 x 480 scenes as JPEGs, on one core of a two-core machine, unless they say otherwise.
+    Each field is the environment variable `DETECTOR_<NAME>`; an empty variable counts as not set. Timings in this
+    package are CPU time on one core of a two-core machine, unless they say otherwise: a tiny RT-DETRv2 (0.89 million
+    parameters, input 256 x 192) on drawn 640 x 480 scenes as JPEGs.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,20 +46,21 @@ class Settings(BaseModel):
         description="number format of the weights; auto: float32 on a CPU, float16 on a GPU",
     )
     # 0.4 counts the dogs of drawn scenes best (494 of 500 scenes exact) once duplicates are suppressed at 0.6.
-    threshold: Share = Field(default=0.4, description="least score of a box, where the request names none")
+    threshold: Share = Field(default=0.4, description="lowest score of a box, if the request has no threshold")
     nms_iou: PositiveShare = Field(default=0.6, description="a box that overlaps a better one by more is dropped")
     max_batch: Count = Field(default=8, description="most images in one pass through the model")
     max_wait_ms: Count = Field(default=10, description="longest wait for a batch to fill")
-    queue: Count = Field(default=128, description="most requests waiting before the next is refused with 429")
-    max_body_mb: Count = Field(default=20, description="largest request body in MiB before it is refused with 413")
+    queue: Count = Field(default=128, description="most waiting requests; the next one is refused with 429")
+    max_body_mb: Count = Field(default=20, description="largest request body in MiB; a larger one is refused with 413")
     timeout_s: Count = Field(
-        default=60, description="longest time to an answer before 408; also how long a stop waits for open requests"
+        default=60,
+        description="seconds until an answer of 408; also how long a stop waits for open requests",
     )
     # Decoding and scaling takes 2.4 ms of CPU for 640 x 480 and 8 ms for 1080p, the tiny model 11 to 17 ms an image:
     # one worker keeps a CPU host busy. A GPU that takes 2 ms an image wants four.
     decode_workers: Count = Field(default=1, description="processes that decode images")
     memory_share: PositiveShare | None = Field(
-        default=None, description="most of the GPU's memory that this service may take (none: no limit)"
+        default=None, description="largest share of the GPU's memory for this service (none: no limit)"
     )
     # With two threads on two shared cores a pass took four times as long as with one.
     threads: Count = Field(default=1, description="CPU threads of the model")
@@ -71,10 +72,10 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
     """Check the `DETECTOR_*` variables of a process environment.
 
     Raises:
-        SettingsError: a value is not accepted, a `DETECTOR_` variable is not known, or a `MOSEC_` variable is set.
+        SettingsError: a value is invalid, a `DETECTOR_` variable is unknown, or a `MOSEC_` variable is set.
     """
     problems = [
-        f"{name} is set, but the detector service sets up its server itself: unset it and use {PREFIX}* instead"
+        f"{name} is set, but the detector service configures its server itself: unset it and use {PREFIX}* instead"
         for name in sorted(environ)
         if name.startswith(SERVER_PREFIX)
     ]
@@ -113,4 +114,4 @@ def _suggestion(field: str) -> str:
     close = difflib.get_close_matches(field, Settings.model_fields, n=1)
     if close:
         return f"did you mean {variable(close[0])}?"
-    return "unset it, or see `python -m services.detector --help` for the variables there are"
+    return "unset it; `python -m services.detector --help` lists all variables"

@@ -3,12 +3,11 @@
 decode (CPU, `DETECTOR_DECODE_WORKERS` processes, one request at a time) -> detect (the model, one process, batches)
 -> answer (one process, one request at a time).
 
-Mosec gives all requests of a batch one status. So everything that can be wrong with a request is found in `Decode`,
-before there is a batch, `Detect` raises for none, and what went wrong for one image in the batch becomes its own
-status in `Answer`.
+Mosec gives all requests of a batch one status. So `Decode` finds every fault of a request before there is a batch,
+`Detect` never raises, and `Answer` turns the failure of one image into a status of its own.
 
-Mosec makes workers without arguments, in new processes: what they need travels in environment variables that only
-these processes get.
+Mosec starts workers in new processes, without arguments: their settings travel in environment variables of these
+processes.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from mosec import ClientError, ServerError, ValidationError, Worker
 from mosec.mixin import MsgpackMixin
 
 from imaging.decode import BadImage
-from services.detector.checkpoint import Checkpoint
+from services.detector.checkpoint import CHECKPOINT, Checkpoint
 from services.detector.images import decode
 from services.detector.messages import (
     Failed,
@@ -42,11 +41,11 @@ from services.detector.settings import Settings
 SETTINGS_VARIABLE = "SPOTTER_DETECTOR_SETTINGS"
 CHECKPOINT_VARIABLE = "SPOTTER_DETECTOR_CHECKPOINT"
 
-# The settings that decide which boxes an image has: a client that goes on with an earlier run must know of a change.
+# The settings that decide an image's boxes: a client that resumes an earlier run must notice a change.
 DECIDE_BOXES = {"threshold", "nms_iou", "dtype"}
 
 
-# Mosec answers with an error's `msg`, a colon and its text.
+# Mosec's answer is an error's `msg`, a colon and its text.
 class BadImageError(ClientError):  # type: ignore[misc]  # no Mosec where types are checked
     """400: the bytes are not a usable image."""
 
@@ -66,28 +65,31 @@ class DetectionError(ServerError):  # type: ignore[misc]  # no Mosec where types
 
 
 def worker_environment(settings: Settings, checkpoint: Checkpoint) -> dict[str, str]:
-    """The variables that a stage's process is started with."""
-    return {SETTINGS_VARIABLE: settings.model_dump_json(), CHECKPOINT_VARIABLE: checkpoint.to_json()}
+    """The environment variables of a stage's process."""
+    return {
+        SETTINGS_VARIABLE: settings.model_dump_json(),
+        CHECKPOINT_VARIABLE: CHECKPOINT.dump_json(checkpoint).decode(),
+    }
 
 
 class Stage(Worker):  # type: ignore[misc]  # no Mosec where types are checked
-    """What the stages share: settings, checkpoint, and silence on Ctrl-C."""
+    """The common part of all stages: settings, checkpoint, and no reaction to Ctrl-C."""
 
     def __init__(self) -> None:
         super().__init__()
-        # Ctrl-C goes to the whole group of processes; the main one stops the others in order.
+        # Ctrl-C reaches the whole process group; the main process stops the others in order.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        # Mosec warns of more than 1 MB between stages; a batch of pixels is meant to be that large.
+        # Mosec warns above 1 MB between stages; a batch of pixels is larger on purpose.
         warnings.filterwarnings("ignore", message="IPC data", category=RuntimeWarning)
         self.settings = Settings.model_validate_json(os.environ[SETTINGS_VARIABLE])
-        self.checkpoint = Checkpoint.from_json(os.environ[CHECKPOINT_VARIABLE])
+        self.checkpoint = CHECKPOINT.validate_json(os.environ[CHECKPOINT_VARIABLE])
 
 
 class Decode(Stage):
-    """Request bytes to a `Frame`; every error that is the client's ends here."""
+    """Request bytes to a `Frame`; finds every error of the client."""
 
     def deserialize(self, data: bytes) -> bytes:
-        """Leave the body to `forward`."""
+        """`forward` parses the body."""
         return data
 
     def forward(self, data: bytes) -> Frame:
@@ -95,7 +97,7 @@ class Decode(Stage):
 
         Raises:
             ClientError: 400, not a request or not an image.
-            ValidationError: 422, a label that the model does not know.
+            ValidationError: 422, the model does not know the label.
         """
         try:
             request = parse_request(bytes(data))
@@ -123,7 +125,7 @@ class Detect(Stage):
             raise SystemExit(1) from error
 
     def forward(self, data: Any) -> Any:
-        """An outcome for each frame; Mosec passes one frame without a list when batches are of one."""
+        """An outcome for each frame; with batches of one, Mosec passes a frame without a list."""
         if self.max_batch_size == 1:
             return detect_apart(self.detector, [data])[0]
         frames: Sequence[Frame] = data

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from services.detector.checkpoint import Checkpoint, CheckpointError, InputSize, read_checkpoint
+from services.detector.checkpoint import CHECKPOINT, Checkpoint, CheckpointError, InputSize, read_checkpoint
 
 FIXED = {"do_resize": True, "size": {"height": 192, "width": 256}, "resample": 3}
 
@@ -53,7 +53,7 @@ def test_input_sizes() -> None:
 
 def test_a_checkpoint_survives_the_way_to_a_worker(folder: Path) -> None:
     for checkpoint in (read_checkpoint(str(folder), None), Checkpoint("a/b", "c0ffee", frozenset({"x"}), InputSize())):
-        assert Checkpoint.from_json(checkpoint.to_json()) == checkpoint
+        assert CHECKPOINT.validate_json(CHECKPOINT.dump_json(checkpoint)) == checkpoint
 
 
 @pytest.mark.parametrize("model", ["no-such-folder", "samples/models/no-such-folder", "/no/such/folder", "a b/c"])

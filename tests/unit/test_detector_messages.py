@@ -23,11 +23,11 @@ def packed(**fields: Any) -> bytes:
 
 
 def test_a_request() -> None:
-    assert parse_request(packed(threshold=0.25)) == Request(b"bytes", "dog", 0.25)
+    assert parse_request(packed(threshold=0.25)) == Request(image=b"bytes", label="dog", threshold=0.25)
 
 
 def test_threshold_may_be_nil_or_left_out() -> None:
-    assert parse_request(packed(threshold=None)) == parse_request(packed()) == Request(b"bytes", "dog", None)
+    assert parse_request(packed(threshold=None)) == parse_request(packed()) == Request(image=b"bytes", label="dog")
 
 
 @pytest.mark.parametrize("threshold", [0, 1])
