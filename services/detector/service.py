@@ -3,14 +3,14 @@
     POST /detect   msgpack {"image": encoded bytes, "label": str, "threshold": 0..1 or nil}
       200  msgpack {"boxes": [{"box": [x1, y1, x2, y2], "label", "score"}], "width", "height", "model", "revision",
            "settings": {"threshold", "nms_iou", "dtype"}}
-      400  not such a request, or not a usable image    413  body over DETECTOR_MAX_BODY_MB
-      422  a label that the model does not know         429  more than DETECTOR_QUEUE requests wait: try later
+      400  an invalid request, or no usable image       413  body over DETECTOR_MAX_BODY_MB
+      422  a label that the model does not know         429  DETECTOR_QUEUE requests wait already: try later
       500  the model failed on this image               408  no answer within DETECTOR_TIMEOUT_S
       503  the service is stopping
     GET /          200 once the model is loaded and warm; the port is closed before, 503 while stopping
     GET /metrics   Prometheus, names beginning with detector_
 
-Bodies of errors are one line of text. An empty POST is answered by Mosec itself: 200 and the text "no data provided".
+An error's body is one line of text. Mosec itself answers an empty POST: 200 and the text "no data provided".
 
 Measured with the tiny model of `Settings` on two shared, busy cores: ready after 8 s, nearly all of them imports; 23
 requests/s from one client, 42 to 45 from 32 clients (mean batch 7.9, 14 ms of CPU a request); 640 MB in six
@@ -38,7 +38,7 @@ def serve(settings: Settings) -> int:
     """Run the service until a signal stops it, and return the exit code of the process.
 
     0: stopped by SIGTERM or SIGINT, after the open requests were answered. 1: the port is taken, or a stage of the
-    service died. 2: the settings name no model that can be served. The reason of a failure is on stderr.
+    service died. 2: the settings' model cannot be served. The reason of a failure goes to stderr.
     """
     try:
         checkpoint = read_checkpoint(settings.model, settings.revision)
@@ -64,19 +64,19 @@ def server_arguments(settings: Settings) -> list[str]:
 
 
 def _run(settings: Settings, checkpoint: Checkpoint) -> int:
-    # Mosec reads the command line of the process, in part already when it is imported, here and in each worker.
+    # Mosec reads the command line of the process, here and in each worker, partly during its import.
     sys.argv[1:] = server_arguments(settings)
     from mosec import Server
 
     from services.detector.stages import Answer, Decode, Detect, worker_environment
 
     class DetectorServer(Server):  # type: ignore[misc]  # no Mosec where types are checked
-        """A server that remembers why it stopped: Mosec ends with 0 also when its workers die."""
+        """A server that remembers why it stopped: Mosec's exit code is 0 even when its workers die."""
 
         failure: str | None = "the server ended by itself"
 
         def _terminate(self, signum: int, framestack: FrameType | str | None) -> None:
-            # Mosec's one way to stop: as the handler of signals, with a frame, and on a failure, with a text.
+            # Mosec stops only through this method: its signal handler passes a frame, a failure passes a text.
             if not self._server_shutdown:
                 self.failure = framestack if isinstance(framestack, str) else None
             super()._terminate(signum, framestack)
@@ -101,7 +101,7 @@ def _run(settings: Settings, checkpoint: Checkpoint) -> int:
 
 
 def _port_problem(host: str, port: int) -> str | None:
-    """Why the service could not listen there, or None. Asked first: Mosec only finds out after the model is loaded."""
+    """The reason why the service cannot listen there, or None. Mosec would notice only after loading the model."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
