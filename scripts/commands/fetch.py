@@ -198,7 +198,7 @@ def explain(service: Service, failed: Event, environment: Mapping[str, str], tok
             required = told.required or "an answer of the hub"
             return wrong(told.found, required, told.remedy or "try again later: the hub's status page may say more")
         case "unreachable":
-            endpoint = environment.get("HF_ENDPOINT") or hub.HUB
+            endpoint = hub.address(environment)
             again = (
                 "check the network and the proxy, or set HF_ENDPOINT to a mirror; the same command goes on from there"
             )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from scripts import minimum_versions as floors
+from scripts import minimum_versions as minimum
 from scripts.docker.client import ask
 from scripts.environments import STATE
 from scripts.programs import ANSWER_S, dotted, version
@@ -79,7 +79,7 @@ class Compose:
     @property
     def is_old(self) -> bool:
         """Whether it cannot read the compose files; a version without a number counts as new."""
-        return () < version(self.version) < floors.COMPOSE
+        return () < version(self.version) < minimum.COMPOSE
 
 
 def find_compose() -> Compose | None:
@@ -120,7 +120,7 @@ def client_config() -> Path | None:
         )
     if compose.is_old:
         raise StackError(
-            f"docker's Compose is {compose.version}, and the compose files need {dotted(floors.COMPOSE)} or later: "
+            f"docker's Compose is {compose.version}, and the compose files need {dotted(minimum.COMPOSE)} or later: "
             "update its plugin, or set STACK_ENGINE=process"
         )
     return compose.config

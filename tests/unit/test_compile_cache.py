@@ -12,6 +12,7 @@ from rich.console import Console
 from scripts.checks.doctor import compile_caches
 from scripts.checks.doctor.context import Context
 from scripts.commands import clean
+from scripts.docker import host as docker_host
 from scripts.settings import StackSettings
 from scripts.stack import services
 from scripts.stack.services import VLLM_PRESETS
@@ -85,7 +86,8 @@ def test_a_place_that_the_user_chose_is_keyed_as_well(tmp_path: Path, monkeypatc
     assert Path(variables["VLLM_CACHE_ROOT"]).parent.parent == tmp_path / "large"
 
 
-def test_old_keys_are_listed_and_go_and_nothing_else(tmp_path: Path) -> None:
+def test_old_keys_are_listed_and_go_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(docker_host, "answers", lambda: False)  # whatever runs on this host
     settings = StackSettings(state=tmp_path, engine="process", device="cpu", preset="cpu")
     root = services.cache_root(settings)
     current = services.cache_key(settings, "cpu", VLLM_PRESETS / "cpu.yaml")

@@ -192,7 +192,7 @@ def test_no_gpu(programs: Programs, host: Hosts) -> None:
     programs(nvidia_smi="echo NVIDIA-SMI has failed because it could not communicate with the driver >&2; exit 9")
     assert "could not communicate" in one(gpu.check(host(device="cuda")), "error").found
     programs(nvidia_smi="echo [N/A]")
-    assert "cannot read" in one(gpu.check(host(device="cuda")), "unchecked").found
+    assert "[N/A]" in one(gpu.check(host(device="cuda")), "unchecked").found
 
 
 def test_a_gpu_that_containers_do_not_see(programs: Programs, host: Hosts) -> None:
@@ -247,7 +247,7 @@ def test_a_folder_that_cannot_be_written(host: Hosts, tmp_path: Path, monkeypatc
     (tmp_path / "file").touch()
     assert "is a file" in one(caches.check(host(engine="process", state=tmp_path / "file")), "error").found
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    assert "cannot be written by user" in one(caches.check(host(engine="process")), "error").found
+    assert f"user {os.getuid()} cannot write" in one(caches.check(host(engine="process")), "error").found
 
 
 def test_a_cache_on_a_read_only_disk(host: Hosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,7 +302,7 @@ def test_a_volume_that_the_containers_user_cannot_write(programs: Programs, host
     programs(docker=VOLUMES.replace("PROJECT", project))
     findings = caches.volumes(here)
     assert one(findings, "ok").found == f"{project}_vllm-cache can be written"
-    assert f"{project}_hub-cache: not for the container's user" in one(findings, "error").found
+    assert f"{project}_hub-cache: the container's user" in one(findings, "error").found
     assert f"`make fetch` gets again: docker volume rm {project}_hub-cache" in one(findings, "error").remedy
     assert "others" not in str(findings)
 
@@ -377,7 +377,7 @@ def test_containers_need_no_cache_of_this_host(programs: Programs, host: Hosts, 
 
 def test_a_model_in_the_containers_volume_is_there(containers: Hosts, simulated_hub: Hub) -> None:
     here = containers({"HF_ENDPOINT": simulated_hub.url}, preset="l4")
-    assert one(hub.check(here), "ok").found.startswith("not asked")
+    assert one(hub.check(here), "ok").found.startswith("no request needed")
     assert "disk for models" not in {each.check for each in disk.check(here)}
     assert simulated_hub.asked == []
 
@@ -469,11 +469,13 @@ def test_a_model_that_can_be_fetched(host: Hosts, simulated_hub: Hub, status: in
 def test_the_hub_is_not_asked_without_need(host: Hosts, simulated_hub: Hub, tmp_path: Path) -> None:
     variables = {"HF_ENDPOINT": simulated_hub.url}
     assert one(hub.check(host(variables, engine="process")), "ok").found.startswith(
-        "not asked"
+        "no request needed"
     )  # the CPU preset's model is a folder
     assert "HF_HUB_OFFLINE" in one(hub.check(host({**variables, "HF_HUB_OFFLINE": "1"}, **GATED)), "unchecked").found
     cache_model(tmp_path / "hf" / "hub", "google/gemma-3n-E4B-it", "c1221e9c62e34a43ab7ffacd1be0ea71f126ef10")
-    assert one(hub.check(host({**variables, "HF_HUB_OFFLINE": ""}, **GATED)), "ok").found.startswith("not asked")
+    assert one(hub.check(host({**variables, "HF_HUB_OFFLINE": ""}, **GATED)), "ok").found.startswith(
+        "no request needed"
+    )
     assert simulated_hub.asked == []
 
 
@@ -489,7 +491,7 @@ def test_the_clock(host: Hosts, simulated_hub: Hub) -> None:
     context = host({"HF_ENDPOINT": simulated_hub.url}, preset="l4")
     assert one(clock.check(context), "ok").found.startswith("within")
     assert "s ahead" in one(clock.check(context, lambda: time.time() + 3600), "error").found
-    assert "before these files" in one(clock.check(context, lambda: 0.0), "error").found
+    assert "1970-01-01" in one(clock.check(context, lambda: 0.0), "error").found
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The folders that the services write: there is a right to, and the disk lets them."""
+"""The folders of the services: the services have the right to write there, and the disk allows it."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from scripts.docker.client import ask
 from scripts.docker.images import IMAGES, OF_DEVICE, has
 from scripts.docker.project import project_name
 from scripts.environments import ROOT
-from scripts.findings import Finding, errors
+from scripts.findings import Finding, error, errors, ok, unchecked
 from scripts.models.model_files import hub_cache, is_hub_name, is_offline
 from scripts.programs import ANSWER_S
 from scripts.settings import StackError
 from scripts.stack.services import cache_root
 
-# The volumes that containers write, where they have them, and what goes with one; see compose.yaml.
+# The containers' volumes, their place in a container, and the loss if one is removed; see compose.yaml.
 VOLUMES = {
     "vllm-cache": ("/cache/vllm", "whose content the next start makes anew"),
     "hub-cache": ("/cache/hub", "whose models `make fetch` gets again"),
 }
 
-# A start writes logs, process ids and what it learns about the model: 6 MB with the tiny one.
+# A start writes logs, process ids and facts about the model: 6 MB with the tiny one.
 LEAST_GIB = 0.05
 
 
 def writable(name: str, path: Path, remedy: str) -> Finding:
-    """A folder can be written, or made; found out without writing."""
+    """A folder can be written, or made; the check writes nothing."""
     place = existing(path)
     if not place.is_dir():
-        return Finding(name, "error", f"{place} is a file", "a folder", remedy)
+        return error(name, f"{place} is a file", "a folder", remedy)
     if os.statvfs(place).f_flag & os.ST_RDONLY:
-        return Finding(name, "error", f"{place} is on a read-only file system", "one that can be written", remedy)
+        return error(name, f"{place} is on a read-only file system", "one that can be written", remedy)
     if not os.access(place, os.W_OK | os.X_OK):
-        return Finding(name, "error", f"{place} cannot be written by user {os.getuid()}", "the right to write", remedy)
-    return Finding(name, "ok", f"{path} can be written")
+        return error(name, f"user {os.getuid()} cannot write {place}", "the right to write", remedy)
+    return ok(name, f"{path} can be written")
 
 
 def check(context: Context) -> list[Finding]:
@@ -51,7 +51,9 @@ def on_host(context: Context) -> list[Finding]:
     if context.in_containers:  # the caches are in volumes
         return findings
     remedy = "correct its owner, or set STACK_STATE or VLLM_CACHE_ROOT elsewhere"
-    if not errors(findings) or not cache_root(context.settings).is_relative_to(state):  # told once is enough
+    if not errors(findings) or not cache_root(context.settings).is_relative_to(
+        state
+    ):  # else the first finding covers it
         findings.append(writable("compile cache", cache_root(context.settings), remedy))
     model = context.options.text("model") if context.options else None
     if model and is_hub_name(model) and not (ROOT / model).is_dir() and not is_offline(context.environment):
@@ -60,10 +62,10 @@ def on_host(context: Context) -> list[Finding]:
 
 
 def require(context: Context) -> None:
-    """Let a start go on only if the services can write where they have to.
+    """Allow a start only if the services can write their folders.
 
     Raises:
-        StackError: they cannot; says where, and what to do.
+        StackError: they cannot; names the folder and the remedy.
     """
     findings = on_host(context)
     if not errors(findings):
@@ -74,13 +76,12 @@ def require(context: Context) -> None:
             if not context.in_containers
         ]
     if wrong := errors(findings):
-        raise StackError(
-            "\n".join(["nothing was started, for this host could not hold it:", *(f"  {x}" for x in wrong)])
-        )
+        lines = "".join(f"\n  {each}" for each in wrong)
+        raise StackError(f"nothing was started: this host has no room for it:{lines}")
 
 
 def volumes(context: Context) -> list[Finding]:
-    """The container's user may write its cache volumes: one that was made by hand belongs to root."""
+    """The container's user may write its cache volumes; a volume made by hand belongs to root."""
     if not context.in_containers:
         return []
     tag = IMAGES[OF_DEVICE[context.device][1]].tag
@@ -89,9 +90,9 @@ def volumes(context: Context) -> list[Finding]:
     for volume, (target, lost) in VOLUMES.items():
         name = f"{project_name(context.settings.state)}_{volume}"
         if name not in (names or "").splitlines():
-            continue  # none yet: a new one takes the owner that its image says
+            continue  # Docker makes it, with the owner that the image names
         if not has(tag):
-            return [Finding("cache volume", "unchecked", f"{tag} is not built")]
+            return [unchecked("cache volume", f"{tag} is not built")]
         findings.append(writable_inside(name, target, tag, lost))
     return findings
 
@@ -102,8 +103,8 @@ def writable_inside(name: str, target: str, tag: str, lost: str) -> Finding:
     test = ("--entrypoint=/usr/bin/test", tag, "-w", target)
     written, reason = ask("run", "--rm", "--network=none", "--mount", mount, *test, timeout_s=ANSWER_S)
     if written is not None:
-        return Finding("cache volume", "ok", f"{name} can be written")
+        return ok("cache volume", f"{name} can be written")
     if "test ended" in reason or reason.startswith("docker ended"):
         remedy = f"remove the volume, {lost}: docker volume rm {name}"
-        return Finding("cache volume", "error", f"{name}: not for the container's user", "the right to write", remedy)
-    return Finding("cache volume", "unchecked", f"{name}: {reason}")
+        return error("cache volume", f"{name}: the container's user cannot write it", "the right to write", remedy)
+    return unchecked("cache volume", f"{name}: {reason}")

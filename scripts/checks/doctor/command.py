@@ -1,9 +1,10 @@
-"""`doctor`: all checks at once, one report, one exit code."""
+"""`doctor`: all checks at once, one report, one exit code. A new check is a module and its name in CHECKS."""
 
 from __future__ import annotations
 
 import time
 from argparse import ArgumentParser
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -26,44 +27,30 @@ from scripts.checks.doctor import (
     proxy,
 )
 from scripts.checks.doctor.context import Context
-from scripts.findings import Finding, as_json, exit_code, show
+from scripts.findings import Finding, as_json, exit_code, show, unchecked
 from scripts.settings import StackSettings
 
 Check = Callable[[Context], list[Finding]]
 
-CHECKS: dict[str, Check] = {
-    "docker": docker.check,
-    "gpu": gpu.check,
-    "gpu in containers": gpu_in_container.check,
-    "memory": memory.check,
-    "disk": disk.check,
-    "ports": ports.check,
-    "model at the hub": hub.check,
-    "caches": caches.check,
-    "compile caches": compile_caches.check,
-    "clock": clock.check,
-    "proxy": proxy.check,
-    "locks": locks.check,
-    "model": model.check,
-}
+MODULES = (docker, gpu, gpu_in_container, memory, disk, ports, hub, caches, compile_caches, clock, proxy, locks, model)
+CHECKS: dict[str, Check] = {each.__name__.rpartition(".")[2].replace("_", " "): each.check for each in MODULES}
 
-# No check waits longer for what it asks; one that does is told, and the others are not held up.
+# A check that takes longer is reported as unchecked; the others do not wait for it.
 LIMIT_S = 60.0
 
 
 def result(name: str, future: Future[list[Finding]], deadline: float) -> list[Finding]:
-    """A check's findings; a check that failed or hangs says so, and is never taken for a good one."""
+    """A check's findings; a check that fails or hangs is unchecked."""
     try:
         return future.result(timeout=max(deadline - time.monotonic(), 0))
     except FutureTimeout:
-        return [Finding(name, "unchecked", f"the check took longer than {LIMIT_S:.0f} s")]
-    except Exception as error:  # a bug in one check must not hide what the others found
-        return [Finding(name, "unchecked", f"the check failed: {type(error).__name__}: {error}")]
+        return [unchecked(name, f"the check took longer than {LIMIT_S:.0f} s")]
+    except Exception as failure:  # a bug in one check must not hide the other findings
+        return [unchecked(name, f"the check failed: {type(failure).__name__}: {failure}")]
 
 
-def examine(context: Context, checks: dict[str, Check] | None = None) -> list[Finding]:
+def examine(context: Context, checks: dict[str, Check] = CHECKS) -> list[Finding]:
     """Run all checks at once; their findings in the order of the list."""
-    checks = CHECKS if checks is None else checks
     deadline = time.monotonic() + LIMIT_S
     pool = ThreadPoolExecutor(max_workers=max(len(checks), 1))
     futures = {name: pool.submit(check, context) for name, check in checks.items()}
@@ -78,7 +65,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(settings: StackSettings, console: Console, *, json_output: bool = False) -> int:
-    """`doctor`: examine, report; 1 when something cannot work."""
+    """`doctor`: examine and report; 1 with an error among the findings."""
     begin = time.monotonic()
     context = Context(settings)
     findings = examine(context)
@@ -93,9 +80,6 @@ def run(settings: StackSettings, console: Console, *, json_output: bool = False)
 
 def summary(findings: Sequence[Finding], seconds: float) -> str:
     """The last line."""
-    counts = [
-        (severity, sum(each.severity == severity for each in findings))
-        for severity in ("error", "warning", "unchecked")
-    ]
-    told = ", ".join(f"{count} {severity}" for severity, count in counts if count) or "nothing to complain about"
-    return f"{len(findings)} findings: {told}; {seconds:.1f} s"
+    counts = Counter(each.severity for each in findings)
+    told = ", ".join(f"{counts[each]} {each}" for each in ("error", "warning", "unchecked") if counts[each])
+    return f"{len(findings)} findings: {told or 'no problem'}; {seconds:.1f} s"

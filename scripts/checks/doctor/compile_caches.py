@@ -1,30 +1,30 @@
-"""What is kept of compiled kernels: for the settings of now, and for those of before, which only take disk."""
+"""The compile caches: the one for the present settings, and older ones, which only take disk."""
 
 from __future__ import annotations
 
 from rich.filesize import decimal
 
 from scripts.checks.doctor.context import Context
-from scripts.findings import Finding
+from scripts.findings import Finding, ok, unchecked
 from scripts.settings import StackError
 from scripts.stack.services import cache_key, cache_root, preset_file
 from scripts.vllm import compile_cache
 
 
 def check(context: Context) -> list[Finding]:
-    """The folders of this host; those in a container's volume `make clean` lists, when it removes the old ones."""
+    """The caches on this host; `make clean` lists those in a container's volume."""
     if context.in_containers:
         return []
     if context.preset is None:
-        return [Finding("compile cache", "unchecked", "this host has no preset")]
+        return [unchecked("compile cache", "this host has no preset")]
     try:
         current = cache_key(context.settings, context.device, preset_file(context.preset))
-    except StackError as error:
-        return [Finding("compile cache", "unchecked", str(error))]
+    except StackError as failure:
+        return [unchecked("compile cache", str(failure))]
     kept = {each.name: each.size for each in compile_cache.kept(cache_root(context.settings))}
-    warm = decimal(kept[current]) if current in kept else "none yet: the first start takes longer"
-    findings = [Finding("compile cache", "ok", f"{current}: {warm}")]
-    if old := {name: size for name, size in kept.items() if name != current}:
-        shown = ", ".join(f"{name} ({decimal(size)})" for name, size in old.items())
-        findings.append(Finding("compile cache", "ok", f"of earlier settings: {shown}; `make clean` removes them"))
+    warm = decimal(kept.pop(current)) if current in kept else "none yet: the first start takes longer"
+    findings = [ok("compile cache", f"{current}: {warm}")]
+    if kept:
+        shown = ", ".join(f"{name} ({decimal(size)})" for name, size in kept.items())
+        findings.append(ok("compile cache", f"of earlier settings: {shown}; `make clean` removes them"))
     return findings

@@ -1,4 +1,4 @@
-"""What the checks may ask about: the settings, the host, what runs on it, and the preset that the host would get."""
+"""The facts that the checks share: settings, GPUs, running services, and the preset of this host."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from scripts.stack.process_engine import ProcessEngine
 from scripts.stack.services import STOP_GRACE_S, preset_file, start_arguments
 from scripts.vllm.options import Options, read_options
 
-# Says `there` in a container that has the volume of models, where it holds one (owner--name) at a revision.
+# Runs in a container with the volume of models: prints `there` if it holds a model (owner--name) at a revision.
 LOOK = """
 cd "$HF_HOME/hub/models--$1" 2>/dev/null || exit 0
 commit=$(cat "refs/$2" 2>/dev/null || echo "$2")
@@ -30,25 +30,25 @@ commit=$(cat "refs/$2" 2>/dev/null || echo "$2")
 
 @dataclass
 class Context:
-    """The host as the checks see it."""
+    """The host, its settings and its stack."""
 
     settings: StackSettings
 
     @cached_property
     def gpus(self) -> list[Gpu]:
-        """The host's GPUs, unless the settings want none."""
+        """The host's GPUs; none with STACK_DEVICE=cpu."""
         return find_gpus(self.settings.gpu) if self.settings.device != "cpu" else []
 
     @cached_property
     def device(self) -> str:
-        """`cpu` or `cuda`: what the stack would run on."""
+        """The stack's device: `cpu` or `cuda`."""
         if self.settings.device != "auto":
             return self.settings.device
         return "cuda" if self.gpus else "cpu"
 
     @cached_property
     def preset(self) -> str | None:
-        """The preset that the stack would take; None where there is none for this host."""
+        """The stack's preset; None where this host has none."""
         try:
             return choose(self.settings, self.gpus)[1]
         except StackError:
@@ -56,7 +56,7 @@ class Context:
 
     @cached_property
     def environment(self) -> Mapping[str, str]:
-        """The variables that the model server would have."""
+        """The model server's variables."""
         own = self.settings.environment
         if self.preset is None:
             return own
@@ -67,7 +67,7 @@ class Context:
 
     @cached_property
     def options(self) -> Options | None:
-        """vLLM's options by the preset; None where there is none."""
+        """vLLM's options by the preset; None without a preset."""
         if self.preset is None:
             return None
         try:
@@ -78,7 +78,7 @@ class Context:
 
     @cached_property
     def in_containers(self) -> bool:
-        """Whether the stack runs in containers, or would if it were started now."""
+        """Whether the stack runs in containers, or would start in them now."""
         process = ProcessEngine(self.settings)
         if self.settings.engine == "auto" and any(process.is_running(name) for name in STOP_GRACE_S):
             return False
@@ -89,7 +89,7 @@ class Context:
         return ProcessEngine(self.settings).is_running(name) or self.container(name, "{{.ID}}") is not None
 
     def container(self, name: str, shown: str) -> str | None:
-        """What `docker ps` shows of a service's container; None where none runs."""
+        """The `docker ps` line of a service's container in the format `shown`; None where none runs."""
         if not (self.settings.state / "containers" / f"{name}.json").is_file():
             return None
         project = f"label=com.docker.compose.project={compose_project.project_name(self.settings.state)}"
@@ -98,16 +98,16 @@ class Context:
 
     @cached_property
     def has_servers_model(self) -> bool:
-        """Whether the model server's model is where it looks; False where this host has no preset."""
+        """Whether the model server finds its model; False where this host has no preset."""
         name = self.options.text("model") if self.options else None
         if self.options is None or not name:
             return False
         return self.has_model(name, self.options.text("revision"), Path(self.options.text("download-dir") or ""))
 
     def has_model(self, name: str, revision: str | None, download_dir: Path = Path()) -> bool:
-        """Whether a model is where its service looks: a folder, the hub's cache on this host, the containers' volume.
+        """Whether a service finds its model: in a folder, in the hub's cache on this host, in the containers' volume.
 
-        In a volume that nothing can look into, no image being there, it is not.
+        False for a volume that no image can look into.
         """
         if (ROOT / Path(name).expanduser()).is_dir():
             return True

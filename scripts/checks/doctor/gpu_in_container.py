@@ -7,33 +7,30 @@ from scripts.docker import gpu as docker_gpu
 from scripts.docker.client import ask
 from scripts.docker.host import find_engine
 from scripts.docker.images import IMAGES, has
-from scripts.findings import Finding
+from scripts.findings import Finding, error, ok, unchecked
 from scripts.programs import ANSWER_S
 
+NAME = "gpu in containers"
 REMEDY = "install nvidia-container-toolkit, run `nvidia-ctk runtime configure`, restart Docker"
 
 
 def check(context: Context) -> list[Finding]:
-    """A container of an image that is there already sees the GPU."""
+    """A container of an image that exists already sees the GPU."""
     if context.device != "cuda" or context.settings.engine == "process":
         return []
     engine, reason = find_engine()
-    if engine is None:
-        if context.settings.engine == "auto":
-            return []  # the services run as processes
-        return [Finding("gpu in containers", "unchecked", reason)]
+    if engine is None:  # with `auto`, the services run as processes
+        return [] if context.settings.engine == "auto" else [unchecked(NAME, reason)]
     driver = docker_gpu.driver()
     if driver is None:
-        found = "Docker has no NVIDIA runtime, and no description of a GPU"
-        return [Finding("gpu in containers", "error", found, "one of them", REMEDY)]
-    for name in ("detector-cuda", "vllm"):
-        tag = IMAGES[name].tag
-        if not has(tag):
-            continue
-        given = docker_gpu.option(driver, context.settings.gpu)
-        command = ("run", "--rm", "--network=none", given, "--entrypoint=nvidia-smi", tag, "-L")
-        seen, reason = ask(*command, timeout_s=ANSWER_S)
-        if seen:
-            return [Finding("gpu in containers", "ok", seen.splitlines()[0])]
-        return [Finding("gpu in containers", "error", reason, "a GPU that nvidia-smi shows in a container", REMEDY)]
-    return [Finding("gpu in containers", "unchecked", "no image of the stack is there yet: `make build` makes them")]
+        found = "Docker has no NVIDIA runtime, and no CDI description of a GPU"
+        return [error(NAME, found, "one of them", REMEDY)]
+    tag = next((IMAGES[name].tag for name in ("detector-cuda", "vllm") if has(IMAGES[name].tag)), None)
+    if tag is None:
+        return [unchecked(NAME, "the stack has no image yet: `make build` makes them")]
+    given = docker_gpu.option(driver, context.settings.gpu)
+    command = ("run", "--rm", "--network=none", given, "--entrypoint=nvidia-smi", tag, "-L")
+    seen, reason = ask(*command, timeout_s=ANSWER_S)
+    if seen:
+        return [ok(NAME, seen.splitlines()[0])]
+    return [error(NAME, reason, "a GPU that nvidia-smi shows in a container", REMEDY)]

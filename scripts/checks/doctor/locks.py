@@ -1,4 +1,4 @@
-"""The locked files: in step with pyproject.toml, and the environments with them."""
+"""The lock files: in step with pyproject.toml, and the environments with them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 from scripts import environments
 from scripts.checks.doctor.context import Context
 from scripts.environments import LOCKS, NAMES, ROOT
-from scripts.findings import Finding
+from scripts.findings import Finding, error, ok
 
 
 def pins(groups: dict[str, list[str | dict[str, str]]], name: str) -> list[str]:
-    """The pinned versions of a dependency group and of those that it includes."""
+    """The pinned versions of a dependency group and of the groups that it includes."""
     found: list[str] = []
     for entry in groups[name]:
         found += pins(groups, entry["include-group"]) if isinstance(entry, dict) else [entry]
@@ -27,13 +27,13 @@ def normal(pin: str) -> str:
 
 
 def missing_pins(project: Path, locks: Path) -> dict[str, list[str]]:
-    """The pins that a group's lock does not have, by group; a lock that is missing lacks them all."""
+    """The pins that are missing in a group's lock, by group."""
     groups = tomllib.loads(project.read_text())["dependency-groups"]
     missing = {}
     for name in groups:
         lock = locks / f"{name}.lock"
         if not lock.exists() and name not in ("uv", "pipeline", *NAMES):
-            continue  # a group that others include
+            continue  # other groups include it
         lines = re.findall(r"^([\w.-]+==[^\s;\\]+)", lock.read_text(), re.MULTILINE) if lock.exists() else []
         locked = {normal(line) for line in lines}
         if absent := [pin for pin in pins(groups, name) if "==" in pin and normal(pin) not in locked]:
@@ -42,20 +42,14 @@ def missing_pins(project: Path, locks: Path) -> dict[str, list[str]]:
 
 
 def check(context: Context) -> list[Finding]:
-    """Every pin of pyproject.toml is in its lock; the environments were made from the locks as they are."""
+    """Every pin of pyproject.toml is in its lock; the environments belong to the present locks."""
     findings = [
-        Finding(
-            "locks",
-            "error",
-            f"images/locks/{group}.lock has not {', '.join(absent)}",
-            "pyproject.toml's pins",
-            "make lock",
-        )
+        error("locks", f"images/locks/{group}.lock lacks {', '.join(absent)}", "pyproject.toml's pins", "make lock")
         for group, absent in missing_pins(ROOT / "pyproject.toml", LOCKS).items()
-    ] or [Finding("locks", "ok", "in step with pyproject.toml")]
+    ] or [ok("locks", "in step with pyproject.toml")]
     wanted = ("operator", f"vllm-{context.device}", f"detector-{context.device}")
     stale = [name for name in wanted if environments.folder(name).exists() and not environments.is_current(name)]
     if stale:
-        what = f"made from older locks: {', '.join(stale)}; the next start makes them anew"
-        findings.append(Finding("environments", "ok", what))
+        what = f"of older locks: {', '.join(stale)}; the next start makes them anew"
+        findings.append(ok("environments", what))
     return findings

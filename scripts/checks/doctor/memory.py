@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import psutil
 
-from scripts import minimum_versions as floors
 from scripts.checks.doctor.context import Context
-from scripts.findings import Finding, Severity
+from scripts.findings import Finding, error, ok, warning
+from scripts.minimum_versions import GIB, RAM_GIB
 
 
 def check(context: Context) -> list[Finding]:
-    """Memory that programs can still get."""
+    """The memory that new programs can get."""
     memory = psutil.virtual_memory()
-    available, total = memory.available / floors.GIB, memory.total / floors.GIB
+    available, total, needed = memory.available / GIB, memory.total / GIB, RAM_GIB[context.device]
     found = f"{available:.1f} of {total:.1f} GiB are available"
-    floor = floors.RAM_GIB[context.device]
-    if available >= floor or context.is_running("vllm"):
-        return [Finding("memory", "ok", found)]
-    severity: Severity = "error" if total < floor and context.device == "cpu" else "warning"
-    return [Finding("memory", severity, found, f"{floor} GiB", "end other programs, or take a larger host")]
+    if available >= needed or context.is_running("vllm"):
+        return [ok("memory", found)]
+    say = error if total < needed and context.device == "cpu" else warning
+    return [say("memory", found, f"{needed} GiB", "end other programs, or take a larger host")]

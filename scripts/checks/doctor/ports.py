@@ -1,20 +1,20 @@
-"""The ports that the services will listen on."""
+"""The ports of the services."""
 
 from __future__ import annotations
 
 import socket
 
 from scripts.checks.doctor.context import Context
-from scripts.findings import Finding
+from scripts.findings import Finding, error, ok
 from scripts.stack.process_engine import ProcessEngine, owner_of
 
 
 def check(context: Context) -> list[Finding]:
-    """Each port is free, or this stack's own service has it, or no service is going to listen there."""
+    """Each port is free, belongs to this stack's own service, or is not needed."""
     settings = context.settings
     ports = (("detector", settings.detector_port, "DETECTOR"), ("vllm", settings.vllm_port, "MODEL"))
     return [
-        Finding(f"port {port}", "ok", f"not used: SPOTTER_{address}_URL says where {name} is")
+        ok(f"port {port}", f"not used: SPOTTER_{address}_URL says where {name} is")
         if settings.user_variables(f"SPOTTER_{address}_URL")
         else of_service(context, name, port)
         for name, port, address in ports
@@ -22,18 +22,17 @@ def check(context: Context) -> list[Finding]:
 
 
 def of_service(context: Context, name: str, port: int) -> Finding:
-    """The port of a service that runs here."""
+    """The port of a service that runs on this host."""
     check, settings = f"port {port}", context.settings
     if ProcessEngine(settings).is_running(name) or f":{port}->" in (context.container(name, "{{.Ports}}") or ""):
-        return Finding(check, "ok", f"{name} of this stack listens")
+        return ok(check, f"{name} of this stack listens")
     if context.in_containers and not settings.publish:
-        return Finding(check, "ok", f"not used: {name} listens in its container alone (STACK_PUBLISH)")
+        return ok(check, f"not used: {name} listens in its container alone (STACK_PUBLISH)")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((settings.host, port))
-        except OSError as error:
-            found = f"{error.strerror}{owner_of(port)}"
-            remedy = f"end that program, or set STACK_{name.upper()}_PORT"
-            return Finding(check, "error", found, f"free, for {name}", remedy)
-    return Finding(check, "ok", "free")
+        except OSError as failure:
+            found = f"{failure.strerror}{owner_of(port)}"
+            return error(check, found, f"free, for {name}", f"end that program, or set STACK_{name.upper()}_PORT")
+    return ok(check, "free")

@@ -1,11 +1,11 @@
-"""Proxy variables: the hub may need one, the services on this host must not go through it."""
+"""Proxy variables: requests to the hub may need a proxy, requests to this host must not use one."""
 
 from __future__ import annotations
 
 import urllib.parse
 
 from scripts.checks.doctor.context import Context
-from scripts.findings import Finding
+from scripts.findings import Finding, ok, warning
 
 NAMES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 
@@ -17,21 +17,13 @@ def without_secret(url: str) -> str:
 
 
 def check(context: Context) -> list[Finding]:
-    """Where a proxy is set, it leaves this host out."""
+    """NO_PROXY names this host where a proxy is set."""
     variables = {name.upper(): value for name, value in context.environment.items() if value}
-    proxies = {name: without_secret(variables[name]) for name in NAMES if name in variables}
-    if not proxies:
-        return [Finding("proxy", "ok", "none")]
-    shown = ", ".join(f"{name}={value}" for name, value in proxies.items())
-    spared = {host.strip() for host in variables.get("NO_PROXY", "").split(",")}
-    if "*" not in spared and not {context.settings.host, "localhost"} <= spared:
-        return [
-            Finding(
-                "proxy",
-                "warning",
-                f"{shown}, and NO_PROXY does not name {context.settings.host} and localhost",
-                "programs of this host reach the services directly",
-                f"set NO_PROXY={context.settings.host},localhost",
-            )
-        ]
-    return [Finding("proxy", "ok", shown)]
+    proxies = ", ".join(f"{name}={without_secret(variables[name])}" for name in NAMES if name in variables)
+    host = context.settings.host
+    direct = {name.strip() for name in variables.get("NO_PROXY", "").split(",")}
+    if proxies and "*" not in direct and not {host, "localhost"} <= direct:
+        found = f"{proxies}, and NO_PROXY does not name {host} and localhost"
+        remedy = f"set NO_PROXY={host},localhost"
+        return [warning("proxy", found, "direct requests from this host to the services", remedy)]
+    return [ok("proxy", proxies or "none")]
