@@ -43,8 +43,9 @@ from pipeline.runtime.runtime import Runtime
 from pipeline.runtime.stream import Stream
 from pipeline.runtime.watchdog import TICK_S, Watchdog
 from pipeline.settings import Settings
-from pipeline.sources.listing import Reader, Source, list_images
+from pipeline.sources.listing import Listing, list_images
 from pipeline.sources.objects import Objects
+from pipeline.sources.reader import Reader
 from pipeline.stages.ask import ask
 from pipeline.stages.batches import BATCH
 from pipeline.stages.cut import crop
@@ -82,7 +83,7 @@ class JobRun:
     """One run; its methods are its steps, in this order."""
 
     job: Job
-    sources: list[Source]
+    listing: Listing
     services: Services
     identity: dict[str, Any]
     folder: Path
@@ -117,7 +118,10 @@ class JobRun:
         self.profiler.phase(profiler.LIST)
         self.job = load_job(settings.job)
         with display.waiting(self.console, f"listing {settings.images}"):
-            self.sources = list_images(settings.images, settings.column, self.objects)
+            self.listing = list_images(settings.images, settings.column, self.objects)
+        self.sources = self.listing.sources
+        if summary := self.listing.summary():
+            self.say(summary)
         self.profiler.phase(profiler.PROBE)
         self.services = probe(settings, self.job)
         self.profiler.phase(profiler.PREPARE)
@@ -168,6 +172,7 @@ class JobRun:
         log.info("settings: %s", json.dumps(settings.public()))
         log.info("services: %s", self.services)
         self.manifest = begun(self.folder, self.began, self.identity, settings, job, self.services)
+        self.manifest["left_out"] = self.listing.left_out.rows
         run_folder.write_manifest(self.folder, self.manifest)
         if self.publication:
             self.publication.begin()

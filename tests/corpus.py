@@ -42,8 +42,8 @@ def valid() -> dict[str, bytes]:
         files[f"mode-{mode.replace(';', '')}.png"] = encoded(source.convert(mode), "PNG")
     for mode in ("L", "CMYK", "YCbCr"):
         files[f"mode-{mode}.jpg"] = encoded(gradient().convert(mode))
-    for mode in ("CMYK", "LAB", "I;16", "F"):
-        source = gradient().convert("L") if mode in ("I;16", "F") else gradient().convert("RGB")
+    for mode in ("CMYK", "LAB", "I;16"):
+        source = gradient().convert("L") if mode == "I;16" else gradient().convert("RGB")
         if mode == "LAB":
             source = Image.merge("LAB", gradient().split())
             files["mode-LAB.tif"] = encoded(source, "TIFF")
@@ -174,6 +174,7 @@ def hostile() -> dict[str, bytes]:
         "bad-bomb-65535x65535.gif": b"GIF89a" + struct.pack("<HH", 65535, 65535) + GIF[10:],
         "bad-bomb-50000x50000.bmp": BMP[:18] + struct.pack("<ii", 50_000, 50_000) + BMP[26:],
         "bad-bomb-text.png": with_chunk(PNG, b"zTXt", b"a\0\0" + zlib.compress(bytes(80_000_000))),
+        "bad-mode-F.tif": encoded(gradient().convert("F"), "TIFF"),  # 0 to 255, and nothing says so
         "bad-magic-only.gif": b"GIF89a",
         "bad-magic-only.tif": b"II*\x00",
         "bad-loop.tif": b"II*\x00\x08\x00\x00\x00\x00\x00\x08\x00\x00\x00",

@@ -8,6 +8,8 @@ from pathlib import Path
 import pillow_heif
 from PIL import Image
 
+import pipeline.sources.images  # noqa: F401 it lets Pillow read and write HEIC
+
 
 def gradient(width: int = 320, height: int = 240) -> Image.Image:
     """Red grows to the right, green downwards, so that a flip or a rotation shows."""

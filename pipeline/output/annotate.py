@@ -17,8 +17,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.files import whole
 from pipeline.sources.images import BadImage, decode
-from pipeline.sources.listing import Reader, Source
+from pipeline.sources.listing import Source
 from pipeline.sources.objects import StoreError
+from pipeline.sources.reader import Reader
 from pipeline.stages.crop import BadBox, check_box
 
 # Large enough to read a caption on, small enough that 200 of them make a page.

@@ -17,7 +17,8 @@ from pipeline.files import write_atomically
 from pipeline.job import Job
 from pipeline.output.annotate import annotate_all
 from pipeline.runtime.display import counted
-from pipeline.sources.listing import Reader, Source
+from pipeline.sources.listing import Source
+from pipeline.sources.reader import Reader
 
 # A browser shows 200 pictures at once with ease; all are in the folder.
 SHOWN_IMAGES = 200

@@ -1,4 +1,4 @@
-"""Where images come from: folders, globs, files, lists, Parquet files and buckets, all as one list of sources."""
+"""List the images of a folder, glob, file, list, table or bucket, each as one source."""
 
 from __future__ import annotations
 
@@ -6,35 +6,25 @@ import codecs
 import glob
 import os
 import re
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urljoin, urlsplit
 
+from imaging.kinds import IMAGE_SUFFIXES, REMEDIES, image_format, other_kind, suffix_of
 from pipeline.errors import UsageError
-from pipeline.locations import SCHEME, is_object, is_utf8
+from pipeline.locations import SCHEME, is_object, located
 from pipeline.sources import parquet
-from pipeline.sources.images import BadImage
 from pipeline.sources.objects import WILDCARD, Objects, StoreError, refuse
+from pipeline.sources.search import LeftOut, chosen, head, in_folder, unreadable_of, without_runs
 from pipeline.tables import shown_path
 
-# What a folder is searched for. A file named otherwise can still be given by a glob.
-SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".avif", ".heic", ".heif", ".ppm", ".mpo"}
-)
 LIST_SUFFIX = ".txt"
-
-# Twice the pixels that are decoded at most, as 8-bit RGB without compression. No camera's file comes near, and what
-# hides behind a picture's name (a disk image, an endless device) does not fill the memory.
-MAX_FILE_BYTES = 512 * 1024**2
-
 GIVE = "give a folder, a glob, a file, a list (.txt), Parquet or s3:// with IMAGES=... or --images"
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of a Parquet file, where an image's bytes are, or where they should be."""
+    """A row of a table that holds an image, or should."""
 
     table: str
     column: str
@@ -43,18 +33,18 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One image, before anybody has looked at it."""
+    """One image that was listed and not yet read."""
 
     path: bytes
     """Its name in all tables: a file's path as the file system has it, an object's address, or a row's name."""
     version: str | None
-    """Another one tells that the content has changed: a file's time and size, an object's size, which is all that
-    Daft's listing knows; None where nothing is known before the image is read."""
+    """Changes when the content changes: a file's time and size, or an object's size, since Daft lists no more of it.
+    None: unknown until the image is read."""
     row: Row | None = None
 
     @property
     def size(self) -> int | None:
-        """Bytes of its file or object; None where nothing is known before it is read."""
+        """Bytes of its file or object; None: unknown until it is read."""
         return int(self.version.rpartition("-")[2]) if self.version and self.row is None else None
 
     @property
@@ -63,87 +53,135 @@ class Source:
         return shown_path(self.path)
 
 
-def list_images(place: str, column: str | None = None, objects: Objects | None = None) -> list[Source]:
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The images of a place, and what was left out there."""
+
+    sources: list[Source]
+    left_out: LeftOut
+    """Number of files or folders by kind; empty when nothing was left out."""
+
+    def summary(self) -> str | None:
+        """One line on what was left out, or None."""
+        return self.left_out.summary()
+
+
+def list_images(place: str, column: str | None = None, objects: Objects | None = None) -> Listing:
     """The images of a place, in an order that is the same in every run; none twice.
 
-    A folder or a prefix `s3://bucket/photos/` is searched through for SUFFIXES, or, where it has no image, for Parquet;
-    hidden files and folders are passed over. A glob (`photos/**/*.jpg`, also in a bucket) or a single file may have any
-    name. A Parquet file stands for the images in its `column`. A list, which the place itself has to name (by
-    LIST_SUFFIX: `photos/*` may find a README.txt), has a path or an address on each line; blank lines and those that
-    begin with `#` are passed over. A path in a list or in a Parquet file is relative
-    to the folder of that file. What is listed and not there is a source all the same: it fails when it is read.
+    A folder or a prefix `s3://bucket/photos/` is searched for images, or, when it has none, for Parquet: see
+    `search.in_folder`. A glob (`photos/**/*.jpg`, also in a bucket) may match files of any name. A Parquet file stands
+    for the images in its `column`. A list has a path or an address on each line; blank lines and those that begin with
+    `#` are ignored. Only a place that itself ends with LIST_SUFFIX is a list: `photos/*` may match a README.txt. A path
+    in a list or a table is relative to the folder of that file. A listed file that does not exist is a source too: it
+    fails when it is read.
 
     Raises:
-        UsageError: there is nothing there, or it cannot be listed.
+        UsageError: there are no images, the place cannot be listed, or it is something else.
     """
-    objects = objects or Objects()
+    objects, left_out = objects or Objects(), LeftOut()
     if is_object(place):
-        found, expected = list_objects(place, objects)
+        found, expected = list_objects(place, objects, left_out)
     elif re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", place) and not place.startswith("file:"):
         raise UsageError(f"images: {place}: only {SCHEME} is understood of such addresses: {GIVE}")
     else:
-        found, expected = list_files(Path(place).expanduser())
+        found, expected = list_files(Path(os.path.expanduser(place)), left_out)  # noqa: PTH111 `~x.jpg` may be a file
     if column is not None and not any(parquet.is_parquet(name) for name, _ in found):
         raise UsageError(f"images: {place!r} is no Parquet, which alone has columns: leave SPOTTER_COLUMN empty")
     lists = names_lists(place)
     sources = (source for name, version in found for source in expand(name, version, column, lists, objects))
     unique = {source.path: source for source in sources}
     if not unique:
-        raise UsageError(f"images: {expected}: {GIVE}")
-    return list(unique.values())
+        also = f"; {left_out.summary()}" if left_out else ""
+        raise UsageError(f"images: {expected}{also}: {GIVE}")
+    return Listing(list(unique.values()), left_out)
 
 
-def list_files(place: Path) -> tuple[list[tuple[str, str | None]], str]:
+def list_files(place: Path, left_out: LeftOut) -> tuple[list[tuple[str, str | None]], str]:
     """Path and version of the files of a folder, a glob or a path; and what to say if there are none.
 
     Raises:
-        UsageError: the folder may not be listed.
+        UsageError: the folder may not be listed, or the file is neither an image nor a list or table.
     """
     if place.is_dir():
         if not os.access(place, os.R_OK | os.X_OK):
             raise UsageError(f"images: no permission to list the folder {str(place)!r}")
-        names = sorted(walk(place))
-        expected = f"no image in the folder {str(place)!r} (searched for {', '.join(sorted(SUFFIXES))}, .parquet)"
-        names = wanted(names)
+        names, expected = in_folder(place, left_out), f"no image in the folder {str(place)!r}"
     elif place.exists():
+        try:
+            content = head(str(place))
+        except OSError:  # reading it will tell
+            content = b""
+        refuse_other(str(place), content)
         names, expected = [str(place)], f"{str(place)!r} is empty"
     else:
-        matches = glob.glob(str(place), recursive=True)  # noqa: PTH207 absolute globs too
-        names = sorted(match for match in matches if Path(match).is_file())
+        names = matching(str(place), left_out)
         expected = f"{str(place)!r} is no file, no folder and matches nothing as a glob"
     return [(name, version(name)) for name in names], expected
 
 
-def list_objects(place: str, objects: Objects) -> tuple[list[tuple[str, str | None]], str]:
-    """The same for a bucket.
+def matching(pattern: str, left_out: LeftOut) -> list[str]:
+    """The files that a glob matches, sorted."""
+    matches = glob.glob(pattern, recursive=True)  # noqa: PTH207 absolute globs too
+    root = pattern
+    while glob.has_magic(root):
+        root = os.path.dirname(root)  # noqa: PTH120
+    if matches and "**" not in pattern:
+        for match in filter(os.path.isdir, matches):
+            left_out.add("folder", match)
+    unreadable_of(pattern, left_out)
+    return without_runs(sorted(filter(os.path.isfile, matches)), root, left_out)
+
+
+def refuse_other(place: str, content: bytes) -> None:
+    """See that a single file with these first bytes is an image, a list or a table; without bytes its name tells.
+
+    Raises:
+        UsageError: it is something else; the message says what to do.
+    """
+    suffix = suffix_of(place)
+    raw = suffix in REMEDIES  # a camera's raw file begins as a TIFF
+    if suffix in (LIST_SUFFIX, *parquet.SUFFIXES, *IMAGE_SUFFIXES) or (image_format(content) and not raw):
+        return
+    kind, remedy = other_kind(content, place) or (None, None)
+    if kind or content:
+        kind = kind or f"no image, and no list ({LIST_SUFFIX}) or table by its name"
+        raise UsageError(f"images: {place!r} is {kind}: {remedy or GIVE}")
+
+
+def list_objects(place: str, objects: Objects, left_out: LeftOut) -> tuple[list[tuple[str, str | None]], str]:
+    """The same for a bucket. Objects of unknown endings are left out: a look at each would cost a request.
 
     Raises:
         UsageError: the store cannot be reached, refuses the credentials or has no such bucket.
     """
+    expected = f"{place} is no object, no prefix and matches nothing as a glob"
     if not place.lower().startswith(SCHEME):  # a web server has no listing
-        return [(place, None)], f"{place} is empty"
+        refuse_other(place.partition("?")[0], b"")
+        return [(place, None)], expected
     try:
         found = {address: str(size) for address, size in objects.list(place)}
+        names = sorted(found)
+        if names == [place]:
+            refuse_other(place, b"")
+            return [(place, found[place])], expected
+        wildcard = WILDCARD.search(place)
+        root = place[: wildcard.start()].rpartition("/")[0] if wildcard else place.rstrip("/")
+        holders = {name.rsplit("/", 2)[0] for name in names if name.split("/")[-2] in ("crops", "annotated")}
+
+        def is_run(folder: str) -> bool:
+            manifest = f"{folder}/run.json"
+            return manifest in found or (folder in holders and bool(objects.glob(manifest, limit=1)))
+
+        names = without_runs(names, root, left_out, is_run)
     except StoreError as error:
         raise refuse("images", place, error) from error
-    names = sorted(found)
-    if names != [place] and not WILDCARD.search(place):
-        prefix = place.rstrip("/") + "/"
-        names = wanted([name for name in names if "/." not in "/" + name.removeprefix(prefix)])
-    return [(name, found[name]) for name in names], f"{place} is no object, no prefix and matches nothing as a glob"
-
-
-def wanted(names: list[str]) -> list[str]:
-    """Of a folder's files the images, or, where there are none, the Parquet files."""
-    images = [name for name in names if os.path.splitext(name)[1].lower() in SUFFIXES]  # noqa: PTH122 100,000 of them
-    return images or [name for name in names if parquet.is_parquet(name)]
-
-
-def walk(folder: Path) -> Iterator[str]:
-    """All files below a folder, but for hidden ones."""
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (os.path.join(parent, name) for name in names if not name.startswith("."))  # noqa: PTH118 as above
+    if not wildcard:
+        hidden = {name for name in names if "/." in name[len(root) :]}
+        for name in sorted(hidden):
+            left_out.add("hidden object", name)
+        names = chosen((name for name in names if name not in hidden), left_out)
+    return [(name, found[name]) for name in names], expected
 
 
 def version(path: str) -> str | None:
@@ -181,10 +219,10 @@ def rows(table: str, seen: str | None, column: str | None, objects: Objects) -> 
 
 
 def lines(name: str, objects: Objects) -> list[str]:
-    """A list's entries. Its bytes are kept, as names of files have them; or it is UTF-16, as Windows' shell writes it.
+    """A list's entries. Its bytes are kept, since names of files need not be UTF-8; UTF-16 with a BOM is understood.
 
     Raises:
-        UsageError: it cannot be read.
+        UsageError: it cannot be read, or is no text.
     """
     try:
         content = objects.read(name) if is_object(name) else Path(name).read_bytes()
@@ -195,20 +233,18 @@ def lines(name: str, objects: Objects) -> list[str]:
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         content = content.decode("utf-16", "replace").encode()
     found = [line.strip() for line in os.fsdecode(content.removeprefix(codecs.BOM_UTF8)).split("\n")]
+    if any("\0" in line for line in found):
+        raise UsageError(
+            f"images: the list {name} holds NUL characters: write one path on each line as UTF-8; "
+            f"'tr \"\\\\0\" \"\\\\n\"' does so with the output of 'find -print0'"
+        )
     return [line for line in found if line and not line.startswith("#")]
 
 
 def listed(entry: str, where: str) -> Source:
-    """The image that a line of a list or a row of a Parquet file names; a path is relative to that file's folder."""
-    if entry.startswith("file://"):
-        entry = unquote(urlsplit(entry).path)
-    if is_object(entry):
-        return Source(os.fsencode(entry), None)
-    if is_object(where):
-        base = where[: where.rindex("/") + 1]
-        return Source(os.fsencode(base + entry if where.startswith(SCHEME) else urljoin(base, entry)), None)
-    path = os.path.normpath(Path(where).parent / Path(entry).expanduser())
-    return Source(os.fsencode(path), version(path))
+    """The image that a line of a list or a row of a table names, see `located`."""
+    place = located(entry, where)
+    return Source(os.fsencode(place), None if is_object(place) else version(place))
 
 
 def names_lists(place: str) -> bool:
@@ -224,66 +260,6 @@ def has_entries(place: str) -> bool:
 def canonical(place: str, column: str | None) -> str:
     """The same text for the same place, however it is written."""
     if not is_object(place):
-        path = Path(place).expanduser()
+        path = Path(os.path.expanduser(place))  # noqa: PTH111
         place = str(path.resolve() if path.exists() else path.absolute())
     return place if column is None else f"{place}, column {column}"
-
-
-class Reader:
-    """Reads the bytes of sources; safe from several threads."""
-
-    def __init__(self, objects: Objects) -> None:
-        self.objects = objects
-        self.rows = parquet.Rows(objects)
-
-    def __reduce__(self) -> tuple[type[Reader], tuple[Objects]]:
-        """A copy elsewhere opens its own files."""
-        return Reader, (self.objects,)
-
-    def read(self, path: bytes, row: Row | None, size: int | None = None, fetched: bytes | None = None) -> bytes:
-        """An encoded image, unless what was `fetched` is it; one whose `size` is known to be too large is not read.
-
-        Raises:
-            BadImage: what is there can be no image.
-            StoreError: its store does not give it.
-            OSError, pyarrow.ArrowException: it cannot be read.
-        """
-        data = fetched
-        if data is None and not too_large(size):
-            data = self._row(row) if row is not None else self._file(os.fsdecode(path))
-        if data is None or too_large(len(data)):
-            raise BadImage(f"the file has more than {MAX_FILE_BYTES // 1024**2} MiB")
-        return data
-
-    def _row(self, row: Row) -> bytes:
-        """What is in a row of a Parquet file."""
-        value = self.rows.get(row.table, row.column, row.number)
-        if value is None or isinstance(value, str):
-            raise BadImage(f"column {row.column} is empty in this row")
-        return value
-
-    def _file(self, name: str) -> bytes:
-        """A file or an object; of one that is too large the beginning."""
-        if not is_object(name):
-            return read_file(name)
-        if not is_utf8(name):
-            raise BadImage("the address is no UTF-8")
-        return self.objects.read(name, MAX_FILE_BYTES + 1)
-
-
-def too_large(size: int | None) -> bool:
-    """Whether a file of this many bytes is no image that anybody took; one of unknown size may be."""
-    return size is not None and size > MAX_FILE_BYTES
-
-
-def read_file(path: str) -> bytes:
-    """A regular file's content, of one that is too large the beginning; a pipe or a device is not waited for.
-
-    Raises:
-        BadImage: it is no regular file.
-        OSError: it cannot be read.
-    """
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as handle:  # noqa: PTH123 a descriptor
-        if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
-            raise BadImage("not a regular file")
-        return handle.read(MAX_FILE_BYTES + 1)

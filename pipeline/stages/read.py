@@ -16,7 +16,8 @@ from pipeline.metrics.stage import DETECT, READ
 from pipeline.runtime.in_process import InProcess
 from pipeline.runtime.runtime import Runtime
 from pipeline.sources.images import content_key, decode, for_detector
-from pipeline.sources.listing import Reader, Row, Source, too_large
+from pipeline.sources.listing import Row, Source
+from pipeline.sources.reader import Reader, too_large
 from pipeline.stages.batches import BATCH
 from pipeline.stages.schema import IMAGE, ROW
 

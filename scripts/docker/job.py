@@ -170,7 +170,7 @@ def image_folders(settings: Settings) -> set[Path]:
         refuse_mount(place)  # before all of it is searched
     names: Iterable[str] = [] if is_object(settings.images) else files(settings.images)
     if has_entries(settings.images):
-        sources = list_images(settings.images, settings.column, Objects(settings.endpoint))
+        sources = list_images(settings.images, settings.column, Objects(settings.endpoint)).sources
         listed = (os.fsdecode(source.path) for source in sources if source.row is None)
         names = [name for name in listed if not is_object(name)]
         folders = {Path(name).parent.absolute() for name in names}

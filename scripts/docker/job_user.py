@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 from pipeline.errors import UsageError
-from pipeline.sources.listing import SUFFIXES, walk
+from pipeline.sources.search import LeftOut, may_be_image, walk
 
 # So many images are looked at before a job starts, at most.
 LOOKED_AT = 20
@@ -93,10 +93,10 @@ def refuse_unreachable(user: User, runs: Path, places: list[Path], images: list[
 
 
 def files(images: str) -> Iterator[str]:
-    """The images of a folder or a glob, or a file itself, as they are found; none is looked at."""
+    """The files of a folder or a glob that may be images, or a file itself, as they are found; none is opened."""
     place = Path(images).expanduser().absolute()
     if place.is_dir():
-        return (name for name in walk(place) if os.path.splitext(name)[1].lower() in SUFFIXES)  # noqa: PTH122 as in sources
+        return filter(may_be_image, walk(place, LeftOut()))
     if place.exists():
         return iter([str(place)])
     return glob.iglob(str(place), recursive=True)  # noqa: PTH207 as in sources

@@ -166,6 +166,24 @@ def test_the_same_picture_is_asked_about_once_wherever_it_is(
     assert [row["duplicate_of"] is None for row in rows(done)] == [True, True, False]
 
 
+def test_what_was_left_out_is_said_and_written_down(run_job: RunJob, tmp_path: Path) -> None:
+    """Also the output itself, which is in the images' folder here: a second run has the same images."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "a.jpg").write_bytes(PICTURES[0])
+    (photos / "[red].md").touch()
+    done, printed = run_job(photos, output=photos / "runs")
+    assert "left out: 1 .md" in printed
+    again, printed = run_job(photos, "--run-name", "two", output=photos / "runs")
+    assert list(outcomes(again)) == list(outcomes(done)) == ["a.jpg"]
+    assert f"left out: 1 run folder ({done.folder}), 1 .md" in printed
+    assert again.manifest["left_out"] == [
+        {"kind": "run folder", "number": 1, "example": str(done.folder)},
+        {"kind": ".md", "number": 1, "example": str(photos / "[red].md")},
+    ]
+    assert f"(such as {done.folder}), 1 .md</p>" in " ".join((again.folder / "report.html").read_text().split())
+
+
 # --- buckets -------------------------------------------------------------------------------------------------------
 
 
@@ -198,7 +216,7 @@ def test_an_object_that_is_too_large_is_not_fetched(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Where its size is known; where it is not, it is known then."""
-    monkeypatch.setattr("pipeline.sources.listing.MAX_FILE_BYTES", 10_000)
+    monkeypatch.setattr("pipeline.sources.reader.MAX_FILE_BYTES", 10_000)
     store.put("photos/large.jpg", bytes(10_001))
     store.put("list.txt", f"{photos}large.jpg\n".encode())
     for place, fetched in ((photos, False), (f"{THERE}/list.txt", True)):

@@ -18,8 +18,9 @@ from pipeline import tables
 from pipeline.output import report
 from pipeline.output.annotate import annotate_all, annotated, place
 from pipeline.output.manifest import ended
-from pipeline.sources.listing import Reader, Row, Source
+from pipeline.sources.listing import Row, Source
 from pipeline.sources.objects import Objects
+from pipeline.sources.reader import Reader
 from tests.pictures import encoded, gradient, rotated_by_exif
 
 NASTY = '<script>alert("x")</script>&.jpg'
@@ -70,6 +71,7 @@ def page(tmp_path: Path) -> str:
         "run": "r",
         "status": "complete",
         "seconds": 1.5,
+        "left_out": [],
         "job": {"name": "dog_breeds", **job.model_dump(mode="json", by_alias=True)},
         "services": {"model": {"name": "m"}, "detector": {"name": "d"}},
         "versions": {"spotter": "0"},

@@ -13,11 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import UsageError
-from pipeline.sources import listing as sources
+from pipeline.sources import reader as sources
 from pipeline.sources.images import BadImage
-from pipeline.sources.listing import Reader, Source, canonical, list_images
+from pipeline.sources.listing import Source, canonical, list_images
 from pipeline.sources.objects import NoObject, Objects
 from pipeline.sources.parquet import Rows
+from pipeline.sources.reader import Reader
 from tests.parquet_reads import Reads
 from tests.pictures import encoded, gradient
 from tests.s3 import BUCKET, Store
@@ -36,33 +37,37 @@ def names(found: list[Source], folder: Path) -> list[str]:
     return [source.shown.removeprefix(f"{folder}/") for source in found]
 
 
+def find(place: str, column: str | None = None, objects: Objects | None = None) -> list[Source]:
+    return list_images(place, column, objects).sources
+
+
 def test_a_folder_is_searched_through(photos: Path) -> None:
-    assert names(list_images(str(photos)), photos) == ["a.jpg", "b.JPG", "phone.heic", "sub/c.png", "web.avif"]
+    assert names(find(str(photos)), photos) == ["a.jpg", "b.JPG", "phone.heic", "sub/c.png", "web.avif"]
 
 
 def test_a_glob(photos: Path) -> None:
-    assert names(list_images(f"{photos}/**/*.png"), photos) == ["sub/c.png"]
+    assert names(find(f"{photos}/**/*.png"), photos) == ["sub/c.png"]
 
 
 def test_a_link_that_leads_nowhere_is_listed_and_has_no_version(photos: Path) -> None:
     (photos / "sub" / "link.jpg").symlink_to("nowhere")
-    assert [source.version is None for source in list_images(str(photos / "sub"))] == [False, True]
+    assert [source.version is None for source in find(str(photos / "sub"))] == [False, True]
 
 
 def test_one_file_of_any_name(photos: Path) -> None:
     (photos / "photo.jpg.orig").touch()
-    assert names(list_images(str(photos / "photo.jpg.orig")), photos) == ["photo.jpg.orig"]
+    assert names(find(str(photos / "photo.jpg.orig")), photos) == ["photo.jpg.orig"]
 
 
 def test_a_name_that_is_no_utf_8(photos: Path) -> None:
     odd = os.fsencode(photos) + b"/\xff.jpg"
     Path(os.fsdecode(odd)).touch()
-    assert odd in [source.path for source in list_images(str(photos))]
+    assert odd in [source.path for source in find(str(photos))]
 
 
 def test_a_name_that_looks_like_a_glob_is_a_file(photos: Path) -> None:
     (photos / "[1].jpg").touch()
-    assert names(list_images(str(photos / "[1].jpg")), photos) == ["[1].jpg"]
+    assert names(find(str(photos / "[1].jpg")), photos) == ["[1].jpg"]
 
 
 @pytest.mark.parametrize(
@@ -72,18 +77,18 @@ def test_a_name_that_looks_like_a_glob_is_a_file(photos: Path) -> None:
 def test_nothing_there(photos: Path, source: str, message: str) -> None:
     (photos / "empty").mkdir()
     with pytest.raises(UsageError, match=message) as raised:
-        list_images(str(photos / source))
+        find(str(photos / source))
     assert "IMAGES=" in str(raised.value)
 
 
 def test_only_addresses_that_are_understood() -> None:
     with pytest.raises(UsageError, match="gs://bucket/a: only s3:// is understood"):
-        list_images("gs://bucket/a")
+        find("gs://bucket/a")
 
 
 def test_another_time_or_size_is_another_version(photos: Path) -> None:
     def version() -> str | None:
-        return list_images(str(photos / "a.jpg"))[0].version
+        return find(str(photos / "a.jpg"))[0].version
 
     first = version()
     os.utime(photos / "a.jpg", ns=(5, 5))
@@ -101,21 +106,21 @@ def test_a_list_names_files_relative_to_itself(photos: Path) -> None:
     outside = photos / "sub" / "c.png"
     text = f"\ufeff# my pictures\r\n../a.jpg\r\n\r\n  ../b.JPG  \n{outside}\nmissing.jpg\n../a.jpg\nfile://{photos}/a%2Ejpg"
     (photos / "lists" / "mine.txt").write_text(text, newline="")
-    found = list_images(str(photos / "lists" / "mine.txt"))
+    found = find(str(photos / "lists" / "mine.txt"))
     assert names(found, photos) == ["a.jpg", "b.JPG", "sub/c.png", "lists/missing.jpg"]
     assert [source.version is None for source in found] == [False, False, False, True]
 
 
 def test_a_list_with_bytes_that_are_no_utf_8_and_one_of_windows(photos: Path) -> None:
     (photos / "bytes.txt").write_bytes(b"\xff.jpg\n")
-    assert list_images(str(photos / "bytes.txt"))[0].path == os.fsencode(photos) + b"/\xff.jpg"
+    assert find(str(photos / "bytes.txt"))[0].path == os.fsencode(photos) + b"/\xff.jpg"
     (photos / "wide.txt").write_bytes("größe.jpg\r\na.jpg\r\n".encode("utf-16"))
-    assert names(list_images(str(photos / "wide.txt")), photos) == ["größe.jpg", "a.jpg"]
+    assert names(find(str(photos / "wide.txt")), photos) == ["größe.jpg", "a.jpg"]
 
 
 def test_a_list_may_name_addresses(photos: Path) -> None:
     (photos / "l.txt").write_text("s3://bucket/a b.jpg\nhttps://example.com/x.jpg?size=1\n")
-    assert names(list_images(str(photos / "l.txt")), photos) == [
+    assert names(find(str(photos / "l.txt")), photos) == [
         "s3://bucket/a b.jpg",
         "https://example.com/x.jpg?size=1",
     ]
@@ -124,17 +129,17 @@ def test_a_list_may_name_addresses(photos: Path) -> None:
 def test_a_list_is_only_what_was_named_as_one(photos: Path) -> None:
     """A text that a glob happens to find is a file like others, and fails as one row when it is read."""
     (photos / "notes.txt").write_text("The pictures of our holidays.\nSee also the other folder.\n")
-    assert names(list_images(f"{photos}/[an]*"), photos) == ["a.jpg", "notes.txt"]
+    assert names(find(f"{photos}/[an]*"), photos) == ["a.jpg", "notes.txt"]
     (photos / "notes.txt").write_text("a.jpg\n")
     (photos / "more.TXT").write_text("sub/c.png\n")
-    assert names(list_images(f"{photos}/*.txt"), photos) == ["a.jpg"]
-    assert names(list_images(f"{photos}/more.TXT"), photos) == ["sub/c.png"]
+    assert names(find(f"{photos}/*.txt"), photos) == ["a.jpg"]
+    assert names(find(f"{photos}/more.TXT"), photos) == ["sub/c.png"]
 
 
 def test_an_empty_list(photos: Path) -> None:
     (photos / "l.txt").write_text("\n# nothing\n")
     with pytest.raises(UsageError, match="is empty"):
-        list_images(str(photos / "l.txt"))
+        find(str(photos / "l.txt"))
 
 
 # --- Parquet -------------------------------------------------------------------------------------------------------
@@ -160,7 +165,7 @@ def read_all(found: list[Source]) -> list[bytes]:
 def test_parquet_with_bytes(tmp_path: Path, column: pa.Array, group: int) -> None:
     table = pa.table({"caption": ["a"] * 20, "picture": column, "number": list(range(20))})
     pq.write_table(table, tmp_path / "t.parquet", row_group_size=group)
-    found = list_images(str(tmp_path))
+    found = find(str(tmp_path))
     assert names(found, tmp_path) == [f"t.parquet#{number:08}" for number in range(20)]
     assert read_all(found) == PICTURES
     assert read_all(found[::-1]) == PICTURES[::-1]
@@ -171,7 +176,7 @@ def test_rows_are_read_right_by_several_threads(tmp_path: Path) -> None:
     for name in "ab":
         table = pa.table({"picture": pa.array([name.encode() + value for value in values], pa.binary())})
         pq.write_table(table, tmp_path / f"{name}.parquet", row_group_size=700)
-    found, reader, wrong = list_images(str(tmp_path)), Reader(Objects()), []
+    found, reader, wrong = find(str(tmp_path)), Reader(Objects()), []
 
     def work(start: int) -> None:
         for at in range(start, len(found), 4):
@@ -216,7 +221,7 @@ def test_rows_far_apart_are_read_without_the_row_groups_between(
 def test_parquet_with_paths(photos: Path) -> None:
     values = ["a.jpg", None, "sub/c.png", "s3://bucket/x.jpg", "", "missing.jpg"]
     pq.write_table(pa.table({"file": values, "number": range(6)}), photos / "sub" / "t.parquet")
-    found = list_images(str(photos / "sub" / "t.parquet"))
+    found = find(str(photos / "sub" / "t.parquet"))
     assert names(found, photos) == [
         "sub/a.jpg",
         "sub/t.parquet#00000001",
@@ -231,7 +236,7 @@ def test_parquet_with_paths(photos: Path) -> None:
 
 def test_a_null_among_the_bytes(tmp_path: Path) -> None:
     pq.write_table(pa.table({"picture": pa.array([PICTURES[0], None], pa.binary())}), tmp_path / "t.parquet")
-    found = list_images(str(tmp_path / "t.parquet"))
+    found = find(str(tmp_path / "t.parquet"))
     assert read_all(found[:1]) == PICTURES[:1]
     with pytest.raises(BadImage, match="column picture is empty in this row"):
         read_all(found[1:])
@@ -241,27 +246,27 @@ def test_which_column_is_said_or_has_to_be(tmp_path: Path) -> None:
     place = str(tmp_path / "t.parquet")
     pq.write_table(pa.table({"a": ["x.jpg"], "b": ["y.jpg"], "n": [1]}), place)
     with pytest.raises(UsageError, match=r"several columns that may hold images \(a, b\).*SPOTTER_COLUMN"):
-        list_images(place)
-    assert names(list_images(place, "b"), tmp_path) == ["y.jpg"]
+        find(place)
+    assert names(find(place, "b"), tmp_path) == ["y.jpg"]
     with pytest.raises(UsageError, match="no column 'n' of bytes or text, but a, b"):
-        list_images(place, "n")
+        find(place, "n")
     pq.write_table(pa.table({"n": [1]}), place)
     with pytest.raises(UsageError, match="no column of them"):
-        list_images(place)
+        find(place)
     (tmp_path / "p.jpg").touch()
     with pytest.raises(UsageError, match="no Parquet, which alone has columns"):
-        list_images(str(tmp_path / "p.jpg"), "b")
+        find(str(tmp_path / "p.jpg"), "b")
 
 
 def test_what_only_calls_itself_parquet(tmp_path: Path) -> None:
     (tmp_path / "t.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(UsageError, match="cannot be read as Parquet"):
-        list_images(str(tmp_path))
+        find(str(tmp_path))
 
 
 def test_pictures_come_before_parquet_in_a_folder(photos: Path) -> None:
     pq.write_table(pa.table({"file": ["x.jpg"]}), photos / "t.parquet")
-    assert "t.parquet" not in " ".join(names(list_images(str(photos)), photos))
+    assert "t.parquet" not in " ".join(names(find(str(photos)), photos))
 
 
 # --- files that are none -------------------------------------------------------------------------------------------
@@ -270,7 +275,7 @@ def test_pictures_come_before_parquet_in_a_folder(photos: Path) -> None:
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     with pytest.raises(BadImage, match="not a regular file"):
-        read_all(list_images(str(tmp_path)))
+        read_all(find(str(tmp_path)))
 
 
 def test_a_huge_file_is_not_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,7 +283,7 @@ def test_a_huge_file_is_not_read_to_its_end(tmp_path: Path, monkeypatch: pytest.
     with (tmp_path / "huge.jpg").open("wb") as handle:
         handle.truncate(1024**4)
     with pytest.raises(BadImage, match="more than 3 MiB"):
-        read_all(list_images(str(tmp_path)))
+        read_all(find(str(tmp_path)))
 
 
 # --- buckets -------------------------------------------------------------------------------------------------------
@@ -293,7 +298,7 @@ def bucket(store: Store) -> str:
 
 
 def listed(place: str, store: Store) -> list[str]:
-    found = list_images(place, None, Objects(store.endpoint))
+    found = find(place, None, Objects(store.endpoint))
     return [source.shown.removeprefix(f"s3://{BUCKET}/") for source in found]
 
 
@@ -322,7 +327,7 @@ def test_globs_and_objects(store: Store, bucket: str, place: str, found: list[st
 
 def test_objects_of_any_name_are_read(store: Store, bucket: str) -> None:
     reader = Reader(Objects(store.endpoint))
-    for source in list_images(f"{bucket}/p", None, reader.objects):
+    for source in find(f"{bucket}/p", None, reader.objects):
         assert reader.read(source.path, None) == source.shown.removeprefix(f"s3://{BUCKET}/").encode()
     with pytest.raises(NoObject, match="no such object"):
         reader.read(f"{bucket}/p/gone.jpg".encode(), None)
@@ -330,7 +335,7 @@ def test_objects_of_any_name_are_read(store: Store, bucket: str) -> None:
 
 def test_another_size_is_another_version_of_an_object(store: Store, bucket: str) -> None:
     def versions() -> list[str | None]:
-        return [source.version for source in list_images(f"{bucket}/p", None, Objects(store.endpoint))]
+        return [source.version for source in find(f"{bucket}/p", None, Objects(store.endpoint))]
 
     before = versions()
     store.put("p/a.jpg", b"longer than before")
@@ -343,7 +348,7 @@ def test_lists_and_parquet_in_a_bucket(store: Store, bucket: str, tmp_path: Path
     pq.write_table(pa.table({"picture": pa.array(PICTURES, pa.binary())}), tmp_path / "t.parquet", row_group_size=3)
     store.put("tables/t.parquet", (tmp_path / "t.parquet").read_bytes())
     objects = Objects(store.endpoint)
-    found = list_images(f"{bucket}/tables/", None, objects)
+    found = find(f"{bucket}/tables/", None, objects)
     reader = Reader(objects)
     assert [reader.read(source.path, source.row) for source in found] == PICTURES
     assert found[0].shown == f"{bucket}/tables/t.parquet#00000000"
@@ -379,7 +384,7 @@ def test_a_store_that_cannot_be_used_is_one_line(store: Store, bucket: str) -> N
     with pytest.raises(UsageError, match=r"s3://nobody/p: there is no such bucket: .*SPOTTER_S3_ENDPOINT"):
         listed("s3://nobody/p", store)
     with pytest.raises(UsageError, match=r"cannot be reached.*Connection refused"):
-        list_images(bucket, None, Objects("http://127.0.0.1:1"))
+        find(bucket, None, Objects("http://127.0.0.1:1"))
     store.check_credentials()
     with pytest.raises(UsageError, match=r"access is refused.*AWS_ACCESS_KEY_ID"):
         listed(bucket, store)
