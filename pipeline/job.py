@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, Self
 
@@ -137,8 +138,11 @@ class Job(BaseModel):
         return json.dumps(content, sort_keys=True)
 
 
-# Of the keys and values of a job file; tells its reader what is text and what is a number.
-FILE_SCHEMA: dict[str, Any] = jsonschema_rs.dereference(Job.model_json_schema())
+@cache
+def file_schema() -> dict[str, Any]:
+    """The JSON schema of a job file; tells its reader what is text and what is a number."""
+    schema: dict[str, Any] = jsonschema_rs.dereference(Job.model_json_schema())
+    return schema
 
 
 def bundled_names() -> list[str]:
@@ -172,7 +176,7 @@ def load(name_or_path: str) -> Job:
         UsageError: there is no such job, or its file is not a valid one.
     """
     path = find(name_or_path)
-    file = JobFile(path, FILE_SCHEMA)
+    file = JobFile(path, file_schema())
     try:
         job = Job.model_validate(file.content)
     except ValidationError as error:
@@ -182,7 +186,7 @@ def load(name_or_path: str) -> Job:
         if isinstance(cause, SchemaError):
             where, message = cause.where, str(cause)
         elif first["type"] == "extra_forbidden":
-            near = get_close_matches(str(where[-1]), FILE_SCHEMA["properties"], n=1)
+            near = get_close_matches(str(where[-1]), file_schema()["properties"], n=1)
             message = "unknown key" + (f": did you mean {near[0]!r}?" if near else "")
         file.refuse(where, message.removeprefix("Value error, "))
     job._name = shown_path(os.fsencode(path.stem))
