@@ -27,6 +27,12 @@ def ask(*command: str, timeout_s: float | None = ANSWER_S) -> tuple[str | None, 
     return done.stdout.strip(), done.stderr.strip().rpartition("\n")[2]
 
 
+def nvidia_smi(fields: str, number: int) -> tuple[list[str] | None, str]:
+    """What nvidia-smi tells of a GPU, a field for each name in `fields` (memory in MiB); None and the reason else."""
+    said, reason = ask("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits", f"--id={number}")
+    return ([field.strip() for field in said.partition("\n")[0].split(",")] if said else None), reason
+
+
 def version(text: str) -> tuple[int, ...]:
     """The numbers of a version: `v2.24.1-desktop` is (2, 24, 1); none where it has none."""
     leading = re.match(r"v?(\d+(?:\.\d+)*)", text.strip())

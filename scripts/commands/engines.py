@@ -54,13 +54,10 @@ def choose_engine(settings: StackSettings, device: str, preset: str) -> tuple[En
 
 def engines_in_use(settings: StackSettings, leftovers: bool = False) -> list[Engine]:
     """The engines that have services of this stack, running or not, or, with `leftovers`, anything of it."""
-    used: list[Engine] = []
-    process = ProcessEngine(settings)
-    if any(process.was_started(name) for name in STOP_GRACE_S):
-        used.append(process)
-    containers = any((settings.state / "containers" / f"{name}.json").is_file() for name in STOP_GRACE_S)
-    if (containers or leftovers) and docker_host.answers():
-        used.append(ComposeEngine(settings, "cpu", "cpu"))  # any device serves to find and stop containers
+    process, compose = ProcessEngine(settings), ComposeEngine(settings, "cpu", "cpu")  # to find and stop: any device
+    used: list[Engine] = [process] if any(map(process.started, STOP_GRACE_S)) else []
+    if (leftovers or any(map(compose.started, STOP_GRACE_S))) and docker_host.answers():
+        used.append(compose)
     return used
 
 

@@ -1,7 +1,7 @@
-"""Whether the whole thing works on this host: the stack from nothing, the job, its answers, the logs, nothing left.
+"""Whether all of it works on this host: the stack from nothing, the job, its answers, the logs, nothing left behind.
 
-Runs the operator's own commands, with the tiny models and the bundled pictures, as a stack of its own beside whatever
-is running: own state, own ports, own containers.
+Runs the operator's own commands, with the tiny models and the bundled images, on a stack of its own beside any other:
+own state, own ports, own containers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import psutil
 import pyarrow.parquet as pq
@@ -29,15 +29,15 @@ from scripts.docker import project as compose_project
 from scripts.environments import ROOT
 from scripts.settings import PREFIX, StackError, StackSettings
 
-# What tests/stack/test_main_job.py asks of the bundled pictures.
+# The same bounds as in tests/stack/test_main_job.py.
 LEAST_FOUND = 0.95
 LEAST_RIGHT = 0.90
 
-# The settings of job, stack and services, which are to be the defaults here.
+# The variables of stack, job and services, all of which keep their defaults here.
 PREFIXES = (PREFIX, "SPOTTER_", "DETECTOR_", "VLLM_")
 
-# A line that complains, in the words of those who write here: loggers' levels (Mosec's is WARN), `UserWarning:`,
-# `RuntimeError:` and `error:` as programs print them, torch's `[W1125 14:09:13...`, a Rust program's panic.
+# A line that complains: loggers' levels (Mosec's is WARN), `UserWarning:`, `RuntimeError:` and `error:` as programs
+# print them, torch's `[W1125 14:09:13...`, a Rust program's panic.
 COMPLAINT = re.compile(
     r"\b(?:WARN|WARNING|ERROR|CRITICAL|FATAL)\b"
     r"|(?i:(?:warning|error|exception|fatal)s?:)"
@@ -45,7 +45,7 @@ COMPLAINT = re.compile(
     r"|(?<!\w)[WEF]\d{4} \d\d:\d\d:"
 )
 
-# Lines that may complain, each with the reason why it does not matter.
+# Complaints that do not matter, each with the reason.
 ALLOWED = {
     r"Found ulimit of \d+ and failed to automatically increase": "20,000 open files are enough: a request needs one",
     r"Enforce eager set, disabling torch\.compile": "the preset asks for it",
@@ -57,10 +57,10 @@ ALLOWED = {
         "vLLM looks at every name of every module, and so at one that torch will drop"
     ),
     r"Reset SSM cache type to float32": "about models of another kind (Mamba)",
-    r"(libtcmalloc|libiomp) is not found in LD_PRELOAD": "an allocator and a runtime that would be faster; not needed",
+    r"(libtcmalloc|libiomp) is not found in LD_PRELOAD": "a faster allocator and runtime; not needed",
     r"CPU backend doesn't allow to use `torch\.set_num_threads`": "the preset sets the number of threads",
-    r"NUMA binding: Using MEMBIND policy": "says what it does, as a warning",
-    r"numa_(migrate_pages|set_membind) failed": "Docker forbids moving memory between sockets: a matter of speed",
+    r"NUMA binding: Using MEMBIND policy": "a statement, as a warning",
+    r"numa_(migrate_pages|set_membind) failed": "Docker forbids moving memory between sockets: only slower",
 }
 # The line after which a vLLM server is stopping, and what it may say then.
 STOPPING = "[shutdown] API server: shutdown triggered"
@@ -71,20 +71,18 @@ ALLOWED_STOPPING = {
     ),
 }
 
-
-# What `clean` leaves in the state's folder: runs, which are the person's, how long starts took, and the commands' lock.
+# What `clean` leaves in the state's folder: the user's runs, how long starts took, and the commands' lock.
 KEPT = ("runs", "starts.jsonl", "stack.lock")
 
 
 class SmokeFailed(Exception):
-    """A step found something wrong; the message says what."""
+    """A step failed; the message says why."""
 
 
 class Smoke:
-    """One pass; each public method is a step, in the order of `run`."""
+    """One pass; `STEPS` are its steps."""
 
     def __init__(self, settings: StackSettings, engine: str) -> None:
-        """Prepare a stack of its own on this engine; nothing happens yet."""
         self.engine = engine
         self.settings = settings
         self.state = settings.state / "smoke"
@@ -101,12 +99,12 @@ class Smoke:
         }
 
     def operate(self, *arguments: str) -> str:
-        """Run one of the operator's commands; what it printed.
+        """Run one of the operator's commands; its output.
 
         Raises:
             SmokeFailed: it did not end with 0.
         """
-        # An empty variable undoes one of `.env`. Whether there is a network stays as the user says.
+        # An empty variable undoes one of `.env`. Whether there is a network remains the user's choice.
         set_by_user = {name for prefix in PREFIXES for name in self.settings.user_variables(prefix)} - {"STACK_OFFLINE"}
         undone = dict.fromkeys(set_by_user, "")
         done = subprocess.run(
@@ -123,13 +121,13 @@ class Smoke:
         return done.stdout
 
     def from_nothing(self) -> str:
-        """See that nothing is left of an earlier pass."""
+        """Remove what an earlier pass left."""
         self.operate("clean", "--yes", "--caches")
         shutil.rmtree(self.state, ignore_errors=True)
         return "no state, no caches"
 
     def prepare(self) -> str:
-        """Make the environments or images, which the other steps' times should not count."""
+        """Make the environments or images, so that the other steps' times do not include them."""
         if self.engine == "compose":
             self.operate("build")
             sizes = ", ".join(f"{name} {images.size(images.IMAGES[name])}" for name in images.OF_DEVICE["cpu"])
@@ -143,10 +141,10 @@ class Smoke:
         return last_line(self.operate("up"))
 
     def up_again(self) -> str:
-        """See that a second `up` does nothing."""
+        """Check that a second `up` does nothing."""
         before = self.operate("status")
         self.operate("up")
-        # A busy host may answer later than `status` waits; it is the ids that count.
+        # By the ids: a busy host may answer later than `status` waits.
         running = r"^(\w+) +(?:ready|starting or not answering) +(\w+)"
         ids = [re.findall(running, text, re.MULTILINE) for text in (before, self.operate("status"))]
         if ids[0] != ids[1] or len(ids[0]) != 2:
@@ -154,7 +152,7 @@ class Smoke:
         return "changes nothing"
 
     def job(self) -> str:
-        """Run the bundled job, which has nothing to complain of either."""
+        """Run the bundled job; it must not complain either."""
         said = self.operate("run", "--images", "samples/images", "--output", str(self.output), "--run-name", "smoke")
         refuse_complaints("the job", said.splitlines())
         owners = {path.stat().st_uid for path in (self.output / "smoke").rglob("*")}
@@ -164,7 +162,7 @@ class Smoke:
         return f"{counts['images']['total']} images, {counts['detections']['answered']} answers"
 
     def answers(self) -> str:
-        """Compare what the run says with what was drawn."""
+        """Compare the run's answers with what the images show."""
         truth = json.loads((ROOT / "samples" / "truth.json").read_text())["images"]
         rows = pq.read_table(self.output / "smoke" / "detections.parquet").to_pylist()
         agreement = compare(rows, truth)
@@ -174,13 +172,13 @@ class Smoke:
         return f"{agreement.found} of {agreement.drawn} dogs found, {agreement.false} false; right: {right}"
 
     def down(self) -> str:
-        """Take the stack down, and see that no process, port, container or network is left."""
+        """Stop the stack, and check that no process, port, container or network is left."""
         said = last_line(self.operate("down"))
-        refuse_left([*self.left_running(), *self.left_at_docker()])  # now: what cleans up takes down once more
+        refuse_left([*self.left_running(), *self.left_at_docker()])  # now: `clean` stops the stack once more
         return said
 
     def logs(self) -> str:
-        """See that the services did not complain, but for what is known to be harmless."""
+        """Check that the services did not complain, except of what is known to be harmless."""
         count = 0
         for name in ("detector", "vllm"):
             lines = (self.state / "logs" / f"{name}.log").read_text(errors="replace").splitlines()
@@ -189,7 +187,7 @@ class Smoke:
         return f"{count} lines, no complaint"
 
     def nothing_left(self) -> str:
-        """Remove state and caches, and see that nothing but the runs is left."""
+        """Remove state and caches, and check that only the runs are left."""
         self.operate("clean", "--yes", "--caches")
         left = [f"volume {found}" for found in compose_project.volumes(self.project)] if docker_host.answers() else []
         left += [str(path) for path in sorted(self.state.iterdir()) if path.name not in KEPT]
@@ -198,69 +196,66 @@ class Smoke:
         return "no process, port, container, network or volume, and no state"
 
     def left_running(self) -> list[str]:
-        """This host's ports that something listens on, and processes of this pass."""
+        """This pass's ports on which something listens, and its processes."""
         ports = [f"port {port}" for port in self.ports if answers_at(port)]
         return ports + [f"process {each.pid}" for each in psutil.process_iter(["environ"]) if self.is_ours(each)]
 
     def left_at_docker(self) -> list[str]:
-        """Containers and networks of this pass."""
+        """This pass's containers and networks."""
         if not docker_host.answers():
             return []
         containers, networks = compose_project.left_over(self.project)
         return [f"container {found}" for found in containers] + [f"network {found}" for found in networks]
 
     def is_ours(self, process: psutil.Process) -> bool:
-        """Whether a process was started by this pass."""
+        """Whether this pass started a process."""
         environ = process.info["environ"] or {}
         return environ.get("STACK_STATE") == str(self.state) and process.pid != os.getpid()
 
+    def take_down(self, say: Callable[[str], None]) -> None:
+        """Stop what a failed pass started."""
+        try:
+            self.operate("down")
+        except SmokeFailed as error:
+            say(f"and 'down' failed too: {error}")
+
+
+STEPS: tuple[Callable[[Smoke], str], ...] = (
+    *(Smoke.from_nothing, Smoke.prepare, Smoke.up, Smoke.up_again, Smoke.job, Smoke.answers),
+    *(Smoke.down, Smoke.logs, Smoke.nothing_left),
+)
+
 
 def run(settings: StackSettings, console: Console) -> int:
-    """All steps, a line for each; 0 when all went well, 1 at the first that did not (the stack is taken down).
+    """Run all steps, with a line for each. 0: all passed. 1: one failed, and the stack was taken down.
 
     Raises:
-        StackError: the engine that was asked for is not there.
+        StackError: the engine of STACK_ENGINE is not there.
     """
     _, engine, why = plan(settings.model_copy(update={"device": "cpu", "preset": "cpu"}))
-    plain: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
-    console.print(f"smoke test: {why}", **plain)
-    smoke = Smoke(settings, engine.name)
-    steps: list[Callable[[], str]] = [smoke.from_nothing, smoke.prepare, smoke.up, smoke.up_again, smoke.job]
-    steps += [smoke.answers, smoke.down, smoke.logs, smoke.nothing_left]
-    begin = time.monotonic()
-    for step in steps:
+    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    say(f"smoke test: {why}")
+    smoke, begin = Smoke(settings, engine.name), time.monotonic()
+    for step in STEPS:
         started, name = time.monotonic(), step.__name__.replace("_", " ")
         try:
-            said = step()
+            said = step(smoke)
         except KeyboardInterrupt:
-            console.print(f"interrupted at '{name}': takes down what was started", **plain)
-            take_down(smoke, console)
+            say(f"interrupted at '{name}': takes down what was started")
+            smoke.take_down(say)
             raise
         except (SmokeFailed, StackError, environments.EnvironmentFailed, OSError) as error:
-            console.print(
-                f"FAILED  {name:<14}{time.monotonic() - started:6.1f} s  {error}", highlight=False, markup=False
-            )
-            take_down(smoke, console)
-            console.print(f"smoke test failed at '{name}'; logs: {smoke.state / 'logs'}", **plain)
+            say(f"FAILED  {name:<14}{time.monotonic() - started:6.1f} s  {error}")
+            smoke.take_down(say)
+            say(f"smoke test failed at '{name}'; logs: {smoke.state / 'logs'}")
             return 1
-        console.print(f"ok      {name:<14}{time.monotonic() - started:6.1f} s  {said}", **plain)
-    console.print(
-        f"smoke test passed: {len(steps)} steps in {time.monotonic() - begin:.0f} s, engine {engine.name}",
-        highlight=False,
-    )
+        say(f"ok      {name:<14}{time.monotonic() - started:6.1f} s  {said}")
+    say(f"smoke test passed: {len(STEPS)} steps in {time.monotonic() - begin:.0f} s, engine {engine.name}")
     return 0
 
 
-def take_down(smoke: Smoke, console: Console) -> None:
-    """Take down what a pass that did not end well has started."""
-    try:
-        smoke.operate("down")
-    except SmokeFailed as error:
-        console.print(f"and 'down' failed too: {error}", highlight=False, markup=False, soft_wrap=True)
-
-
 def complaints(lines: list[str]) -> list[str]:
-    """The lines of a log that complain of something, but for what is allowed."""
+    """The lines of a log that complain of something that is not allowed."""
     found, allowed = [], list(ALLOWED)
     for line in lines:
         if STOPPING in line:
@@ -271,22 +266,14 @@ def complaints(lines: list[str]) -> list[str]:
 
 
 def refuse_complaints(name: str, lines: list[str]) -> None:
-    """See that a program did not complain, but for what is allowed.
-
-    Raises:
-        SmokeFailed: it did; has the lines.
-    """
+    """Raise SmokeFailed, with the lines, where a program complains of something that is not allowed."""
     if strange := complaints(lines):
         shown = "\n".join(strange)
-        raise SmokeFailed(f"{name} complains of what nothing allows (scripts/commands/smoke.py has the list):\n{shown}")
+        raise SmokeFailed(f"{name} complains (scripts/commands/smoke.py lists what is allowed):\n{shown}")
 
 
 def refuse_left(left: list[str]) -> None:
-    """See that nothing is left behind.
-
-    Raises:
-        SmokeFailed: something is; says what.
-    """
+    """Raise SmokeFailed where something is left behind."""
     if left:
         raise SmokeFailed(f"left behind: {', '.join(left)}")
 

@@ -24,7 +24,7 @@ def run(settings: StackSettings, console: Console) -> None:
             if not engine.is_current(service):
                 state += " (settings have changed: make up)"
         else:
-            state = "ended by itself" if engine.was_started(service.name) else "down"
+            state = "ended by itself" if engine.started(service.name) else "down"
         age = "" if age_s is None else f"{age_s:.0f} s"
         log = os.path.relpath(engine.log(service.name), ROOT)
         table.add_row(service.name, state, identifier, service.ready_url.rsplit("/", 1)[0], age, log)

@@ -1,4 +1,4 @@
-"""The containers' images: what each is made from, whether it is current, how it is built."""
+"""The containers' images: their sources, whether they are current, and how they are built."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from scripts.vllm.startup_causes import remedy_for
 DOCKERFILE = ROOT / "images" / "Dockerfile"
 SOURCES_LABEL = "spotter.sources"
 
-# How often a builder's log is looked at, and without a terminal how often a line of it is shown.
+# How often a builder's log is read, and without a terminal how often a line of it is shown.
 POLL_S = 0.5
 PLAIN_LINE_S = 15.0
 
-# What scripts/docker/offline_base.py makes; used wherever the engine has them.
+# The bases that scripts/docker/offline_base.py makes; used wherever the engine has them.
 OFFLINE_BASES = {"BASE_IMAGE": "spotter-base", "BUILD_IMAGE": "spotter-build-base"}
 
 
@@ -43,11 +43,11 @@ class Image:
     target: str
     title: str
     environment: str | None
-    """The locked environment in it; none where the base brings all."""
+    """Its locked environment; None where the base brings all."""
     sources: tuple[str, ...]
-    """What is copied into it beside the environment: files and folders, relative to the repository's root."""
+    """Files and folders that are copied into it beside the environment, relative to the repository's root."""
     base: str = "BASE_IMAGE"
-    """The argument of images/Dockerfile that names what it stands on."""
+    """The argument of images/Dockerfile that names its base."""
 
     @property
     def tag(self) -> str:
@@ -55,7 +55,7 @@ class Image:
         return f"spotter-{self.name}:local"
 
     def fingerprint(self) -> str:
-        """Changes when the image has to be built anew."""
+        """Changes when the image must be built anew."""
         files = [DOCKERFILE]
         if self.environment:
             files += [LOCKS / f"{self.environment}.lock", LOCKS / "uv.lock", ROOT / "scripts" / "environments.py"]
@@ -127,10 +127,10 @@ def at_registry(base: str) -> bool:
 
 
 def substitutes() -> dict[str, str]:
-    """The images of this host that take the place of bases that images/Dockerfile names, by argument.
+    """This host's images that replace bases of images/Dockerfile, by argument.
 
-    They are what offline_base.py has made, and, where no registry answers, a base by its name without the
-    digest, which `docker load` does not keep.
+    They are the bases of offline_base.py and, where no registry answers, a base's tag without its digest, which
+    `docker load` does not keep.
     """
     found = dict(OFFLINE_BASES) if has(OFFLINE_BASES["BASE_IMAGE"]) else {}
     for argument in dict.fromkeys(image.base for image in IMAGES.values()):
@@ -143,7 +143,7 @@ def substitutes() -> dict[str, str]:
 
 @cache
 def why_not_buildable(device: str) -> str | None:
-    """Why a device's images cannot be built here, as far as one can tell beforehand; None where they can."""
+    """Why a device's images cannot be built here, as far as can be told beforehand; None where they can."""
     found = substitutes()
     for image in (IMAGES[name] for name in OF_DEVICE[device]):
         base = base_image(image.base)
@@ -153,14 +153,14 @@ def why_not_buildable(device: str) -> str | None:
 
 
 def way_without_registry(image: Image) -> str:
-    """How to get what an image stands on where no container registry can be reached."""
+    """How to get an image's base where no container registry can be reached."""
     base = base_image(image.base)
     load = f"`docker pull {base}` and `docker save` on a host that reaches one, `docker load` here"
     return f"scripts/docker/offline_base.py makes a base, or {load}" if image.base in OFFLINE_BASES else load
 
 
 def git(*arguments: str) -> str | None:
-    """What git says of this repository; None for a bundle without its history, or without git."""
+    """The output of git in this repository; None without its history, or without git."""
     try:
         done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
     except OSError:
@@ -169,7 +169,7 @@ def git(*arguments: str) -> str | None:
 
 
 def public_address(remote: str) -> str | None:
-    """Where people find a git remote, without credentials; None for a path or a host that only its site knows."""
+    """A git remote's public address, without credentials; None for a path or a private host."""
     if "://" not in remote and ":" in remote.partition("/")[0]:  # git@github.com:owner/name.git
         remote = "ssh://" + remote.replace(":", "/", 1)
     parts = urlsplit(remote)
@@ -184,7 +184,7 @@ def public_address(remote: str) -> str | None:
 
 
 def labels(image: Image) -> dict[str, str]:
-    """An image's labels: those of the Open Containers Initiative, and what `is_current` compares."""
+    """An image's labels: those of the Open Containers Initiative, and the fingerprint for `is_current`."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     source = public_address(git("remote", "get-url", "origin") or "")
     return {
@@ -200,10 +200,10 @@ def labels(image: Image) -> dict[str, str]:
 
 
 def build(image: Image, logs: Path, console: Console) -> None:
-    """Build an image; what the builder says goes to a file in `logs`.
+    """Build an image; the builder's log goes to a file in `logs`.
 
     Raises:
-        StackError: it cannot be built; names the step, and the log.
+        StackError: it cannot be built; shows the log's last lines.
     """
     # --force-rm: a step that failed or was interrupted leaves no container.
     # python-on-whales builds with buildx alone, which a host may lack.
@@ -240,7 +240,7 @@ def build(image: Image, logs: Path, console: Console) -> None:
 
 
 def follow(builder: subprocess.Popen[bytes], log: Path, image: Image, console: Console) -> None:
-    """Show what a builder is at (pulling a base, a step), and for how long, until it ends."""
+    """Show a builder's last line, and for how long it runs, until it ends."""
     begin = time.monotonic()
     next_line = begin + PLAIN_LINE_S
     with Live(console=console, refresh_per_second=2, transient=True) as live:
@@ -256,10 +256,10 @@ def follow(builder: subprocess.Popen[bytes], log: Path, image: Image, console: C
 
 
 def ensure(names: list[str], logs: Path, console: Console, *, offline: bool = False) -> None:
-    """Build the images that are missing, or older than what they are made from; `offline`: without any network.
+    """Build the images that are missing, or older than their sources.
 
     Raises:
-        StackError: one cannot be built, or would need a network that there must not be.
+        StackError: one cannot be built, or must be and `offline` forbids the network.
     """
     old = [IMAGES[name] for name in names if not is_current(IMAGES[name])]
     if old and offline:

@@ -1,4 +1,4 @@
-"""The job in a container: what it sees of this host, as whom it runs, and how it is told to stop."""
+"""The job in a container: what it sees of this host, as which user it runs, and how signals reach it."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ from scripts.docker.job_user import User, files, make_folder, owner_of, refuse_u
 from scripts.settings import JobCommand, StackError
 from scripts.stack import api_key
 
-# Links that lead to links are followed so far: as far as Linux does.
+# Links that lead to links are followed this far, as Linux does.
 MOST_LINKS = 40
-# Folders that links lead to are mounted one by one; of more, as an annex has them, the one around them all is.
+# Up to this many folders that links lead to are mounted one by one; instead of more, as an annex has them, the folder
+# around them all.
 MOST_FOLDERS = 16
 
-# So long may a job that was left behind take to write what it has, before it is killed.
+# A job that was left behind gets this long to write what it has, before it is killed.
 END_S = 60
 
-# What the container has itself, with its own content: mounted over, it could not run.
+# The container's own folders: with a mount over one of them it could not run.
 SYSTEM = ("bin", "dev", "etc", "lib", "lib64", "proc", "run", "sbin", "sys", "tmp", "usr")
 OF_CONTAINER = frozenset(Path("/", place) for place in ("", *SYSTEM, "spotter", "spotter/imaging", "spotter/pipeline"))
 
@@ -44,9 +45,18 @@ class Told:
     """What Compose is told of one job."""
 
     overlay: dict[str, Any]
-    """A compose file over the others: what the container sees of this host, and as whom it runs."""
+    """A compose file over the others: what the container sees of this host, and as which user it runs."""
     arguments: list[str]
     """Of `docker compose run`, from the variables on to the job's own options."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A folder or file of this host, and its path in the container."""
+
+    here: Path
+    there: Path
+    read_only: bool
 
 
 def tell(job: JobCommand, environment: Mapping[str, str], secrets: Path) -> Told:
@@ -78,7 +88,8 @@ def tell(job: JobCommand, environment: Mapping[str, str], secrets: Path) -> Told
     if os.getuid() == 0:
         seen_by_job = [mount.here for mount in mounts if mount.read_only]
         refuse_unreachable(user, runs, seen_by_job, [] if is_object(settings.images) else some(settings.images))
-    if uses_store(settings):
+    # A list of images, which nobody has read yet, may name objects as well.
+    if is_object(settings.images) or is_object(settings.output) or has_entries(settings.images):
         refuse_loopback("the S3 server's address", settings.endpoint or "")
         seen = store_access.files(environment, secrets, user)
         arguments += [f"--env={name}={value}" for name, value in store_access.variables(environment, seen).items()]
@@ -91,17 +102,8 @@ def tell(job: JobCommand, environment: Mapping[str, str], secrets: Path) -> Told
     return Told(overlay(user, Path.cwd(), mounts), [*arguments, "pipeline", *job.options, *places])
 
 
-@dataclass(frozen=True, slots=True)
-class Mount:
-    """A folder or file of this host, and where the container has it."""
-
-    here: Path
-    there: Path
-    read_only: bool
-
-
 def overlay(user: User, folder: Path, mounts: list[Mount]) -> dict[str, Any]:
-    """A compose file for the job's container, for `folder` as its working folder."""
+    """A compose file for the job's container, with `folder` as its working folder."""
     volumes = [
         {
             "type": "bind",
@@ -124,11 +126,7 @@ def verbatim(path: Path) -> str:
 
 
 def refuse_mount(place: Path) -> None:
-    """See that a container can have a place of this host.
-
-    Raises:
-        UsageError: it has one of its own there, or Docker does not take the name.
-    """
+    """Raise UsageError where the container has a folder of its own at a path, or Docker does not take its name."""
     if Path(os.path.normpath(place)) in OF_CONTAINER:
         raise UsageError(
             f"{place}: the job's container has a {place} of its own: give a folder in it, or set STACK_ENGINE=process"
@@ -137,16 +135,12 @@ def refuse_mount(place: Path) -> None:
         str(place).encode()
     except UnicodeEncodeError as error:
         raise UsageError(
-            f"{os.fsencode(place)!r}: Docker takes no name that is not UTF-8: rename it, or set STACK_ENGINE=process"
+            f"{os.fsencode(place)!r}: Docker takes only names in UTF-8: rename it, or set STACK_ENGINE=process"
         ) from error
 
 
 def refuse_loopback(name: str, address: str) -> None:
-    """See that an address leads out of a container.
-
-    Raises:
-        StackError: it is the host's own.
-    """
+    """Raise StackError where an address is the host's own, which a container cannot reach."""
     if urlsplit(address).hostname in ("localhost", "127.0.0.1", "::1"):
         raise StackError(
             f"{name}={address}: from a container that is the container itself: give this host's address in its "
@@ -154,13 +148,8 @@ def refuse_loopback(name: str, address: str) -> None:
         )
 
 
-def uses_store(settings: Settings) -> bool:
-    """Whether the job reads or writes objects, or may: nobody has read the list of its images yet."""
-    return is_object(settings.images) or is_object(settings.output) or has_entries(settings.images)
-
-
 def image_folders(settings: Settings) -> set[Path]:
-    """The folders that a container has to see for the job's images; those that a list names are looked up in it.
+    """The folders that the container must see for the job's images, also those of a list's entries and of links.
 
     Raises:
         UsageError: there are no images, or a container cannot have their folder.
@@ -174,15 +163,15 @@ def image_folders(settings: Settings) -> set[Path]:
         listed = (os.fsdecode(source.path) for source in sources if source.row is None)
         names = [name for name in listed if not is_object(name)]
         folders = {Path(name).parent.absolute() for name in names}
-        named |= {folder for folder in folders if folder.is_dir()}  # what is not there fails by itself
+        named |= {folder for folder in folders if folder.is_dir()}  # a missing file becomes a failed row
     named |= behind_links(names, named)
     return {folder for folder in named if not named & set(folder.parents)}
 
 
 def behind_links(names: Iterable[str], seen: set[Path]) -> set[Path]:
-    """The folders that links among some files lead to, out of those that are `seen`: a hub's cache is made of such.
+    """The folders outside of `seen` that links among some files lead to: a hub's cache is made of links.
 
-    Of a folder that the container has itself, the file alone.
+    Where that folder is one of the container's own, the file alone.
     """
     found: set[Path] = set()
     for name in names:
@@ -197,7 +186,7 @@ def behind_links(names: Iterable[str], seen: set[Path]) -> set[Path]:
 
 
 def runs_folder(settings: Settings) -> Path:
-    """The folder for the runs, which has to be there before a container can see it.
+    """The folder for the runs, which must exist before a container can see it.
 
     Raises:
         UsageError: it cannot be made, or written.
@@ -215,12 +204,13 @@ def runs_folder(settings: Settings) -> Path:
 
 
 def place_to_mount(source: str) -> Path:
-    """What a container has to see for a folder, a file or a glob: for a glob, the folder before its first wildcard.
+    """What the container must see for a folder, a file or a glob: for a glob, the folder before its first wildcard.
 
-    For a file that is its folder, which a list's entries are in; but one of the container's own stays hidden.
+    For a file it is the file's folder, which a list's entries are in; where that is one of the container's own, the
+    file alone.
 
     Raises:
-        UsageError: there is nothing there.
+        UsageError: there is nothing.
     """
     place = Path(source).expanduser().absolute()
     if place.is_dir():
@@ -230,14 +220,14 @@ def place_to_mount(source: str) -> Path:
     while re.search(r"[*?\[]", str(place)):
         place = place.parent
     if not place.is_dir():
-        list_images(source)  # says so, as in a process
+        list_images(source)  # raises the error of a job without a container
     return place
 
 
 def run(compose: list[str], name: str, arguments: list[str], memory: ByteSize) -> int:
-    """Run the job's container, under this name, to its end, and return its exit code.
+    """Run the job's container under a name to its end; its exit code.
 
-    If it was killed for using more than `memory`, the limit, that is said.
+    Says so where the container was killed for using more than `memory`, its limit.
     """
     begun = datetime.now(UTC)
     command = [*compose, "--progress", "quiet", "run", "--rm", "--no-deps", "--name", name]
@@ -255,14 +245,14 @@ def run(compose: list[str], name: str, arguments: list[str], memory: ByteSize) -
 def follow(command: list[str], name: str, arguments: list[str]) -> int:
     """Run a container to its end; its exit code.
 
-    In a terminal the container has Ctrl-C, and before it is there Compose. Any other signal would end Compose while the
-    job goes on: it goes to the container, and this process waits until the job has written what it has. Compose may
-    have gone with its terminal then: what is left of the container is stopped.
+    In a terminal Ctrl-C reaches the container, and Compose before the container is there. Any other signal would end
+    Compose while the job goes on: it is sent to the container, and this process waits until the job has written what
+    it has. Compose may end with its terminal: then the container is stopped.
     """
     in_terminal = foreground.has_terminal() and sys.stdout.isatty()
 
     def send(signum: int) -> bool:
-        """To the container; not where it is not there yet, or no more."""
+        """Send a signal to the container; whether there is one."""
         return ask("kill", "--signal", str(signum), name)[0] is not None
 
     try:

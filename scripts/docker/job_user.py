@@ -1,4 +1,4 @@
-"""As whom the job runs in its container, where nobody has more rights than the modes of files give, root neither."""
+"""The user of the job's container, where modes of files bind everybody, also root."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from pathlib import Path
 from pipeline.errors import UsageError
 from pipeline.sources.search import LeftOut, may_be_image, walk
 
-# So many images are looked at before a job starts, at most.
+# The most images that are looked at before a job starts.
 LOOKED_AT = 20
 
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """A user by numbers, since a container knows no names of this host."""
+    """A user by numbers: a container knows no names of this host."""
 
     uid: int
     gid: int
     groups: tuple[int, ...]
-    """The others that he is in."""
+    """The user's other groups."""
 
 
 def owner_of(folder: Path) -> User:
-    """The user for a job that writes into a folder: this one, and for root the folder's owner, whose the files are."""
+    """The user of a job that writes into a folder: the current one; under root, the folder's owner."""
     status = folder.stat()
     if os.getuid() != 0 or status.st_uid == 0:
         uid, gid, groups = os.getuid(), os.getgid(), os.getgroups()
@@ -44,7 +44,7 @@ def owner_of(folder: Path) -> User:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and what is missing above it; made by root, they are of whom the folder around them is.
+    """Make a folder and its missing parents; those that root makes get the owner of the folder around them.
 
     Raises:
         OSError: it cannot be made.
@@ -58,27 +58,27 @@ def make_folder(folder: Path) -> None:
 
 
 def may(user: User, place: Path, wanted: int) -> bool:
-    """Whether a user without privileges may do with a place what the bits of `wanted` say: as os.R_OK and its like."""
-    with contextlib.suppress(OSError):  # of a file system without them
+    """Whether a user without privileges has the rights `wanted`, such as os.R_OK, to a file or folder."""
+    with contextlib.suppress(OSError):  # a file system without such lists
         if "system.posix_acl_access" in os.listxattr(place):
-            return True  # its list may say more than its mode; the job will tell
+            return True  # the list may allow more than the mode; the job will see
     status = place.stat()
     shift = 6 if status.st_uid == user.uid else 3 if status.st_gid in (user.gid, *user.groups) else 0
     return stat.S_IMODE(status.st_mode) >> shift & wanted == wanted
 
 
 def refuse_unreachable(user: User, runs: Path, places: list[Path], images: list[Path]) -> None:
-    """See that a job that root starts can write its runs and read what it needs, which root sees in any case.
+    """Check that the job of another user, which root starts, can write its runs and read its images.
 
-    `places` are what its container gets, `images` some of those in them: a single one that cannot be read is a failed
-    row, like any other.
+    `places` are mounted into its container. `images` are some of those in them: a single one that cannot be read is a
+    failed row, like any other.
 
     Raises:
-        UsageError: it cannot; says what, why and what to do.
+        UsageError: it cannot.
     """
     if not may(user, runs, os.R_OK | os.W_OK | os.X_OK):
         raise UsageError(
-            f"output: {str(runs)!r} cannot be written by user {user.uid}, as whom the job runs in its container: "
+            f"output: {str(runs)!r} cannot be written by user {user.uid}, the job's user in its container: "
             "correct its mode, or give another folder with OUTPUT=... or --output"
         )
     closed = [place for place in places if not may(user, place, os.R_OK | os.X_OK if place.is_dir() else os.R_OK)]
@@ -86,14 +86,14 @@ def refuse_unreachable(user: User, runs: Path, places: list[Path], images: list[
         closed = images
     if closed:
         raise UsageError(
-            f"{str(closed[0])!r} cannot be read by user {user.uid}, as whom the job runs in its container, since "
-            f"{str(runs)!r} is that user's: let that user read it, give a folder of one who may with OUTPUT=... or "
-            "--output, or set STACK_ENGINE=process"
+            f"{str(closed[0])!r} cannot be read by user {user.uid}, the job's user in its container and the owner of "
+            f"{str(runs)!r}: let that user read it, give the folder of a user who may with OUTPUT=... or --output, or "
+            "set STACK_ENGINE=process"
         )
 
 
 def files(images: str) -> Iterator[str]:
-    """The files of a folder or a glob that may be images, or a file itself, as they are found; none is opened."""
+    """The files of a folder or a glob that may be images, or a file itself, one by one, unopened."""
     place = Path(images).expanduser().absolute()
     if place.is_dir():
         return filter(may_be_image, walk(place, LeftOut()))
@@ -103,5 +103,5 @@ def files(images: str) -> Iterator[str]:
 
 
 def some(images: str) -> list[Path]:
-    """The first of the images: they stand for the modes of all."""
+    """The first of the images, whose modes stand for those of all."""
     return [Path(name) for name in islice(filter(os.path.isfile, files(images)), LOOKED_AT)]

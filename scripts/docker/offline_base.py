@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Make the bases of the images from Debian packages, where no container registry can be reached.
 
-    spotter-base         what the images stand on: Python 3.11 and the libraries that torch and vLLM ask for
-    spotter-build-base   the same, with what this site needs to reach its package index: certificate, mirror, wheels
+    spotter-base         the images' base: Python 3.11 and the libraries that torch and vLLM need
+    spotter-build-base   the same, with this site's way to a package index: certificate, mirror, wheels
 
-Only the stage that installs packages stands on the second, so that nothing of this site gets into an image. Needs
-root, mmdebstrap and a Debian mirror; on a host that reaches a registry none of this is needed.
+Only the stage that installs packages uses the second, so that nothing of this site gets into an image. Needs root,
+mmdebstrap and a Debian mirror. A host that reaches a registry does not need this. Runs with Python alone, so it calls
+docker itself, without the client of python-on-whales.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class BaseFailed(Exception):
 
 
 def run(command: list[str], failure: str, stdin: Path | None = None) -> None:
-    """Run a quiet command; on failure show what it printed.
+    """Run a command quietly; on failure show its output.
 
     Raises:
         BaseFailed: it failed, or is not there.
@@ -69,7 +70,7 @@ def make_base(mirror: str | None) -> None:
         command = ["mmdebstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}"]
         # Compiled Python files stay: without them a health probe took 5 s.
         command += [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "man", "locale")]
-        # What mmdebstrap takes over from this host, and where its packages came from.
+        # Without what mmdebstrap copies from this host, and the packages' mirror.
         host = ("etc/resolv.conf", "etc/hostname", "etc/apt/sources.list", "etc/apt/apt.conf.d/99mmdebstrap")
         command.append("--customize-hook=rm -f " + " ".join(f'"$1/{path}"' for path in host))
         run(
@@ -117,7 +118,7 @@ def make_build_base() -> None:
 
 
 def main() -> int:
-    """Make what is missing; 0 when both bases are there, 1 when one cannot be made."""
+    """Make the bases that are missing; 0 when both are there, 1 when one cannot be made."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mirror", help="address of a Debian mirror; by default the one that mmdebstrap knows")
     parser.add_argument("--anew", action="store_true", help="make both again, also where they are there")

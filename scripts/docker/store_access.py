@@ -1,4 +1,4 @@
-"""Access to a bucket for the job's container: the user's own, without a secret that `docker inspect` would show."""
+"""The user's access to a bucket, for the job's container, without a secret that `docker inspect` would show."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from pathlib import Path
 
 from scripts.docker.job_user import User
 
-# Told as they are.
+# Passed on as variables.
 VARIABLES = ("AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
 
-# Written into a file, by their names there.
+# Written into a file, under these names.
 SECRETS = {
     "AWS_ACCESS_KEY_ID": "aws_access_key_id",
     "AWS_SECRET_ACCESS_KEY": "aws_secret_access_key",
     "AWS_SESSION_TOKEN": "aws_session_token",
 }
 
-# Where the container finds the files that the variables of the same names say on this host.
+# The container's copies of the files that these variables name on this host.
 FILES = {"AWS_SHARED_CREDENTIALS_FILE": "credentials", "AWS_CONFIG_FILE": "config"}
 INSIDE = Path("/run/aws")
 
 
 def files(environment: Mapping[str, str], secrets: Path, user: User) -> dict[Path, Path]:
-    """The files that the container sees, as here and as there: keys that are set as variables, or else ~/.aws.
+    """The files that the container sees, by their paths here and there: keys of variables, or else ~/.aws.
 
-    The keys are written to the folder `secrets`, readable for the container's user alone; so are, where that is another
-    than this one, copies of ~/.aws.
+    The keys are written to the folder `secrets`, for the container's user alone; so are copies of ~/.aws, where that
+    user is not the current one.
 
     Raises:
         OSError: they cannot be written.
@@ -52,7 +52,7 @@ def files(environment: Mapping[str, str], secrets: Path, user: User) -> dict[Pat
 
 
 def write(place: Path, content: str, user: User) -> Path:
-    """Write a file for a user, and nobody else, to read; its absolute path."""
+    """Write a file that only one user can read; its absolute path."""
     place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     place.unlink(missing_ok=True)
     with os.fdopen(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as handle:
@@ -63,6 +63,6 @@ def write(place: Path, content: str, user: User) -> Path:
 
 
 def variables(environment: Mapping[str, str], seen: Mapping[Path, Path]) -> dict[str, str]:
-    """The variables that the container is told, for the job to use the buckets that this user can; `seen`: `files`."""
+    """The container's variables for its access; `seen` is the result of `files`."""
     told = {name: environment[name] for name in sorted(VARIABLES) if environment.get(name)}
     return told | {name: str(INSIDE / file) for name, file in FILES.items() if INSIDE / file in seen.values()}

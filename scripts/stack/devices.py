@@ -1,10 +1,10 @@
-"""Which device and which vLLM preset this host gets."""
+"""The device and the vLLM preset of this host."""
 
 from __future__ import annotations
 
-import subprocess
 from dataclasses import dataclass
 
+from scripts.programs import nvidia_smi
 from scripts.settings import StackError, StackSettings
 
 
@@ -22,14 +22,9 @@ PRESETS = (("a100-80", 78_000), ("a100-40", 39_000), ("l4", 22_000))
 
 
 def find_gpus(number: int = 0) -> list[Gpu]:
-    """The GPU that nvidia-smi shows under a number; none where there is none, or no nvidia-smi, or no driver."""
-    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits", f"--id={number}"]
-    try:
-        found = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return []
-    rows = (line.rsplit(",", 1) for line in found.splitlines() if "," in line)
-    return [Gpu(name.strip(), int(memory)) for name, memory in rows]
+    """The GPU with a number, as the only entry; empty without a GPU, nvidia-smi or a driver."""
+    found, _ = nvidia_smi("name,memory.total", number)
+    return [Gpu(found[0], int(found[1]))] if found and len(found) == 2 else []
 
 
 def choose(settings: StackSettings, gpus: list[Gpu]) -> tuple[str, str, str]:

@@ -21,13 +21,17 @@ if TYPE_CHECKING:
 
 
 class Engine(ABC):
-    """Starts, watches and stops services; a later command recognises what an earlier one started, by its record."""
+    """Starts, watches and stops services; a later command recognises what an earlier one started, by its record.
+
+    What cannot be done raises StackError, with what, why and the remedy. An engine overrides those of the methods with
+    a body that it has more to say to.
+    """
 
     name: ClassVar[str]
     """The engine's name for people: `process` or `compose`."""
 
     def __init__(self, settings: StackSettings, device: str, records: Path) -> None:
-        """An engine for a device; `records` is the folder with a file for each service that was started."""
+        """`records`: the folder with a file for each service that was started."""
         self.settings = settings
         self.device = device
         self.records = records
@@ -55,17 +59,13 @@ class Engine(ABC):
     def started(self, name: str) -> object | None:
         """The record of a service that was started and not stopped since, running or not."""
 
-    def was_started(self, name: str) -> bool:
-        """Whether there is such a record."""
-        return self.started(name) is not None
+    @abstractmethod
+    def is_running(self, name: str) -> bool:
+        """Whether the service runs, answering or not."""
 
     @abstractmethod
     def is_current(self, service: Service) -> bool:
         """Whether the service runs with the settings as they are now."""
-
-    @abstractmethod
-    def is_running(self, name: str) -> bool:
-        """Whether the service runs, answering or not."""
 
     @abstractmethod
     def describe(self, name: str) -> tuple[str, float | None]:
@@ -78,20 +78,12 @@ class Engine(ABC):
     # Before a start
 
     def claim(self) -> None:
-        """Check that a start here replaces no services of another checkout.
-
-        Raises:
-            StackError: it would; says whose, and what to do.
-        """
+        """Refuse a start that would replace services of another checkout."""
         return
 
     @abstractmethod
     def prepare(self, services: Sequence[Service]) -> None:
-        """Make the environments or images of services, unless they are there and current.
-
-        Raises:
-            StackError: one cannot be made.
-        """
+        """Make the environments or images of services, unless they are there and current."""
 
     @abstractmethod
     def prepared(self, services: Sequence[Service]) -> list[str]:
@@ -121,11 +113,7 @@ class Engine(ABC):
 
     @abstractmethod
     def start(self, service: Service) -> None:
-        """Start a service; does not wait for it.
-
-        Raises:
-            StackError: its port is taken, or it cannot be started.
-        """
+        """Start a service; does not wait for it."""
 
     @abstractmethod
     def stop(self, name: str, grace_s: float) -> bool:
@@ -135,11 +123,7 @@ class Engine(ABC):
         """
 
     def tear_down(self) -> None:
-        """Remove what the engine keeps beside stopped services; caches stay.
-
-        Raises:
-            StackError: it cannot be removed.
-        """
+        """Remove what the engine keeps beside stopped services; caches stay."""
         return
 
     # How a service is
@@ -167,30 +151,21 @@ class Engine(ABC):
         except OSError:
             return ""
 
+    # Programs that take this process's place
+
     @abstractmethod
     def show_logs(self, names: Sequence[str], follow: bool) -> NoReturn:
-        """Become a program that shows the services' logs.
-
-        Raises:
-            StackError: there are none.
-        """
+        """Become a program that shows the services' logs."""
 
     @abstractmethod
     def open_shell(self, service: Service) -> NoReturn:
-        """Become a shell where the service runs.
-
-        Raises:
-            StackError: it does not run, and there is no such place without it.
-        """
-
-    # The job
+        """Become a shell where the service runs."""
 
     def check_job(self, stack: Stack, job: JobCommand) -> None:
         """Check that the job can reach its images, folders and services, before anything starts for it.
 
         Raises:
-            StackError: a service's address leads nowhere from where the job runs.
-            UsageError: invalid settings.
+            UsageError: it cannot, or its settings are invalid.
         """
         return
 
@@ -199,6 +174,5 @@ class Engine(ABC):
         """Become the job, on the stack's services.
 
         Raises:
-            StackError: it cannot be started.
             UsageError: invalid settings.
         """

@@ -1,4 +1,4 @@
-"""Ask a service that says it is ready one real question of the operator's job: only an answer makes it ready."""
+"""Send a service that is up one real request of the job: only a valid answer makes it ready."""
 
 from __future__ import annotations
 
@@ -18,22 +18,9 @@ from scripts.vllm.startup_causes import remedy_for
 
 
 async def ask_model(settings: Settings) -> None:
-    """One picture, the job's question, an answer that its schema allows.
-
-    Raises:
-        UsageError: the server does not answer so.
-    """
+    """Send one image with the job's question; the answer must match the job's schema."""
     model, _ = await probe.find_model(settings)
     await probe.try_model(settings, load_job(settings.job), model)
-
-
-async def ask_detector(settings: Settings) -> None:
-    """One picture and the job's label.
-
-    Raises:
-        UsageError: the service does not answer so.
-    """
-    await probe.try_detector(settings, load_job(settings.job))
 
 
 def ask(service: Service, job: Settings) -> None:
@@ -48,7 +35,9 @@ def ask(service: Service, job: Settings) -> None:
             key = {"api_key": SecretStr(api_key.ensure(service.key_file))} if service.key_file else {}
             asyncio.run(ask_model(job.model_copy(update={"model_url": AnyHttpUrl(f"{address}/v1"), **key})))
         elif service.name == "detector":
-            asyncio.run(ask_detector(job.model_copy(update={"detector_url": AnyHttpUrl(address)})))
+            asyncio.run(
+                probe.try_detector(job.model_copy(update={"detector_url": AnyHttpUrl(address)}), load_job(job.job))
+            )
     except (UsageError, ValidationError) as error:
         message = " ".join(str(error).split())
         remedy = remedy_for(message)

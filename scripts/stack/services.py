@@ -1,4 +1,4 @@
-"""What runs beside the job: each service as a command, from the same presets on every engine."""
+"""The services beside the job: each as a command, from the same presets on every engine."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ VLLM_STARTS = ROOT / "services" / "vllm" / "starts"
 DETECTOR_PRESETS = ROOT / "services" / "detector" / "presets"
 DETECTOR_CODE = ("imaging", "services/detector")
 
-# How long each may finish its requests when it is stopped, in seconds: above the vLLM presets' shutdown-timeout of 60,
-# and above DETECTOR_TIMEOUT_S, after which no request is open.
+# Seconds that each service gets to finish its requests: above the shutdown-timeout of 60 in vLLM's presets, and above
+# DETECTOR_TIMEOUT_S, after which no request is open.
 STOP_GRACE_S = {"vllm": 75.0, "detector": 70.0}
 
-# The hub's token has no business in a service: only `fetch` gets it.
+# The hub's token: only `fetch` gets it, no service.
 TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """One service as a process: what to start, where it listens, when it is ready."""
+    """One service: what to start, where it listens, when it is ready."""
 
     name: str
     environment: str
@@ -44,13 +44,13 @@ class Service:
     port: int
     port_variable: str
     ready_url: str
-    """Answers 200 when, and only when, requests can be answered."""
+    """Answers 200 only when the service can answer requests."""
     stop_grace_s: float
     """How long it may finish its requests after SIGTERM."""
     inputs: tuple[Path, ...]
     """Files that decide how it behaves."""
     key_file: Path | None = None
-    """Holds the key that it asks for, once it was started; None: it asks for none."""
+    """Holds its API key, once it was started; None: it asks for none."""
     model: str = ""
     """A folder, or a model of the hub."""
     revision: str | None = None
@@ -58,31 +58,31 @@ class Service:
 
     @property
     def fingerprint(self) -> str:
-        """Changes when the service has to be started anew to be what the settings say."""
+        """Changes when the settings require a new start of the service."""
         digest = hashlib.sha256(json.dumps([self.command, self.variables]).encode())
         lock = environments.LOCKS / f"{self.environment}.lock"
         for path in (lock, *self.inputs):
             digest.update(path.read_bytes())
         if self.key_file and self.key_file.exists():
-            # Not what is in it: fingerprints are written down, and a poor key could be guessed from one.
+            # Not the key: fingerprints are written to files, and a weak key could be guessed from one.
             digest.update(str(self.key_file.stat().st_mtime_ns).encode())
         return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """The services of one host, and what the job needs to know of them."""
+    """The services of one host, and the job's variables for them."""
 
     device: str
     preset: str
     preset_file: Path
     services: tuple[Service, ...]
     job_variables: dict[str, str]
-    """The pipeline's variables: where the services are."""
+    """The job's variables: where the services are, and those that the user set."""
 
     @property
     def key_file(self) -> Path | None:
-        """Holds the key that the model server asks for; None where that runs elsewhere."""
+        """Holds the model server's API key; None where that server runs elsewhere."""
         return next((service.key_file for service in self.services if service.key_file), None)
 
 
@@ -116,7 +116,7 @@ def read_preset(path: Path) -> dict[str, Any]:
 
 
 def without_secrets(variables: Mapping[str, str]) -> dict[str, str]:
-    """A service's variables without keys and tokens, which files and `docker inspect` would show."""
+    """Variables without keys and tokens, which files and `docker inspect` would show."""
     return {name: value for name, value in api_key.without(variables).items() if name not in TOKEN_VARIABLES}
 
 
@@ -126,7 +126,7 @@ def start_file(settings: StackSettings) -> Path | None:
 
 
 def start_arguments(settings: StackSettings) -> tuple[str, ...]:
-    """The same as arguments of `vllm serve`."""
+    """These options as arguments of `vllm serve`."""
     file = start_file(settings)
     options: dict[str, object] = yaml.safe_load(file.read_text()) if file else {}
     return tuple(f"--{name}" if value is True else f"--{name}={json.dumps(value)}" for name, value in options.items())
@@ -207,11 +207,7 @@ def detector(settings: StackSettings, device: str) -> Service:
 
 
 def refuse_unsafe(preset: Path, content: Mapping[str, Any]) -> None:
-    """Refuse what a preset and its .env say that gives away a secret, or runs code that nobody has looked at.
-
-    Raises:
-        StackError: names the option or variable, and what to do.
-    """
+    """Raise StackError where a preset or its .env gives away a secret, or runs code that nobody has read."""
     options = {str(name).replace("_", "-"): value for name, value in content.items()}
     if "api-key" in options:
         raise StackError(
@@ -226,7 +222,7 @@ def refuse_unsafe(preset: Path, content: Mapping[str, Any]) -> None:
         )
     if options.get("trust-remote-code") and not re.fullmatch(r"[0-9a-f]{40}", str(options.get("revision"))):
         raise StackError(
-            f"preset {preset} holds `trust-remote-code`, which runs what the model's owner puts there next: pin "
+            f"preset {preset} holds `trust-remote-code`, which runs whatever the model's owner publishes next: pin "
             "`revision:` to the commit that you have read, by its 40 digits"
         )
 
@@ -234,8 +230,7 @@ def refuse_unsafe(preset: Path, content: Mapping[str, Any]) -> None:
 def make_stack(settings: StackSettings, device: str, preset_name: str, job_variables: Mapping[str, str]) -> Stack:
     """The stack of a host, detector first: on a GPU, vLLM takes its share of what the detector leaves.
 
-    A service whose address the user set (`job_variables`: the pipeline's, as the user has them) runs elsewhere and
-    is not started.
+    A service with an address among `job_variables`, the user's SPOTTER_ variables, runs elsewhere and is not started.
 
     Raises:
         StackError: the preset does not exist, is no YAML, holds no options, or a key.

@@ -1,4 +1,4 @@
-"""How long earlier starts took on this host, so that the next can be estimated and a slower one is seen."""
+"""The history of starts on this host: estimates the next one, and reports a slower one."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-# As many earlier starts decide the estimate.
+# The number of earlier starts that decide the estimate.
 RECENT = 5
-# A start that takes this much longer than usual is told, if it is also longer by some seconds: on two shared cores
-# starts of 45 to 50 s took up to 90 s when others worked.
+# A start is reported as slower from this factor and this many seconds on: on two shared cores, starts of 45 to 50 s
+# took up to 90 s beside other work.
 SLOWER = 1.5
 SLOWER_S = 5.0
-# Lines that the file keeps at most.
+# The most lines that the file keeps.
 KEPT = 500
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """One start that came to be ready."""
+    """One start that became ready."""
 
     at: str
     key: str
-    """What was started on which engine: only like is compared with like."""
+    """What was started on which engine: only starts of the same key are compared."""
     fingerprint: str
-    """Of all that the service depends on; a change of it may explain a change of time."""
+    """Of all that the service depends on; its change may explain a change of time."""
     ready_s: float
     phases: dict[str, float]
 
@@ -39,7 +39,7 @@ class StartHistory:
         self.file = state / "starts.jsonl"
 
     def read(self, key: str) -> list[Start]:
-        """The starts of one kind; lines that cannot be read are passed over."""
+        """The starts of one key; skips unreadable lines."""
         try:
             lines = self.file.read_text().splitlines()
         except OSError:
@@ -55,12 +55,12 @@ class StartHistory:
         return starts
 
     def usual_s(self, key: str) -> float | None:
-        """What a start of this kind usually takes: the median of the last ones; None before the first."""
+        """The median of the last starts of a key; None before the first."""
         recent = [start.ready_s for start in self.read(key)[-RECENT:]]
         return statistics.median(recent) if recent else None
 
     def add(self, key: str, fingerprint: str, ready_s: float, phases: dict[str, float]) -> str | None:
-        """Write a start down; the sentence to show when it was slower than usual."""
+        """Record a start; a sentence to show where it was slower than usual."""
         usual_s, recent = self.usual_s(key), self.read(key)[-RECENT:]
         rounded = {name: round(seconds, 2) for name, seconds in phases.items()}
         start = Start(datetime.now(UTC).isoformat(timespec="seconds"), key, fingerprint, round(ready_s, 2), rounded)
@@ -76,7 +76,7 @@ class StartHistory:
 
 
 def slowed_most(recent: Sequence[Start], phases: Mapping[str, float]) -> str:
-    """The phase that takes the largest part in a slower start, in words; nothing where none is known."""
+    """The phase with the largest delay, in words; empty where no phase is known."""
     usual = {name: statistics.median(start.phases.get(name, 0.0) for start in recent) for name in phases}
     if not usual:
         return ""

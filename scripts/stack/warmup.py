@@ -1,4 +1,4 @@
-"""Wait until the services answer a real request, phase by phase; tell at once when one cannot, and why."""
+"""Wait until the services answer a real request; show the phases, and fail at once with the cause."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from scripts.vllm.startup_phases import LAST_PHASE, Phases, summary
 POLL_S = 0.25
 # Phases change slowly, and a container's log takes 0.1 to 0.2 s to read.
 READ_LOG_S = 1.0
-# A start says less than this, so that its first phase is still within.
+# A start writes fewer lines, so that they include its first phase.
 LOG_LINES = 400
-# Without a terminal a line this often shows what is being waited for.
+# Without a terminal, how often a line shows the state.
 PLAIN_LINE_S = 15.0
 
 FirstRequest = Callable[[Service], None]
@@ -45,7 +45,7 @@ def first_request(service: Service, job: Settings | None = None) -> None:
 
 def is_ready(service: Service) -> bool:
     """Whether a service answers its health check now."""
-    # No proxy: the services are on this host, and a proxy's answer would be taken for theirs.
+    # No proxy: the services are on this host, and a proxy's answer would count as theirs.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(service.ready_url, timeout=2) as response:
@@ -71,24 +71,20 @@ class Start:
 
     @property
     def key(self) -> str:
-        """What is comparable: the same service with the same preset, started in the same way, on the same engine."""
+        """Names comparable starts: of the same service, preset, kind of start and engine."""
         preset = [path.stem for path in self.service.inputs[:1]]
         start = [path.stem for path in self.service.inputs if path.parent == VLLM_STARTS]
         return "/".join([self.engine.name, self.service.name, *preset, *start])
 
     def check(self) -> None:
-        """See that the service lives and, as far as its engine knows, is well.
-
-        Raises:
-            StackError: it does not, or is not.
-        """
+        """Raise StackError where the service has ended, or its engine calls it unhealthy."""
         if not self.engine.is_running(self.service.name):
             raise died(self.engine, self.service)
         if (said := self.engine.unhealthy(self.service.name)) is not None:
             raise turned_unhealthy(self.engine, self.service, said)
 
     def look(self, elapsed_s: float, ask: FirstRequest, pool: ThreadPoolExecutor) -> bool:
-        """Look where the start is; whether it has just become ready.
+        """Read the start's progress; whether it has just become ready.
 
         Raises:
             StackError: the service died, is unhealthy, or refuses the first request.
@@ -98,7 +94,7 @@ class Start:
         if elapsed_s >= self.next_read_s and self.answer is None:
             self.next_read_s = elapsed_s + READ_LOG_S
             log = self.engine.last_lines(name, LOG_LINES, earlier=self.given_up)
-            if self.given_up:  # a second ago: by now the whole reason is in the log
+            if self.given_up:  # a second ago: by now the log has the whole reason
                 raise failed(self.engine, self.service, "cannot start: it gave up", reason(log))
             self.given_up = GIVEN_UP.search(log) is not None
             self.phases.read(log, elapsed_s)
@@ -106,7 +102,7 @@ class Start:
         if self.was_ready is None:
             self.was_ready = healthy
         if healthy:
-            # The log once more: a quick start may have gone through several phases since.
+            # Again: a quick start may have gone through several phases since.
             self.phases.read(self.engine.last_lines(name, LOG_LINES), elapsed_s)
             self.phases.open(LAST_PHASE, elapsed_s)
             self.answer = pool.submit(ask, self.service)
@@ -115,14 +111,14 @@ class Start:
         try:
             self.answer.result()
         except StackError:
-            if not self.engine.is_running(name):  # died of the request: its log says more than the broken connection
+            if not self.engine.is_running(name):  # its log says more than the broken connection
                 raise died(self.engine, self.service) from None
             raise
         self.ready_s = elapsed_s
         return True
 
     def tell_ready(self, console: Console) -> None:
-        """Say how long the start took, by phase, and write it down, unless there was none."""
+        """Say how long the start took, by phase, and record it, unless the service was ready before."""
         if self.was_ready or self.ready_s is None:
             return
         phases = self.phases.seconds(self.ready_s)
@@ -147,13 +143,13 @@ def wait(
     state: Path | None = None,
     ask: FirstRequest = first_request,
 ) -> None:
-    """Return when all services have answered a real request, showing each one's phase and last log line.
+    """Return when all services have answered a real request; meanwhile show each one's phase and last log line.
 
-    `state` is the folder that remembers how long starts took; without it nothing is estimated.
+    `state` is the folder with the history of starts; without it there are no estimates.
 
     Raises:
-        StackError: one died or turned unhealthy, before or after it was ready itself (told at once, with the cause in
-            its log), refuses the job's request, or is not ready after `timeout_s` seconds.
+        StackError: one died or turned unhealthy, before or after it was ready (at once, with the cause in its log),
+            refuses the job's request, or is not ready after `timeout_s` seconds.
     """
     begin = time.monotonic()
     history = None if state is None else StartHistory(state)
@@ -185,18 +181,18 @@ def wait(
                 if waiting:
                     time.sleep(POLL_S)
     finally:
-        # A request to a dead server ends by itself: nobody waits for it.
+        # A request to a dead server ends by itself.
         pool.shutdown(wait=False, cancel_futures=True)
 
 
 def clock(waiting: list[Start], elapsed_s: float) -> str:
-    """How long it has been, and how long it usually takes."""
+    """The time so far, and the usual time."""
     usual = max((start.usual_s for start in waiting if start.usual_s is not None), default=None)
     return f"{elapsed_s:.0f} s" + (f" of about {usual:.0f} s" if usual is not None else "")
 
 
 def progress(waiting: list[Start], elapsed_s: float, width: int) -> Text:
-    """What is waited for, and what it says."""
+    """A line for each service: phase, time, and its last log line."""
     lines = (
         f"{start}, {clock([start], elapsed_s)}  {start.engine.last_lines(start.service.name, 1)}"[: width - 1]
         for start in waiting
@@ -205,7 +201,7 @@ def progress(waiting: list[Start], elapsed_s: float, width: int) -> Text:
 
 
 def died(engine: Engine, service: Service) -> StackError:
-    """The error for a service that ended while the stack was waited for."""
+    """The error for a service that ended during the wait."""
     code = engine.exit_code(service.name)
     how = f"ended with exit code {code}" if code is not None else "ended"
     limit = engine.memory_limit_hit(service.name)
@@ -214,12 +210,12 @@ def died(engine: Engine, service: Service) -> StackError:
 
 
 def reason(log: str) -> Cause:
-    """The cause in a log, or that there is none."""
+    """The cause that a log names, or that it names none."""
     return find_cause(log) or Cause("no line of its log names an error", None)
 
 
 def turned_unhealthy(engine: Engine, service: Service, said: str) -> StackError:
-    """The error for a service that runs, and whose health check fails; `said` is what that printed last."""
+    """The error for a running service with a failing health check; `said` is the check's last output."""
     shown = " ".join(said.split()) or "no answer in time"
     cause = Cause(f"its health check says: {shown}", remedy_for(said))
     return failed(engine, service, "turned unhealthy", cause)

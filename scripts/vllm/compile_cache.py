@@ -11,7 +11,6 @@ import hashlib
 import json
 import re
 import shutil
-import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -19,6 +18,7 @@ from pathlib import Path, PurePath
 
 from scripts import files as whole_file
 from scripts.environments import LOCKS
+from scripts.programs import nvidia_smi
 from scripts.vllm.options import Options
 from scripts.vllm.tables import MODEL_INFOS
 
@@ -61,12 +61,7 @@ class Kept:
 @cache
 def gpu(number: int) -> str:
     """Name, compute capability and driver of a GPU; `cpu` where none is seen."""
-    query = ["nvidia-smi", "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader", f"--id={number}"]
-    try:
-        found = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.splitlines()
-    except (OSError, subprocess.SubprocessError):
-        return "cpu"
-    return found[0].strip() if found else "cpu"
+    return ", ".join(nvidia_smi("name,compute_cap,driver_version", number)[0] or ["cpu"])
 
 
 def locked(lock: Path, name: str) -> str:

@@ -105,7 +105,7 @@ def test_the_runs_of_a_folder_are_its_owners(containers: RunningStack, photos: P
     refused = containers.operate(*arguments)
     assert refused.returncode == 2
     (line,) = refused.stderr.splitlines()
-    assert "cannot be read by user 1234, as whom the job runs in its container" in line
+    assert "cannot be read by user 1234, the job's user in its container" in line
 
 
 def test_images_that_are_not_there_are_told_before_anything_starts(containers: RunningStack, tmp_path: Path) -> None:

@@ -65,6 +65,6 @@ def test_the_gpu_that_is_asked_for_decides_and_is_the_only_one_that_a_service_se
         variables = dict(service.variables)
         assert (variables["CUDA_DEVICE_ORDER"], variables["CUDA_VISIBLE_DEVICES"]) == ("PCI_BUS_ID", str(number))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-1234")
-    for service in make_stack(settings, "cuda", preset, {}).services:
+    for service in make_stack(StackSettings(gpu=number, state=tmp_path), "cuda", preset, {}).services:
         assert "CUDA_VISIBLE_DEVICES" not in dict(service.variables)
     assert find_gpus(2) == []
