@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Start the production architecture with dummy weights under each preset's memory share, on this host's GPU.
 
-It tells what no test without a GPU can: that the presets' memory figures hold, how long each phase of a start takes,
-and how many answers a second the model gives. No gated weights are needed: the config has the production model's
-sizes, vLLM makes the weights up, and the tokenizer is the tests'. So the answers mean nothing; the schema still ends
-them. Needs an NVIDIA GPU and the vllm-cuda environment, which is made where it is missing.
+It measures what no test without a GPU can: the memory of each preset, the time of each phase of a start, and answers
+per second. It needs no gated weights: the config has the production model's sizes, vLLM invents the weights, and the
+tokenizer comes from the tests. The answers mean nothing, but the schema still ends them. Needs an NVIDIA GPU; makes the
+vllm-cuda environment where it is missing.
 """
 
 from __future__ import annotations
@@ -42,37 +42,22 @@ BUILDER = ROOT / "tests" / "models" / "build_gemma3n.py"
 JOB = "dog_breeds"
 CONCURRENCY = 64
 
-# What the tests' checkpoint makes small. Without these keys Transformers takes its defaults, which are the sizes of
+# Sizes that the tests' checkpoint reduces. Without these keys Transformers takes its defaults, the sizes of
 # gemma-3n-E4B: 7.82 billion parameters.
 SMALL = {
     "text_config": (
-        "hidden_size",
-        "hidden_size_per_layer_input",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "head_dim",
-        "max_position_embeddings",
-        "sliding_window",
-        "layer_types",
-        "num_kv_shared_layers",
-        "laurel_rank",
-        "activation_sparsity_pattern",
-        "vocab_size",
-        "vocab_size_per_layer_input",
+        *("hidden_size", "hidden_size_per_layer_input", "intermediate_size", "num_hidden_layers", "layer_types"),
+        *("num_attention_heads", "num_key_value_heads", "num_kv_shared_layers", "head_dim", "laurel_rank"),
+        *("max_position_embeddings", "sliding_window", "activation_sparsity_pattern"),
+        *("vocab_size", "vocab_size_per_layer_input"),
     ),
     "vision_config": ("architecture", "hidden_size", "model_args", "vocab_size", "vocab_offset"),
     "audio_config": (
-        "hidden_size",
-        "conf_num_attention_heads",
-        "conf_num_hidden_layers",
-        "sscp_conv_channel_size",
-        "vocab_size",
-        "vocab_offset",
+        *("hidden_size", "conf_num_attention_heads", "conf_num_hidden_layers", "sscp_conv_channel_size"),
+        *("vocab_size", "vocab_offset"),
     ),
 }
-# Pixels of the production model's pictures: 256 tokens of its vision tower.
+# Pixels of the production model's images: 256 tokens of its vision tower.
 IMAGE_SIDE = 768
 
 
@@ -90,7 +75,7 @@ class Measured:
 
 
 def widen(checkpoint: Path) -> None:
-    """Give the tests' checkpoint the production model's sizes; its weights go."""
+    """Give the tests' checkpoint the production model's sizes, and remove its weights."""
     config_file, processor_file = checkpoint / "config.json", checkpoint / "processor_config.json"
     config: dict[str, Any] = json.loads(config_file.read_text())
     for part, names in SMALL.items():
@@ -104,10 +89,10 @@ def widen(checkpoint: Path) -> None:
 
 
 def stand_in(folder: Path, python: Path) -> Path:
-    """The production architecture without weights, made unless it is there.
+    """The production architecture without weights; made once.
 
     Raises:
-        StackError: it cannot be made.
+        StackError: the tests' builder failed.
     """
     checkpoint = folder / "gemma3n-e4b-dummy"
     if checkpoint.exists():
@@ -132,21 +117,18 @@ def service_for(preset: str, card_mib: int, gpu: Gpu, checkpoint: Path, settings
     program, serve, *rest = made.command
     scaled = share * min(card_mib / gpu.memory_mib, 1.0)
     dummy = ("--load-format", "dummy", "--gpu-memory-utilization", f"{scaled:.3f}")
-    return replace(
-        made,
-        command=(program, serve, str(checkpoint), *rest, *dummy),
-    )
+    return replace(made, command=(program, serve, str(checkpoint), *rest, *dummy))
 
 
 def used_mib() -> int:
-    """Memory that is in use on the stack's GPU."""
+    """MiB in use on the stack's GPU."""
     number = StackSettings().gpu
     query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", f"--id={number}"]
     return int(subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0])
 
 
 async def ask_many(url: str, model: str, count: int, headers: dict[str, str]) -> tuple[int, float]:
-    """Ask the job's question `count` times; how many failed, and the seconds it took."""
+    """Send the job's question `count` times; the number of failures, and the seconds."""
     http = HttpClient(url, Limits(CONCURRENCY, timeout_s=300.0, attempts=1), headers=headers)
     client = ModelClient(http, model, jobs.load(JOB))
 
@@ -165,10 +147,10 @@ async def ask_many(url: str, model: str, count: int, headers: dict[str, str]) ->
 
 
 def measure(preset: str, service: Service, model: str, state: Path, count: int, console: Console) -> Measured:
-    """Start, ask, stop.
+    """Start vLLM, send the questions, stop it.
 
     Raises:
-        StackError: it cannot start; says why.
+        StackError: it cannot start.
     """
     engine = ProcessEngine(StackSettings(state=state))
     engine.start(service)
@@ -187,19 +169,13 @@ def report(gpu: Gpu, measured: list[Measured], console: Console) -> None:
     """The figures for people."""
     table = Table("preset", "ready", "phases", "memory used", "answers/s", "failed", title=gpu.name)
     for each in measured:
-        table.add_row(
-            each.preset,
-            f"{each.ready_s:.0f} s",
-            summary(each.phases),
-            f"{each.used_mib} MiB",
-            f"{each.answers_per_s:.1f}",
-            str(each.failed),
-        )
+        sizes = (f"{each.used_mib} MiB", f"{each.answers_per_s:.1f}", str(each.failed))
+        table.add_row(each.preset, f"{each.ready_s:.0f} s", summary(each.phases), *sizes)
     console.print(table)
 
 
 def main() -> int:
-    """0: every preset that this GPU holds has started and answered. 1: one did not, or there is no GPU."""
+    """0: every preset that fits this GPU started and answered. 1: one did not, or there is no GPU."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=512, help="questions to each preset (default: 512)")
     parser.add_argument("--port", type=int, default=8000, help="port for vLLM (default: 8000)")
@@ -218,17 +194,10 @@ def main() -> int:
         environments.prepare("vllm-cuda")
         checkpoint = stand_in(state, environments.python("vllm-cuda"))
         settings = StackSettings(device="cuda", vllm_port=arguments.port, state=state)
-        measured = [
-            measure(
-                name,
-                service_for(name, card_mib, gpu, checkpoint, settings),
-                str(checkpoint),
-                state,
-                arguments.requests,
-                console,
-            )
-            for name, card_mib in fitting
-        ]
+        measured = []
+        for name, card_mib in fitting:
+            service = service_for(name, card_mib, gpu, checkpoint, settings)
+            measured.append(measure(name, service, str(checkpoint), state, arguments.requests, console))
     except (StackError, environments.EnvironmentFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -1,4 +1,4 @@
-"""Get the services' models from the hub, in a step of its own: the only one that has the token, or needs a network."""
+"""Fetch the services' models from the hub: the only step that gets the token or needs a network."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -15,13 +16,13 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from scripts.checks.doctor import hub
 from scripts.environments import ROOT
-from scripts.findings import Finding
+from scripts.findings import Finding, error
 from scripts.models.model_files import hub_token, is_hub_name, is_offline
 from scripts.settings import StackError
 from scripts.stack.engine import Engine
 from scripts.stack.services import TOKEN_VARIABLES, Service
 
-# Without a terminal a line this often shows how far it is.
+# Seconds between two lines of progress without a terminal.
 PLAIN_LINE_S = 15.0
 
 Event = Mapping[str, Any]
@@ -31,14 +32,14 @@ OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A model that is where its service looks for it."""
+    """A model in the cache of its service."""
 
     service: str
     model: str
     size: int
     """Bytes."""
     came: int
-    """Bytes that had to be fetched now."""
+    """Bytes of this download."""
     seconds: float
 
     def __str__(self) -> str:
@@ -48,7 +49,7 @@ class Fetched:
 
 
 class Display:
-    """Bytes as they come: a bar in a terminal, elsewhere a line now and then."""
+    """The progress: a bar in a terminal, elsewhere a line every PLAIN_LINE_S."""
 
     def __init__(self, what: str, console: Console) -> None:
         self.what = what
@@ -89,7 +90,7 @@ class Display:
                     self.line(f"verifying {decimal(event['bytes'])}")
 
     def progress(self, present: int) -> str:
-        """How far it is, in words."""
+        """The progress in words."""
         speed = (present - self.first) / max(time.monotonic() - self.begun, 0.1)
         left = f", about {(self.total - present) / speed:.0f} s left" if speed > 0 else ""
         return f"{decimal(present)} of {decimal(self.total)}, {decimal(int(speed))}/s{left}"
@@ -100,19 +101,19 @@ class Display:
 
 
 def from_hub(service: Service) -> bool:
-    """Whether a service's model is one of the hub, and no folder."""
+    """Whether a service's model comes from the hub and not from a folder."""
     return is_hub_name(service.model) and not (ROOT / service.model).is_dir()
 
 
 def ensure(
     engine: Engine, services: list[Service], console: Console, *, offline: bool, verify: bool = False
 ) -> list[Fetched]:
-    """See that each service's model is in the cache that it reads; what is missing is fetched and verified.
+    """Fetch and verify every model that its service's cache lacks.
 
-    With `verify`, what is there is held against the hub's hashes as well. `offline` asks no network.
+    `verify` also compares the cached files with the hub's hashes. `offline` uses no network.
 
     Raises:
-        StackError: a model cannot be had; says why, and what to do.
+        StackError: a model cannot be fetched; names the reason and the remedy.
     """
     environment = engine.settings.environment
     offline = offline or is_offline(environment)
@@ -126,10 +127,10 @@ def ensure(
 def fetch(
     engine: Engine, service: Service, environment: Mapping[str, str], console: Console, *, offline: bool, verify: bool
 ) -> Fetched:
-    """One service's model.
+    """Fetch one service's model.
 
     Raises:
-        StackError: it cannot be had.
+        StackError: it cannot be fetched.
     """
     arguments = [service.model, "--revision", service.revision or "main"]
     arguments += ["--offline"] if offline else [] if verify else ["--if-missing"]
@@ -138,7 +139,7 @@ def fetch(
     log = engine.log(f"fetch-{service.name}")
     log.parent.mkdir(parents=True, exist_ok=True)
     begun = time.monotonic()
-    with log.open("w+") as said:  # beside the events: what broke off, and when it was taken up again
+    with log.open("w+") as said:  # the hub client's own messages
         last = follow(
             subprocess.Popen(
                 engine.fetch_command(service, arguments),
@@ -162,7 +163,7 @@ def fetch(
 
 
 def follow(child: subprocess.Popen[str], token: str | None, display: Display, engine: Engine) -> Event:
-    """Give a download its token and show its events; the last one. An interrupt ends it; what it has is kept."""
+    """Give a download its token, show its events, return the last one. An interrupt ends it and keeps its files."""
     assert child.stdin
     assert child.stdout
     last: Event = {"event": "none"}
@@ -175,7 +176,7 @@ def follow(child: subprocess.Popen[str], token: str | None, display: Display, en
                     last = json.loads(line)
                     display.show(last)
         child.wait()
-    except BrokenPipeError:  # it ended before it read: its last words are in the log
+    except BrokenPipeError:  # it ended before it read; the log has its last words
         child.wait()
     except BaseException:
         child.terminate()
@@ -186,37 +187,30 @@ def follow(child: subprocess.Popen[str], token: str | None, display: Display, en
 
 
 def explain(service: Service, failed: Event, environment: Mapping[str, str], token: str | None) -> Finding:
-    """Why a model cannot be had, in the doctor's words where it knows the same trouble."""
+    """Why a model cannot be fetched; in the doctor's words for a refusal of the hub."""
     what, message = f"{service.model}@{(service.revision or 'main')[:12]}", str(failed["message"])
-
-    def wrong(found: str, required: str, remedy: str) -> Finding:
-        return Finding("model", "error", found, required, remedy)
-
+    wrong, elsewhere = partial(error, "model"), "or set HF_HOME to another folder"
     match failed["kind"]:
         case "refused":
             told = hub.judge(what, service.model, failed["status"], failed["code"], token)
-            required = told.required or "an answer of the hub"
-            return wrong(told.found, required, told.remedy or "try again later: the hub's status page may say more")
+            remedy = told.remedy or "try again later: the hub's status page may say more"
+            return wrong(told.found, told.required or "an answer of the hub", remedy)
         case "unreachable":
-            endpoint = hub.address(environment)
-            again = (
-                "check the network and the proxy, or set HF_ENDPOINT to a mirror; the same command goes on from there"
-            )
-            return wrong(f"{what}: {endpoint} cannot be reached, or broke off: {message}", "a way to the hub", again)
+            found = f"{what}: {hub.address(environment)} cannot be reached, or the connection broke: {message}"
+            remedy = "check the network and the proxy, or set HF_ENDPOINT to a mirror; the same command resumes it"
+            return wrong(found, "a connection to the hub", remedy)
         case "absent":
-            where = "STACK_OFFLINE or HF_HUB_OFFLINE forbids the network"
+            found = f"{message}, and STACK_OFFLINE or HF_HUB_OFFLINE forbids the network"
             remedy = "`make fetch` where there is a network, or correct the model's name and `revision:`"
-            return wrong(f"{message}, and {where}", "a model that is on this host", remedy)
-        case "damaged":
-            return wrong(
-                f"{what}: {message}", "what the hub's hashes say", "look for a proxy that changes what it carries"
-            )
-        case "disk":
-            return wrong(f"{what}: {message}", "room for the model", "free some space there, or set HF_HOME elsewhere")
-        case "cache":
-            return wrong(
-                f"{what}: {message}", "a cache that can be written", "correct its owner, or set HF_HOME elsewhere"
-            )
+            return wrong(found, "a model on this host", remedy)
         case "name":
             return wrong(message, "owner/name", "correct `model:`")
-    return wrong(f"{what}: {message}", "a model that can be fetched", "`make doctor` says what this host lacks")
+        case "damaged":
+            required, remedy = "files with the hub's hashes", "look for a proxy that changes content"
+        case "disk":
+            required, remedy = "room for the model", f"free some space there, {elsewhere}"
+        case "cache":
+            required, remedy = "a cache that can be written", f"correct its owner, {elsewhere}"
+        case _:
+            required, remedy = "a model that can be fetched", "`make doctor` checks this host"
+    return wrong(f"{what}: {message}", required, remedy)

@@ -1,4 +1,4 @@
-"""Where vLLM's own code can be asked: in its environment on this host, or in a container of its image."""
+"""The place for vLLM's own checks: its environment on this host, or a container of its image."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ CHECKER = ROOT / "scripts" / "vllm" / "in_vllm.py"
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where vLLM's own code runs."""
+    """A place where vLLM's own code runs."""
 
     command: tuple[str, ...]
-    """Runs `in_vllm.py` there, with stdin and stdout; empty where it cannot."""
+    """Runs `in_vllm.py` there, with stdin and stdout; empty where that is impossible."""
     preset: str | None = None
     """The preset's path there; None: the same as here."""
     why_not: str = ""

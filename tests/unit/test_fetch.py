@@ -203,7 +203,7 @@ def test_a_whole_file_that_was_not_hashed_yet_is_not_taken_for_verified(host: Ho
 
 def test_bytes_that_stay_wrong_are_told_and_not_kept(host: Host, hub: SimulatedHub) -> None:
     hub.damage = 9
-    with pytest.raises(StackError, match=r"model\.safetensors: not what the hub's hashes say.*proxy"):
+    with pytest.raises(StackError, match=r"model\.safetensors differs from the hub's hash.*proxy"):
         host.fetch()
     with pytest.raises(StackError, match="is not in"):
         host.fetch(offline=True)
@@ -277,7 +277,7 @@ def test_the_token_goes_to_the_hub_alone(host: Host, hub: SimulatedHub, monkeypa
 
 
 def test_a_disk_that_is_too_small_is_told_before_anything_comes(host: Host, hub: SimulatedHub, tmp_path: Path) -> None:
-    with small_disk(tmp_path / "hf", 512), pytest.raises(StackError, match=r"still to come.*set HF_HOME elsewhere"):
+    with small_disk(tmp_path / "hf", 512), pytest.raises(StackError, match=r"are missing.*set HF_HOME"):
         host.fetch()
     assert not hub.asked("GET", "/cdn/")
 

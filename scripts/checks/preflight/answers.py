@@ -33,8 +33,7 @@ def check_answers(schema: dict[str, Any], max_tokens: int, job: str, options: Op
     longest = measure.longest(schema).characters
     for place in measure.endless:
         found = f"job {job}: {place.where} {place.reason}: a model may write until max_tokens, and the answer is cut"
-        remedy = "give it an enum, maxLength, maxItems or minimum and maximum, an object additionalProperties: false"
-        yield (error if place.likely else warning)("schema", found, "an end for every value", remedy)
+        yield (error if place.likely else warning)("schema", found, "an end for every value", place.remedy)
     fewest, likely = round(longest / MOST_CHARACTERS), round(longest / TYPICAL_CHARACTERS)
     fit = f"max_tokens ({max_tokens}) that holds every answer of the schema"
     found, remedy = f"job {job}: the longest answer has {longest} characters", f"set max_tokens: {likely}"

@@ -57,6 +57,7 @@ class Endless:
 
     where: str
     reason: str
+    remedy: str
     likely: bool = True
     """Whether models write on there: in text and lists they do, in numbers seldom."""
 
@@ -93,18 +94,18 @@ class Measure:
     root: dict[str, Any]
     endless: list[Endless] = field(default_factory=list)
 
-    def no_end(self, where: str, reason: str, text: str = "", *, likely: bool = True) -> Longest:
+    def no_end(self, where: str, reason: str, remedy: str, text: str = "", *, likely: bool = True) -> Longest:
         """Note a place without an end; it counts with the length of `text`."""
-        self.endless.append(Endless(where, reason, likely))
+        self.endless.append(Endless(where, reason, remedy, likely))
         return Longest(len(text), text)
 
     def longest(self, schema: Any, where: str = "answer", inside: tuple[str, ...] = ()) -> Longest:
         """The longest value of a schema; `inside` are the references that led here."""
         if not isinstance(schema, dict) or not schema:
-            return self.no_end(where, "may be anything")
+            return self.no_end(where, "may be anything", "give it a type, an enum or a const")
         if reference := schema.get("$ref"):
             if reference in inside:
-                return self.no_end(where, "contains itself")
+                return self.no_end(where, "contains itself", "write out as many levels as the job needs")
             return self.longest(resolve(reference, self.root), where, (*inside, reference))
         if "const" in schema or "enum" in schema:
             values = map(written, schema.get("enum", [schema.get("const")]))
@@ -114,7 +115,7 @@ class Measure:
                 branches = [self.longest(each, where, inside) for each in schema[key]]
                 return max(branches, key=size, default=written(None))
         found = [self.of_type(kind, schema, where, inside) for kind in types(schema)]
-        return max(found, key=size) if found else self.no_end(where, "has no type")
+        return max(found, key=size) if found else self.no_end(where, "has no type", "give it a type")
 
     def of_type(self, kind: str, schema: dict[str, Any], where: str, inside: tuple[str, ...]) -> Longest:
         """The longest value of one type."""
@@ -129,14 +130,15 @@ class Measure:
                 return self.array(schema, where, inside)
             case "object":
                 return self.object(schema, where, inside)
-        return self.no_end(where, f"has the unknown type {kind!r}")
+        return self.no_end(where, f"has the unknown type {kind!r}", "correct its type")
 
     def number(self, kind: str, schema: dict[str, Any], where: str) -> Longest:
         """The longest number."""
         given = [schema.get(name, schema.get(f"exclusive{name.capitalize()}")) for name in ("minimum", "maximum")]
         bounds = [bound for bound in given if isinstance(bound, int | float) and not isinstance(bound, bool)]
         if len(bounds) < 2:
-            return self.no_end(where, f"is {a(kind)} without minimum and maximum", LONG_NUMBER, likely=False)
+            reason, remedy = f"is {a(kind)} without minimum and maximum", "add minimum and maximum"
+            return self.no_end(where, reason, remedy, LONG_NUMBER, likely=False)
         whole = max((str(int(bound)) for bound in bounds), key=len)
         text = whole if kind == "integer" else f"{whole}.{'1' * FRACTION_DIGITS}"
         return Longest(len(text), text)
@@ -147,18 +149,20 @@ class Measure:
         if isinstance(pattern, str):  # vLLM refuses it together with maxLength
             plain = re.sub(r"\\.|\[(?:\\.|[^\]])*\]", "x", pattern)
             if re.search(r"[*+]|\{\d*,\}", plain):
-                return self.no_end(where, "is a string whose pattern has no end")
+                return self.no_end(
+                    where, "is a string whose pattern has no end", "give each repetition an end, such as {1,12}"
+                )
             repeats = [int(number) for number in re.findall(r"\{(?:\d+,)?(\d+)\}", plain)]
             length = len(plain) * max([1, *repeats])
         elif form in FORMATS:
             return written(FORMATS[form])
         elif form in DIGITS:
             reason = f"is a string of format {form}, whose digits have no end"
-            return self.no_end(where, reason, f'"{DIGITS[form]}"', likely=False)
+            return self.no_end(where, reason, "use a pattern with an end", f'"{DIGITS[form]}"', likely=False)
         elif "maxLength" in schema:
             length = int(schema["maxLength"])
         else:
-            return self.no_end(where, "is a string without maxLength")
+            return self.no_end(where, "is a string without maxLength", "add maxLength, or an enum")
         out = min(length, WRITTEN_OUT)
         return Longest(length + 2, f'"{(WORDS * (out // len(WORDS) + 1))[:out]}"')
 
@@ -169,7 +173,7 @@ class Measure:
         if items is False or (first and items is None):  # nothing behind the first ones
             return joined("[", first, "]")
         if most is None:
-            return self.no_end(where, "is an array without maxItems")
+            return self.no_end(where, "is an array without maxItems", "add maxItems")
         more = max(int(most) - len(first), 0)
         if not more:
             return joined("[", first[: int(most)], "]")
@@ -180,11 +184,12 @@ class Measure:
     def object(self, schema: dict[str, Any], where: str, inside: tuple[str, ...]) -> Longest:
         """The longest object."""
         properties = schema.get("properties")
+        remedy = "list its properties, and set additionalProperties: false"
         for open_ended in ("additionalProperties", "unevaluatedProperties", "patternProperties"):
             if schema.get(open_ended):
-                return self.no_end(where, f"is an object that allows {open_ended}")
+                return self.no_end(where, f"is an object that allows {open_ended}", remedy)
         if properties is None and schema.get("additionalProperties") is not False:
-            return self.no_end(where, "is an object without properties, which allows any")
+            return self.no_end(where, "is an object without properties, which allows any", remedy)
         members = []
         for name, each in (properties or {}).items():
             value = self.longest(each, f"{where}.{name}", inside)

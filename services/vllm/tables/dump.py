@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Write down what this vLLM knows: its options, architectures and request fields, as tables for the preflight.
+"""Write this vLLM's options, architectures and request fields into tables for the preflight.
 
-The preflight reads them without vLLM, which takes a quarter of a minute to import. Beside them stands what vLLM finds
-out about the classes of the presets' models before it starts, as it keeps that in its cache. Run it in vLLM's
-environment whenever the version changes; tests/contract/test_preflight_tables.py fails until all is of the version.
+The preflight reads them without vLLM, whose import takes a quarter of a minute. The folder modelinfos holds vLLM's
+facts about the classes of the presets' models, in the form of its own cache. Run this in vLLM's environment when its
+version changes; tests/contract/test_preflight_tables.py fails until then.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from vllm.v1.structured_output.backend_xgrammar import STRING_SUPPORTED_FORMATS
 
 HERE = Path(__file__).resolve().parent
 
-# Of the presets' models. For each vLLM imports itself once more, in a process of its own, where its cache does not say.
+# The architectures of the presets' models. For each, vLLM imports itself once more, unless its cache has the facts.
 INSPECTED = ("Gemma3nForConditionalGeneration", "Idefics3ForConditionalGeneration")
 
-# What a value's kind is told by: the first kind whose samples vLLM's converter takes and refuses as listed. Asking the
-# converter holds for its closures, which show no type.
+# Kinds of values, each with samples that vLLM's converter accepts and refuses. The first kind that fits counts. Samples
+# also work for converters that are closures, which show no type.
 KINDS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("text", ("x", '{"a": 1'), ()),
     ("text or json", ("x",), ('{"a": 1}}}',)),
