@@ -19,10 +19,12 @@ import numpy as np
 from samples.detection_metrics import Counts, FloatArray, ScoredBoxes, average_precision, count_matches
 from samples.make_images import IMAGES, TRUTH
 from samples.scenes import LABELS, make_scene
-from services.detector.checkpoint import Checkpoint, CheckpointError, read_checkpoint
+from services.detector.backends import DetectorError
+from services.detector.backends.closed_set import ClosedSetDetector
+from services.detector.backends.closed_set import read as read_checkpoint
+from services.detector.checkpoint import Checkpoint, CheckpointError
 from services.detector.images import decode
 from services.detector.messages import Detection, Failed, Frame
-from services.detector.model import ClosedSetDetector, DetectorError
 from services.detector.settings import Settings
 
 MODEL = Path(__file__).parent / "models" / "tiny-detector"

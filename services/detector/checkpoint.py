@@ -1,8 +1,7 @@
-"""A model's labels, input size and revision, read before the model is loaded.
+"""What is known of a model before it is loaded: its labels, input size and revision, and its small JSON files.
 
-Only the checkpoint's small JSON files are read, without torch or transformers: that takes 0.3 s and 35 MB where
-`AutoConfig` and `AutoImageProcessor` take 4 to 9 s and 375 MB. So a wrong model name fails at once, and decode workers
-stay small.
+A backend reads them without its model's libraries: that takes 0.3 s and 35 MB where transformers takes 4 to 9 s and
+375 MB. So a wrong model name fails at once, and decode workers stay small.
 """
 
 from __future__ import annotations
@@ -66,27 +65,53 @@ CHECKPOINT = TypeAdapter(Checkpoint)
 """Turns a checkpoint into JSON and back, for a worker's environment."""
 
 
-def read_checkpoint(model: str, revision: str | None) -> Checkpoint:
-    """Read a checkpoint's labels and input size from a folder, or from the hub (or its cache, when offline).
+class Files:
+    """A checkpoint's files, in a folder, or on the hub (or in its cache, when offline)."""
 
-    Raises:
-        CheckpointError: no such folder or hub id, a file is missing or damaged, the model has no labels, or a revision
-            is given for a folder.
-    """
-    if Path(model).is_dir():
-        if revision is not None:
+    def __init__(self, model: str, revision: str | None) -> None:
+        """`revision`: a branch, tag or commit of a hub id; None: main.
+
+        Raises:
+            CheckpointError: no such folder or hub id, or a revision for a folder.
+        """
+        self.model = model
+        self.revision = revision
+        self.folder = Path(model) if Path(model).is_dir() else None
+        if self.folder and revision is not None:
             raise CheckpointError(f"DETECTOR_REVISION={revision!r} has no meaning for the folder {model}: unset it")
-        config = _read(Path(model) / "config.json")
-        processor = _read(Path(model) / "preprocessor_config.json")
-        return Checkpoint(model, None, _labels(config, model), _input_size(processor))
-    if not HUB_ID.fullmatch(model):
-        raise CheckpointError(
-            f"DETECTOR_MODEL={model!r} is neither a folder (seen from {Path.cwd()}) nor a hub id like owner/name"
-        )
-    path = _fetch(model, revision, "config.json")
-    commit = path.parent.name  # the hub's cache keeps a commit's files in a folder of its name
-    processor = _read(_fetch(model, commit, "preprocessor_config.json"))
-    return Checkpoint(model, commit, _labels(_read(path), model), _input_size(processor))
+        if not self.folder and not HUB_ID.fullmatch(model):
+            raise CheckpointError(
+                f"DETECTOR_MODEL={model!r} is neither a folder (seen from {Path.cwd()}) nor a hub id like owner/name"
+            )
+
+    def path(self, name: str) -> Path:
+        """A file on this host; from the hub, of one commit, which `revision` names from then on.
+
+        Raises:
+            CheckpointError: the hub does not give it.
+        """
+        if self.folder:
+            return self.folder / name
+        path = _fetch(self.model, self.revision, name)
+        self.revision = path.parent.name  # the hub's cache keeps a commit's files in a folder of its name
+        return path
+
+    def json(self, name: str) -> dict[str, Any]:
+        """A JSON object.
+
+        Raises:
+            CheckpointError: the file is missing or damaged.
+        """
+        path = self.path(name)
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise CheckpointError(f"{path} is missing: DETECTOR_MODEL must be a transformers checkpoint") from None
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{path} is not a JSON object: DETECTOR_MODEL must be a transformers checkpoint")
+        return content
 
 
 def _fetch(model: str, revision: str | None, name: str) -> Path:
@@ -100,32 +125,3 @@ def _fetch(model: str, revision: str | None, name: str) -> Path:
             f"cannot get {name} of DETECTOR_MODEL={model!r}, revision {revision or 'main'}: {reason} - check the "
             "name and the network; offline, the cache must hold it; a private model needs HF_TOKEN"
         ) from error
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing: DETECTOR_MODEL must be a transformers checkpoint") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is not a JSON object: DETECTOR_MODEL must be a transformers checkpoint")
-    return content
-
-
-def _labels(config: dict[str, Any], model: str) -> frozenset[str]:
-    names = config.get("id2label")
-    if not isinstance(names, dict) or not names:
-        raise CheckpointError(f"config.json of {model} has no labels (id2label): it is not an object detector")
-    return frozenset(str(name) for name in names.values())
-
-
-def _input_size(processor: dict[str, Any]) -> InputSize:
-    size = processor.get("size")
-    if not processor.get("do_resize", True) or not isinstance(size, dict):
-        return InputSize()
-    resample = int(processor.get("resample") or BILINEAR)
-    if "height" in size and "width" in size:
-        return InputSize(exact=(int(size["width"]), int(size["height"])), resample=resample)
-    return InputSize(longest=int(size.get("longest_edge") or LONGEST_SIDE), resample=resample)

@@ -24,7 +24,8 @@ import socket
 import sys
 from types import FrameType
 
-from services.detector.checkpoint import Checkpoint, CheckpointError, read_checkpoint
+from services.detector.backends import backend
+from services.detector.checkpoint import Checkpoint, CheckpointError
 from services.detector.settings import Settings, variable
 
 NAMESPACE = "detector"
@@ -41,7 +42,7 @@ def serve(settings: Settings) -> int:
     service died. 2: the settings' model cannot be served. The reason of a failure goes to stderr.
     """
     try:
-        checkpoint = read_checkpoint(settings.model, settings.revision)
+        checkpoint = backend(settings).read(settings.model, settings.revision)
     except CheckpointError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_SETTINGS

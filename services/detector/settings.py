@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from ipaddress import IPv4Address
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 
 PREFIX = "DETECTOR_"
 
@@ -37,6 +38,7 @@ class Settings(BaseModel):
         default="samples/models/tiny-detector",
         description="folder of an object detection checkpoint, or its id on the Hugging Face hub",
     )
+    backend: str = Field(default="transformers", description="the kind of model: a name in services/detector/backends")
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub id (none: main)")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda where there is one")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
@@ -66,6 +68,16 @@ class Settings(BaseModel):
     threads: Count = Field(default=1, description="CPU threads of the model")
     host: IPv4Address = Field(default=IPv4Address("127.0.0.1"), description="IPv4 address to listen on")
     port: Annotated[int, Field(ge=1, le=65535)] = Field(default=8001, description="port to listen on")
+
+    @field_validator("backend")
+    @classmethod
+    def refuse_unknown_backend(cls, name: str) -> str:
+        """See that a backend is in the registry."""
+        from services.detector.backends import BACKENDS  # which imports this module
+
+        if name not in BACKENDS:
+            raise PydanticCustomError("backend", f"known are {', '.join(BACKENDS)}")
+        return name
 
 
 def read_settings(environ: Mapping[str, str]) -> Settings:

@@ -23,6 +23,7 @@ from mosec import ClientError, ServerError, ValidationError, Worker
 from mosec.mixin import MsgpackMixin
 
 from imaging.decode import BadImage
+from services.detector.backends import DetectorError, backend, detect_apart
 from services.detector.checkpoint import CHECKPOINT, Checkpoint
 from services.detector.images import decode
 from services.detector.messages import (
@@ -35,7 +36,6 @@ from services.detector.messages import (
     check_label,
     parse_request,
 )
-from services.detector.model import ClosedSetDetector, DetectorError, detect_apart
 from services.detector.settings import Settings
 
 SETTINGS_VARIABLE = "SPOTTER_DETECTOR_SETTINGS"
@@ -119,7 +119,7 @@ class Detect(Stage):
     def __init__(self) -> None:
         super().__init__()
         try:
-            self.detector = ClosedSetDetector(self.settings, self.checkpoint)
+            self.detector = backend(self.settings).load(self.settings, self.checkpoint)
         except DetectorError as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
             raise SystemExit(1) from error

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from services.detector.backends import detect_apart
 from services.detector.messages import Failed, Found, Frame, Outcome
-from services.detector.model import detect_apart
 
 
 def frame(label: str) -> Frame:

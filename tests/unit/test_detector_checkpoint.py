@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from services.detector.checkpoint import CHECKPOINT, Checkpoint, CheckpointError, InputSize, read_checkpoint
+from services.detector.backends.closed_set import read as read_checkpoint
+from services.detector.checkpoint import CHECKPOINT, Checkpoint, CheckpointError, InputSize
 
 FIXED = {"do_resize": True, "size": {"height": 192, "width": 256}, "resample": 3}
 

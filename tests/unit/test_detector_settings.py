@@ -77,3 +77,8 @@ def test_variable_names() -> None:
 def test_the_server_gets_bytes_and_milliseconds() -> None:
     arguments = server_arguments(Settings(max_body_mb=2, timeout_s=3, queue=5))
     assert {"--max-request-size=2097152", "--timeout=3000", "--capacity=5"} <= set(arguments)
+
+
+def test_an_unknown_backend_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(SettingsError, match="DETECTOR_BACKEND='yolo': known are transformers"):
+        read_settings({"DETECTOR_BACKEND": "yolo"})

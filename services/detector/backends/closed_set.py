@@ -1,19 +1,19 @@
-"""Detectors: decoded images in, detections out. Loading a model imports torch and transformers, this module does not.
+"""Every transformers checkpoint of `AutoModelForObjectDetection` with a fixed set of labels.
 
-`Detector` is the interface of any model family. `ClosedSetDetector` implements it for every transformers checkpoint of
-`AutoModelForObjectDetection` with a fixed set of labels (RT-DETR v1 and v2, D-FINE, DETR and its relatives).
+RT-DETR v1 and v2, D-FINE, DETR and its relatives. Loading a model imports torch and transformers, this module does not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from services.detector.checkpoint import Checkpoint
+from services.detector.backends import DetectorError, one_line
+from services.detector.checkpoint import BILINEAR, LONGEST_SIDE, Checkpoint, CheckpointError, Files, InputSize
 from services.detector.messages import Detection, Failed, Found, Frame, Outcome
 from services.detector.nms import non_maximum_suppression
 from services.detector.settings import Settings
@@ -22,24 +22,15 @@ from services.detector.settings import Settings
 WARM_UP_SEED = 0
 
 
-class DetectorError(Exception):
-    """The detector cannot run with these settings; the message says why and what to do."""
+def read(model: str, revision: str | None) -> Checkpoint:
+    """Read a checkpoint's labels and input size.
 
-
-class Detector(Protocol):
-    """A model family; it may take any label, and give no scores."""
-
-    @property
-    def labels(self) -> frozenset[str] | None:
-        """The labels that a frame may ask for; None if the model takes any."""
-        ...
-
-    def detect(self, frames: Sequence[Frame]) -> list[Outcome]:
-        """One outcome per frame, in their order; an image without a usable result is `Failed`, alone.
-
-        An exception means that the whole batch has no result.
-        """
-        ...
+    Raises:
+        CheckpointError: it cannot be read, or has no labels.
+    """
+    files = Files(model, revision)
+    labels = _labels(files.json("config.json"), model)
+    return Checkpoint(model, files.revision, labels, _input_size(files.json("preprocessor_config.json")))
 
 
 class ClosedSetDetector:
@@ -164,20 +155,21 @@ class ClosedSetDetector:
             )
 
 
-def detect_apart(detector: Detector, frames: Sequence[Frame]) -> list[Outcome]:
-    """`Detector.detect`, which tries the frames of a batch that raises again one by one.
-
-    So an image that the model cannot take, or a batch too large for the memory, fails no other request.
-    """
-    try:
-        return detector.detect(frames)
-    except Exception as error:  # a model may raise anything, and each frame needs an outcome
-        if len(frames) == 1:
-            return [Failed(one_line(error))]
-        return [outcome for frame in frames for outcome in detect_apart(detector, [frame])]
+def _labels(config: dict[str, Any], model: str) -> frozenset[str]:
+    names = config.get("id2label")
+    if not isinstance(names, dict) or not names:
+        raise CheckpointError(f"config.json of {model} has no labels (id2label): it is not an object detector")
+    return frozenset(str(name) for name in names.values())
 
 
-def one_line(error: Exception) -> str:
-    """The type of an exception and the beginning of its text, in one line."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
+def _input_size(processor: dict[str, Any]) -> InputSize:
+    size = processor.get("size")
+    if not processor.get("do_resize", True) or not isinstance(size, dict):
+        return InputSize()
+    resample = int(processor.get("resample") or BILINEAR)
+    if "height" in size and "width" in size:
+        return InputSize(exact=(int(size["width"]), int(size["height"])), resample=resample)
+    return InputSize(longest=int(size.get("longest_edge") or LONGEST_SIDE), resample=resample)
+
+
+load = ClosedSetDetector

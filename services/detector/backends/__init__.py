@@ -1,0 +1,82 @@
+"""Detector backends, one module for each kind of model.
+
+To add one: a module here with `read(model, revision) -> Checkpoint`, which must not import the model's libraries, and
+`load(settings, checkpoint) -> Detector`; its line in BACKENDS; and its packages in pyproject.toml.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Protocol, cast
+
+from services.detector.checkpoint import Checkpoint
+from services.detector.messages import Failed, Frame, Outcome
+from services.detector.settings import Settings
+
+BACKENDS = {"transformers": "closed_set"}
+"""The values of DETECTOR_BACKEND, and their modules."""
+
+
+class DetectorError(Exception):
+    """The detector cannot run with these settings; the message says why and what to do."""
+
+
+class Detector(Protocol):
+    """A model family; it may take any label, and give no scores."""
+
+    @property
+    def labels(self) -> frozenset[str] | None:
+        """The labels that a frame may ask for; None if the model takes any."""
+        ...
+
+    def detect(self, frames: Sequence[Frame]) -> list[Outcome]:
+        """One outcome per frame, in their order; an image without a usable result is `Failed`, alone.
+
+        An exception means that the whole batch has no result.
+        """
+        ...
+
+
+class Backend(Protocol):
+    """What a module of BACKENDS offers."""
+
+    def read(self, model: str, revision: str | None) -> Checkpoint:
+        """What is known of a model before it is loaded.
+
+        Raises:
+            CheckpointError: the model cannot be served.
+        """
+        ...
+
+    def load(self, settings: Settings, checkpoint: Checkpoint) -> Detector:
+        """The model, warm at its largest batch.
+
+        Raises:
+            DetectorError: it cannot run with these settings.
+        """
+        ...
+
+
+def backend(settings: Settings) -> Backend:
+    """The backend that the settings name."""
+    return cast(Backend, import_module(f"{__name__}.{BACKENDS[settings.backend]}"))
+
+
+def detect_apart(detector: Detector, frames: Sequence[Frame]) -> list[Outcome]:
+    """`Detector.detect`, which tries the frames of a batch that raises again one by one.
+
+    So an image that the model cannot take, or a batch too large for the memory, fails no other request.
+    """
+    try:
+        return detector.detect(frames)
+    except Exception as error:  # a model may raise anything, and each frame needs an outcome
+        if len(frames) == 1:
+            return [Failed(one_line(error))]
+        return [outcome for frame in frames for outcome in detect_apart(detector, [frame])]
+
+
+def one_line(error: Exception) -> str:
+    """The type of an exception and the beginning of its text, in one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
