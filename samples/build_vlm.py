@@ -6,7 +6,6 @@ be trained on one CPU core. `samples/train_vlm.py` trains what this module build
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 from collections.abc import Iterator, Mapping
@@ -191,19 +190,3 @@ def save(model: Idefics3ForConditionalGeneration, processor: Idefics3Processor, 
     )
     model.to(torch.bfloat16).save_pretrained(directory)
     processor.save_pretrained(directory)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Write the tiny vision-language model with random weights.")
-    parser.add_argument("--output", type=Path, required=True, help="directory to write the checkpoint into")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the random weights (default: %(default)s)")
-    arguments = parser.parse_args()
-    torch.manual_seed(arguments.seed)
-    processor = build_processor(build_tokenizer(load_job()))
-    model = build_model(processor.tokenizer)
-    save(model, processor, arguments.output)
-    print(f"{sum(weight.numel() for weight in model.parameters()):,} parameters in {arguments.output}")
-
-
-if __name__ == "__main__":
-    main()

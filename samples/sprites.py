@@ -32,58 +32,16 @@ class Breed:
     leg_length: float = 0.40
 
 
+RETRIEVER_COATS: Mapping[str, Color] = {"gold": (226, 184, 106), "black": (44, 42, 46)}
+POODLE_COATS: Mapping[str, Color] = {"cream": (238, 226, 206), "brown": (112, 70, 46)}
 BREEDS: Mapping[str, Breed] = {
-    "labrador retriever": Breed(
-        coats={"gold": (226, 184, 106), "black": (44, 42, 46)},
-        accent=(200, 160, 95),
-        ears="floppy",
-        tail="long",
-    ),
-    "siberian husky": Breed(
-        coats={"gray": (110, 118, 132)}, accent=(240, 241, 244), ears="pointy", tail="curl", pattern="mask"
-    ),
-    "dalmatian": Breed(
-        coats={"white": (246, 246, 242)},
-        accent=(30, 30, 32),
-        ears="floppy",
-        tail="long",
-        pattern="spots",
-        leg_length=0.44,
-    ),
-    "dachshund": Breed(
-        coats={"brown": (118, 64, 34)},
-        accent=(88, 46, 22),
-        ears="long",
-        tail="long",
-        body_length=1.45,
-        leg_length=0.18,
-    ),
-    "corgi": Breed(
-        coats={"red": (222, 112, 44)},
-        accent=(250, 245, 235),
-        ears="pointy",
-        tail="stub",
-        pattern="mask",
-        body_length=1.15,
-        leg_length=0.19,
-    ),
-    "poodle": Breed(
-        coats={"cream": (238, 226, 206), "brown": (112, 70, 46)},
-        accent=(215, 200, 185),
-        ears="puff",
-        tail="pompon",
-        pattern="puffs",
-        body_length=0.85,
-        leg_length=0.44,
-    ),
-    "german shepherd": Breed(
-        coats={"tan": (190, 138, 80)},
-        accent=(40, 34, 30),
-        ears="pointy",
-        tail="long",
-        pattern="saddle",
-        body_length=1.05,
-    ),
+    "labrador retriever": Breed(RETRIEVER_COATS, (200, 160, 95), "floppy", "long"),
+    "siberian husky": Breed({"gray": (110, 118, 132)}, (240, 241, 244), "pointy", "curl", "mask"),
+    "dalmatian": Breed({"white": (246, 246, 242)}, (30, 30, 32), "floppy", "long", "spots", leg_length=0.44),
+    "dachshund": Breed({"brown": (118, 64, 34)}, (88, 46, 22), "long", "long", "plain", 1.45, 0.18),
+    "corgi": Breed({"red": (222, 112, 44)}, (250, 245, 235), "pointy", "stub", "mask", 1.15, 0.19),
+    "poodle": Breed(POODLE_COATS, (215, 200, 185), "puff", "pompon", "puffs", 0.85, 0.44),
+    "german shepherd": Breed({"tan": (190, 138, 80)}, (40, 34, 30), "pointy", "long", "saddle", 1.05),
 }
 
 COLLARS: tuple[Color, ...] = ((205, 30, 40), (30, 75, 205), (24, 24, 26), (240, 200, 40))
@@ -108,7 +66,7 @@ def ellipse(draw: ImageDraw.ImageDraw, x: float, y: float, radius_x: float, radi
     draw.ellipse((x - radius_x, y - radius_y, x + radius_x, y + radius_y), fill=fill)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Dog:
     """Measures of one dog on its canvas, in canvas pixels; its head is to the right."""
 
@@ -120,33 +78,11 @@ class _Dog:
     body_y: float
     head_lift: float  # how far the head's centre is above the body's
 
-    @property
-    def dark(self) -> Color:
-        return shade(self.coat, 0.72)
-
-    @property
-    def body_rx(self) -> float:
-        return 0.48 * self.breed.body_length * self.unit
-
-    @property
-    def body_ry(self) -> float:
-        return 0.24 * self.unit
-
-    @property
-    def limb_width(self) -> float:
-        return 0.09 * self.unit
-
-    @property
-    def head_x(self) -> float:
-        return self.body_x + 0.98 * self.body_rx
-
-    @property
-    def head_y(self) -> float:
-        return self.body_y - self.head_lift
-
-    @property
-    def head_r(self) -> float:
-        return 0.20 * self.unit
+    def __post_init__(self) -> None:
+        self.dark = shade(self.coat, 0.72)
+        self.body_rx, self.body_ry = 0.48 * self.breed.body_length * self.unit, 0.24 * self.unit
+        self.limb_width, self.head_r = 0.09 * self.unit, 0.20 * self.unit
+        self.head_x, self.head_y = self.body_x + 0.98 * self.body_rx, self.body_y - self.head_lift
 
 
 def dog_sprite(rng: random.Random, breed: Breed, coat: Color, height: float) -> tuple[Image.Image, Facing]:
