@@ -1,11 +1,10 @@
-"""The health check of both services' containers: exit code 0 when, and only when, requests can be answered.
+"""The health check of both services' containers: exit code 0 only if requests can be answered.
 
     python3 health.py http://127.0.0.1:8001/
     python3 health.py http://127.0.0.1:8000/health --ask
 
-With --ask a vLLM server has to answer one question about a picture before it is healthy for the first time: its own
-health check does not look at the chat template, the image processor or the length limit. Needs no package: any Python
-of an image runs it, at once.
+With --ask a vLLM server must answer one question about a picture before its first success: its own health check does
+not test the chat template, the image processor or the length limit. Needs no package, so that any Python runs it.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
 
-# Where Compose puts the key that a vLLM server asks for.
+# Compose puts the vLLM server's key there.
 KEY = Path("/run/secrets/api_key")
-# Written once the server has answered a question. /tmp is a tmpfs: it goes with the container.
+# Exists once the server has answered a question. /tmp is a tmpfs: it disappears with the container.
 ANSWERED = Path("/tmp/answered")
 
 # A grey picture of 32 x 32 pixels.
@@ -32,7 +31,7 @@ PICTURE = (
 
 
 def fetch(url: str, body: dict[str, Any] | None = None) -> Any:
-    """A URL's answer, as JSON where it is; a status other than 200 is an error."""
+    """A URL's answer if it is a JSON object, otherwise None; a status other than 200 is an error."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     data = None if body is None else json.dumps(body).encode()
     key = KEY.read_text().strip() if KEY.exists() else ""
@@ -46,7 +45,7 @@ def fetch(url: str, body: dict[str, Any] | None = None) -> Any:
 
 
 def ask(url: str) -> None:
-    """Have the server at this address answer one question about a picture, with a single token."""
+    """Ask the server at this address about a picture; it answers with a single token."""
     model = fetch(urljoin(url, "/v1/models"))["data"][0]["id"]
     parts = [{"type": "image_url", "image_url": {"url": PICTURE}}, {"type": "text", "text": "What is this?"}]
     question = {"model": model, "max_tokens": 1, "temperature": 0, "messages": [{"role": "user", "content": parts}]}
@@ -54,10 +53,12 @@ def ask(url: str) -> None:
 
 
 def main() -> int:
-    """0: healthy. 1: not; the reason is on stdout, where `docker inspect` shows it."""
+    """0: healthy. 1: not; the reason goes to stdout, where `docker inspect` shows it."""
     parser = argparse.ArgumentParser(description="Exit with 0 when a service can answer requests.")
     parser.add_argument("url", help="the address that answers 200 when the service is ready")
-    parser.add_argument("--ask", action="store_true", help="ask a vLLM server about a picture, the first time")
+    parser.add_argument(
+        "--ask", action="store_true", help="ask a vLLM server about a picture, until it has answered once"
+    )
     arguments = parser.parse_args()
     try:
         fetch(arguments.url)

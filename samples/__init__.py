@@ -1,1 +1,1 @@
-"""A small world with known answers: drawn dog-park scenes, bundled pictures, tiny models and what makes them all."""
+"""A small world with known answers: drawn scenes of dog parks, bundled pictures, tiny models, and their scripts."""

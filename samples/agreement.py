@@ -1,4 +1,4 @@
-"""How a run's rows agree with what was drawn."""
+"""Compare a run's rows with the drawn truth."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any
 
 FIELDS = ("breed", "coat_color", "facing")
 
-# A detection stands for a drawn dog from this overlap on: the usual bound of detection metrics.
+# A detection matches a drawn dog from this overlap on: the usual bound of detection metrics.
 LEAST_IOU = 0.5
 
 
 @dataclass
 class Agreement:
-    """What a run found of the drawn dogs, and how many of its answers about those are right."""
+    """How many drawn dogs a run found, and how many of its answers about them are right."""
 
     drawn: int = 0
     found: int = 0
     false: int = 0
-    """Detections where no dog was drawn, or one that another detection stands for."""
+    """Detections without a drawn dog, or of a dog that another detection matches."""
     right: dict[str, int] = field(default_factory=lambda: dict.fromkeys(FIELDS, 0))
 
     def shortfalls(self, least_found: float, least_right: float) -> list[str]:
-        """What is below these shares of the drawn, and of the found dogs."""
+        """One line for each share below its limit: of found dogs, and of right answers about them."""
         short = []
         if self.found < least_found * self.drawn:
             short.append(f"{self.found} of {self.drawn} dogs found, at least {least_found:.0%} expected")

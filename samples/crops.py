@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pipeline.stages.crop import cut
 from samples.scenes import SceneObject, make_scene
 
-# What the pipeline cuts with: see `pipeline/stages/crop.py`.
+# The pipeline's defaults: see `pipeline/stages/crop.py`.
 MARGIN = 0.05
 MAX_SIDE = 512
 
 
 @dataclass(frozen=True)
 class LabelledCrop:
-    """One dog's crop as JPEG, and the answer that is right for it: breed, coat_color, facing."""
+    """One dog's crop as JPEG, and its right answer: breed, coat_color, facing."""
 
     jpeg: bytes
     answer: dict[str, str]
@@ -37,7 +37,7 @@ def jittered(
 
 
 def true_answer(dog: SceneObject) -> dict[str, str]:
-    """Return what the job should be answered for a drawn dog."""
+    """Return the right answer to the job's question about a drawn dog."""
     if dog.breed is None or dog.coat_color is None or dog.facing is None:
         raise ValueError(f"a drawn {dog.label} has no breed, coat colour and facing: only dogs have an answer")
     return {"breed": dog.breed, "coat_color": dog.coat_color, "facing": dog.facing}

@@ -1,6 +1,6 @@
-"""Make the bundled pictures and their truth file from the scenes' seeds, or check that they still are what seeds say.
+"""Make the bundled pictures and their truth file from the scenes' seeds, or check them against the seeds.
 
-`truth.json` maps each file to the upright picture's width and height and to what is in it, from back to front.
+`truth.json` maps each file to the upright picture's width and height and to its objects, from back to front.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TRUTH = Path(__file__).parent / "truth.json"
 # EXIF tag 0x0112, value 6: a viewer must turn the stored picture a quarter clockwise.
 ORIENTATION_TAG, TURN_CLOCKWISE = 0x0112, 6
 
-# Lossless files may differ by one step: the last bit of floating point arithmetic is a processor's own matter.
+# Lossless files may differ by one step: processors differ in the last bit of floating point arithmetic.
 LOSSLESS_TOLERANCE = 1
 # Lossy ones differ by 1.9 to 3.3 steps on average (measured: JPEG 88, WebP 85), one scene from another by 20 and more.
 LOSSY_TOLERANCE = 5.0
@@ -33,7 +33,7 @@ LOSSY_TOLERANCE = 5.0
 
 @dataclass(frozen=True)
 class BundledPicture:
-    """One file of the bundled set and what is asked of the generator; None lets the seed choose."""
+    """One file of the bundled set, and the generator's arguments for it; None lets the seed choose."""
 
     name: str
     seed: int
@@ -137,7 +137,7 @@ def write(pictures: Sequence[BundledPicture], images: Path, truth: Path) -> None
 
 
 def check(pictures: Sequence[BundledPicture], images: Path, truth: Path) -> list[str]:
-    """Return what differs between the files and what the generator draws today, one line each."""
+    """Return the differences between the files and today's drawings, one line each."""
     told: dict[str, Any] = json.loads(truth.read_text(encoding="utf-8"))["images"]
     names = {picture.name for picture in pictures}
     present = {path.name for path in images.iterdir()}

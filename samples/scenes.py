@@ -1,7 +1,7 @@
-"""Drawn dog-park scenes with known answers: what is where, which breed, which coat, which side it faces.
+"""Drawn scenes of dog parks with known answers: each thing's box, each dog's breed, coat and side.
 
-A scene follows from its seed and arguments alone, so a test, a training run and the bundled pictures can all ask for
-the same one. Needs Pillow and numpy, nothing else.
+A scene depends only on its seed and arguments, so that tests, training and the bundled pictures can use the same one.
+Needs Pillow and numpy only.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ Box = tuple[int, int, int, int]
 # Names from COCO, so that a detector pretrained on it can stand in for the tiny one.
 LABELS = ("dog", "cat", "sports ball")
 
-# Two boxes share at most this part of the smaller one: more, and how many dogs there are is a matter of opinion.
+# Two boxes share at most this part of the smaller one: beyond it, the number of dogs becomes ambiguous.
 MAX_OVERLAP = 0.15
 
-# How many dogs a scene has unless told: 0 to 6, 3.3 on average, none in 1 scene of 16.
+# Weights of 0 to 6 dogs in a scene: 3.3 on average, none in 1 scene of 16.
 DOG_WEIGHTS = (1.0, 2.5, 2.5, 2.5, 2.5, 2.5, 2.5)
-# How many cats and how many balls: none in half of the scenes.
+# Weights of 0 to 2 cats, and of 0 to 2 balls: none in half of the scenes.
 DISTRACTOR_WEIGHTS = (2.0, 1.0, 1.0)
 
 # Tries to place one thing, each at a new spot, every eighth also with a new drawing; then the layout starts again

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Resolve every dependency group of pyproject.toml anew into images/locks/<group>.lock, with hashes.
+"""Resolve every dependency group of pyproject.toml again into images/locks/<group>.lock, with hashes.
 
-The bases that images/Dockerfile names get the digests that they have now, where their registry can be asked. Needs a
-package index. What changes is shown before it is written; nothing is installed here.
+The bases in images/Dockerfile get their current digests if their registry answers. Needs a package index. Changes are
+shown before they are written; nothing is installed.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from scripts.environments import uv_environment as uv_settings
 # The services run on Linux hosts; the operator's side also on others.
 PLATFORM = ["--python-platform", "x86_64-manylinux_2_28"]
 PORTABLE = ("uv", "pipeline", "operator", "bench", "dev")
-# Not an environment of its own, but laid over one that has what it depends on.
+# Not an environment of its own: it is installed over one that holds its dependencies.
 OVERLAY = "gemma3n-test"
 
 GROUPS = ("uv", *NAMES, OVERLAY)
 
-# A package and its version; one may be there more than once, for different Pythons.
+# A package and its version; a package may have several lines, for different Pythons.
 PINNED = re.compile(r"^([\w.-]+)==([^\s;\\]+)", re.MULTILINE)
 
 
@@ -43,7 +43,7 @@ def versions(text: str) -> dict[str, str]:
 
 
 def difference(before: str, after: str) -> list[str]:
-    """What changes from a lock to its next, a line for each package; empty where nothing does."""
+    """The changes between two texts of a lock, a line for each package; empty if there are none."""
     old, new = versions(before), versions(after)
     changes = []
     for name in sorted(old.keys() | new.keys()):
@@ -53,11 +53,11 @@ def difference(before: str, after: str) -> list[str]:
             changes.append(f"{name} {old[name]}: removed")
         elif old[name] != new[name]:
             changes.append(f"{name} {old[name]} -> {new[name]}")
-    return changes or (["no version: hashes or markers alone"] if before != after else [])
+    return changes or (["no version: only hashes or markers"] if before != after else [])
 
 
 def lock(group: str, upgrade: bool, say: Callable[[str], None]) -> None:
-    """Resolve images/locks/<group>.lock, say what changes in it, then write it.
+    """Resolve images/locks/<group>.lock, report its changes, then write it.
 
     Raises:
         EnvironmentFailed: the group cannot be resolved; uv's reason went to stderr.
@@ -66,7 +66,7 @@ def lock(group: str, upgrade: bool, say: Callable[[str], None]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         resolved = Path(folder) / place.name
         if place.exists():
-            shutil.copy(place, resolved)  # uv keeps to the versions that it finds there
+            shutil.copy(place, resolved)  # uv keeps these versions
         resolve(group, upgrade, resolved)
         before, after = place.read_text() if place.exists() else "", resolved.read_text()
     changes = difference(before, after)
@@ -78,7 +78,7 @@ def lock(group: str, upgrade: bool, say: Callable[[str], None]) -> None:
 
 
 def resolve(group: str, upgrade: bool, output: Path) -> None:
-    """Write a group's packages with their hashes; versions that are in the file already are kept where they can be.
+    """Write a group's packages with their hashes; versions in the file are kept where possible.
 
     Raises:
         EnvironmentFailed: the group cannot be resolved; uv's reason went to stderr.
@@ -90,7 +90,7 @@ def resolve(group: str, upgrade: bool, output: Path) -> None:
     if group == OVERLAY:
         where += ["--no-deps"]
     if not group.endswith("-cpu"):
-        # A folder with a `+cpu` build must not decide what a GPU host gets.
+        # A folder with a `+cpu` build must not decide the packages of a GPU host.
         env.pop("UV_FIND_LINKS", None)
     command: list[str | Path] = [uv(), "pip", "compile", "--quiet", "--no-header", "--no-annotate", "--generate-hashes"]
     command += ["--python-version", PYTHON, "--group", f"pyproject.toml:{group}", *where]
@@ -100,9 +100,9 @@ def resolve(group: str, upgrade: bool, output: Path) -> None:
 
 
 def main() -> int:
-    """Lock all groups, and the bases; 0 when done, 1 when one cannot be resolved, which holds up no other."""
+    """Lock all groups and the bases; 1 when a group cannot be resolved, after all others are done."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--upgrade", action="store_true", help="take newer versions of what pyproject.toml leaves open")
+    parser.add_argument("--upgrade", action="store_true", help="take newer versions where pyproject.toml allows them")
     arguments = parser.parse_args()
     failed = False
     try:
@@ -117,7 +117,7 @@ def main() -> int:
 
 
 def locked(group: str, upgrade: bool) -> bool:
-    """Lock a group; False where it cannot be resolved, which was said then."""
+    """Lock a group; False, after an error message, if it cannot be resolved."""
     try:
         lock(group, upgrade, print)
     except EnvironmentFailed as failure:

@@ -1,19 +1,17 @@
-"""What a run's measuring of itself costs, as a share of the run's CPU time.
+"""The cost of a run's own measurement, as a share of the run's CPU time.
 
     python -m scripts.bench.accounting
 
-Two ways. Counted: in each run, the CPU time of the threads that watch, and that of the stages' notes at what a note
-takes. Compared: runs with and without it take turns; the cheapest of each kind are compared, since another program on
-the machine only ever adds. On a machine that is not idle the first is the one to trust.
+It is found in two ways. Counted: in each run, the CPU time of the sampling threads, plus the rows times the cost of
+recording one row. Compared: runs with and without measurement take turns, and the cheapest of each kind are compared,
+because other programs only add time. On a machine that is not idle, trust the first.
 
-The servers are simulated, in another process. The images are small and have many boxes, so that nearly all of the work
-is what a detection costs: about the worst case for accounting, whose price is by the row. The report is left out, as it
-would hide the difference.
+The servers are simulated, in another process. The images are small and have many boxes, so that most work is done per
+detection: this is about the worst case, because the cost is per row. The report is left out: it would hide the cost.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
 import os
 import statistics
@@ -33,6 +31,7 @@ from pipeline.runtime.cancellation import CancellationToken
 from pipeline.runtime.memory_budget import MemoryBudget
 from pipeline.runtime.runtime import Runtime
 from pipeline.settings import Settings
+from scripts.bench import command
 from tests.doubles.own_process import simulated_process
 from tests.pictures import write_plain
 
@@ -73,12 +72,12 @@ def record_s(rows: int = 20_000) -> float:
 
 def main() -> None:
     """Print CPU time a row of both, and the shares."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=150, help="in each run (default: %(default)s)")
-    parser.add_argument("--boxes", type=int, default=30, help="in each image (default: %(default)s)")
-    parser.add_argument("--runs", type=int, default=7, help="of each kind (default: %(default)s)")
-    parser.add_argument("--concurrency", type=int, default=256, help="of the model (default: %(default)s)")
-    parser.add_argument("--latency", type=float, default=0.05, help="seconds per answer (default: %(default)s)")
+    parser = command.Options(__doc__)
+    parser.option("--images", 150, "images in each run")
+    parser.option("--boxes", 30, "boxes in each image")
+    parser.option("--runs", 7, "runs of each kind")
+    parser.option("--concurrency", 256, "questions in flight")
+    parser.option("--latency", 0.05, "seconds per answer")
     arguments = parser.parse_args()
     os.environ["DO_NOT_TRACK"], os.environ["DAFT_PROGRESS_BAR"] = "true", "0"
     collect_rarely()  # as the pipeline does

@@ -1,7 +1,7 @@
-"""Clients that ask a model server about crops, each as its users write it: Spotter's, and what one would take instead.
+"""Clients that ask a model server about crops: Spotter's, and the usual alternatives as their users write them.
 
-`python -m scripts.bench.clients NAME ...` runs one in a process of its own, as scripts/bench/compare.py does. All ask
-the same questions in the same form and return the texts of the answers.
+`python -m scripts.bench.clients NAME ...` runs one, as scripts/bench/compare.py does. All ask the same questions in the
+same form and return the texts of the answers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pipeline.clients.model import ModelClient
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What is to be asked, and of whom."""
+    """Questions, and the server to ask."""
 
     model_url: str
     """With its /v1."""
@@ -37,12 +37,12 @@ class Work:
     crops: list[bytes]
     """JPEGs, one for each question."""
     concurrency: int
-    """Questions in flight, for a client that can bound them."""
+    """Limit of questions in flight, for clients that have one."""
     api_key: str = "none"
 
     @property
     def headers(self) -> dict[str, str]:
-        """What shows the key, for a client that does not do so by itself."""
+        """The header with the key, for clients that do not add it themselves."""
         return {"Authorization": f"Bearer {self.api_key}"}
 
 
@@ -65,7 +65,7 @@ def spotter(work: Work) -> Answers:
 
 
 def plain_asyncio(work: Work) -> Answers:
-    """A script with asyncio and aiohttp: a semaphore, and no care for what goes wrong."""
+    """A script with asyncio and aiohttp: a semaphore, no handling of errors."""
     import aiohttp
 
     async def main() -> Answers:
@@ -99,7 +99,7 @@ def thread_pool(work: Work) -> Answers:
 
 
 def answer_model() -> Any:
-    """The job's form as a pydantic model, which Daft's prompt wants: each property an enum of its values."""
+    """The job's schema as a pydantic model for Daft's prompt: each property is an enum."""
     from pydantic import create_model
 
     fields: dict[str, Any] = {}
@@ -134,17 +134,17 @@ def prompted(work: Work, batch: int | None) -> Answers:
 
 
 def daft_prompt(work: Work) -> Answers:
-    """Daft's own function for it, as its documents show it: no word of batches."""
+    """Daft's own function as its documentation shows it, without batches."""
     return prompted(work, None)
 
 
 def daft_prompt_batched(work: Work) -> Answers:
-    """The same by somebody who knows that Daft bounds batches, not rows: batches of 8, concurrency / 8 of them."""
+    """The same with batches of 8, concurrency / 8 of them: Daft limits batches, not rows."""
     return prompted(work, 8)
 
 
 def friction_udf(work: Work) -> Answers:
-    """The friction log's way: an asynchronous UDF with the openai client, all defaults."""
+    """The friction log's client: an asynchronous UDF with the openai client, all defaults."""
     import daft
     import openai
 
@@ -169,17 +169,17 @@ CLIENTS: dict[str, tuple[Callable[[Work], Answers], tuple[str, ...]]] = {
     "Daft prompt, batched": (daft_prompt_batched, ("daft.ai.openai.provider", "openai")),
     "friction log's UDF": (friction_udf, ("daft", "openai")),
 }
-"""Each with the modules that it needs: loading them is not counted."""
+"""Each client with its modules, which are loaded before the measurement."""
 
 
 def read_crops(folder: Path, rows: int) -> list[bytes]:
-    """This many crops, from the files of a folder over and over."""
+    """Read this many crops from a folder, repeating its files."""
     files = [file.read_bytes() for file in sorted(folder.iterdir())]
     return [files[row % len(files)] for row in range(rows)]
 
 
 def right(answer: str | None) -> bool:
-    """Whether an answer is one that the job can use."""
+    """Whether the job can use an answer."""
     try:
         return json.loads(answer or "")["breed"] in JOB.properties["breed"]["enum"]
     except (ValueError, LookupError, TypeError):
@@ -187,7 +187,7 @@ def right(answer: str | None) -> bool:
 
 
 def main() -> None:
-    """Run one client and write what it took as JSON."""
+    """Run one client and write its figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("client", choices=list(CLIENTS))
     parser.add_argument("--model-url", required=True)
@@ -196,11 +196,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, required=True)
     parser.add_argument("--concurrency", type=int, required=True)
     parser.add_argument("--json", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--loaded", type=Path, metavar="FILE", help="is there when the questions begin")
+    parser.add_argument("--loaded", type=Path, metavar="FILE", help="created when the questions begin")
     arguments = parser.parse_args()
     os.environ["DO_NOT_TRACK"], os.environ["DAFT_PROGRESS_BAR"] = "true", "0"
     crops = read_crops(arguments.crops, arguments.rows)
-    key = os.environ.get("SPOTTER_API_KEY", "none")  # a command line can be read by any user
+    key = os.environ.get("SPOTTER_API_KEY", "none")  # any user can read a command line
     work = Work(arguments.model_url, arguments.model, crops, arguments.concurrency, key)
     ask, modules = CLIENTS[arguments.client]
     for module in modules:
@@ -218,7 +218,7 @@ def main() -> None:
     arguments.json.write_text(json.dumps(measured))
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # Daft's threads keep the connections of clients that have no end of their own
+    os._exit(0)  # Daft's threads never close some clients' connections
 
 
 if __name__ == "__main__":

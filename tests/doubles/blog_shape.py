@@ -1,13 +1,13 @@
 """The job of the Daft blog's "After the First Run" (September 2025): 6 images, 25 dogs, a slow detector, a slow model.
 
-The blog gives two times: 72 s for everything one after the other, and 24 s after its tuning, when questions overlap
-and only the detector, one moondream2 on one GPU, still works on one image after the other. So
+The blog gives two times: 72 s with everything in sequence, and 24 s after its tuning, when questions overlap and only
+the detector, one moondream2 on one GPU, still works on one image after the other. So
 
     6 images x detector + 25 dogs x model = 72 s
     6 images x detector +  1 dog  x model = 24 s    the last question cannot begin before the last detection ends
 
-which gives 2.0 s for an answer and 22 / 6 = 3.67 s for an image. Loading the detector is in the blog's times and cannot
-be told from them: it is counted as detection here, and no rung loads anything.
+which gives 2.0 s for an answer and 22 / 6 = 3.67 s for an image. The blog's times include loading the detector. It
+cannot be separated, so it counts as detection here, and no rung loads anything.
 """
 
 from __future__ import annotations
@@ -42,21 +42,21 @@ SMALL = 12
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How long the servers take, and how many images the detector takes at once."""
+    """The servers' times, and the number of images that the detector takes at once."""
 
     detector: Capacity
     model: Capacity
 
     @property
     def one_by_one_s(self) -> float:
-        """Everything after everything else."""
+        """Everything in sequence."""
         return len(PICTURES) * self.detector.seconds + DOGS * self.model.seconds
 
     @property
     def critical_path_s(self) -> float:
-        """The longest chain that no scheduling can shorten: all detections, and one question after the last of them.
+        """The longest chain, which no scheduling can shorten: all detections, and one question after the last.
 
-        Each picture has a dog, so whichever is detected last has a question that cannot begin before.
+        Each picture has a dog, so the last detected picture always has a question after it.
         """
         return self.detector.makespan(len(PICTURES)) + self.model.seconds
 
@@ -73,12 +73,12 @@ def truth() -> dict[str, list[dict[str, Any]]]:
 
 
 def small(image: Image.Image) -> Image.Image:
-    """A copy by which a picture is known again, also when it was encoded anew."""
+    """A small copy that identifies a picture, also after encoding it again."""
     return image.convert("RGB").resize((SMALL, SMALL), Image.Resampling.BOX)
 
 
 def nearest(image: Image.Image, known: list[tuple[Image.Image, Any]]) -> Any:
-    """What belongs to the known picture that is most like this one."""
+    """The value of the known picture that is most like this one."""
 
     def distance(entry: tuple[Image.Image, Any]) -> float:
         return sum(ImageStat.Stat(ImageChops.difference(seen, entry[0])).sum2)
@@ -88,7 +88,7 @@ def nearest(image: Image.Image, known: list[tuple[Image.Image, Any]]) -> Any:
 
 
 def servers(of: Shape) -> Limited:
-    """A detector and a model that know these pictures, and say of each dog what was drawn."""
+    """A detector and a model that know these pictures and the truth about each dog."""
     pictures: list[tuple[Image.Image, Any]] = []
     dogs: list[tuple[Image.Image, Any]] = []
     for name, drawn in truth().items():

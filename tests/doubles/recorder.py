@@ -1,6 +1,6 @@
-"""A proxy before the detector and the model server that notes when each request came and when it was answered.
+"""A proxy in front of detector and model server that records the times of each request and its answer.
 
-So the same can be seen of any client: what the servers were given to do, and when they had nothing.
+It shows the load of the servers under any client.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from aiohttp import web
 
 from pipeline.clients.probe import blank_jpeg
 
-# Spotter's question before a run is about this picture. It is no part of the job.
+# The picture of Spotter's probe before a run, which is no part of the job.
 QUESTIONS_BEFORE = (blank_jpeg(), base64.b64encode(blank_jpeg()))
-# What belongs to one connection, not to the request.
+# Headers that belong to one connection, not to the request.
 HOP_BY_HOP = frozenset({"connection", "content-length", "host", "keep-alive", "transfer-encoding"})
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -37,14 +37,14 @@ class Span:
 
 @dataclass
 class Recorder:
-    """What one server was given to do; `url` is where clients send it."""
+    """The requests to one server; clients send them to `url`."""
 
     target: str
     url: str = ""
     spans: list[Span] = field(default_factory=list)
 
     async def pass_on(self, request: web.Request) -> web.Response:
-        """Send a request on, and note its time."""
+        """Pass a request on, and record its times."""
         body = await request.read()
         session: aiohttp.ClientSession = request.app[SESSION]
         headers = {name: value for name, value in request.headers.items() if name.lower() not in HOP_BY_HOP}
@@ -63,7 +63,7 @@ SESSION = web.AppKey("session", aiohttp.ClientSession)
 
 @contextmanager
 def record(*targets: str) -> Iterator[list[Recorder]]:
-    """Put a recorder before each of these addresses (without a path), until the block ends."""
+    """Put a recorder in front of each of these addresses (without a path), until the block ends."""
     recorders = [Recorder(target.rstrip("/")) for target in targets]
     started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
 
@@ -87,7 +87,7 @@ def record(*targets: str) -> Iterator[list[Recorder]]:
             for runner in runners:
                 await runner.cleanup()
 
-    # asyncio.run ends the requests that are still open, such as those of a rung that was stopped.
+    # asyncio.run ends open requests, such as those of a stopped rung.
     thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
     thread.start()
     loop, stop = started.result(timeout=10)
@@ -99,7 +99,7 @@ def record(*targets: str) -> Iterator[list[Recorder]]:
 
 
 def busy_s(spans: list[Span]) -> float:
-    """Seconds in which there was at least one request."""
+    """Seconds with at least one request in flight."""
     total, until = 0.0, float("-inf")
     for span in sorted(spans, key=lambda span: span.start_s):
         total += max(span.end_s - max(span.start_s, until), 0.0)
@@ -108,7 +108,7 @@ def busy_s(spans: list[Span]) -> float:
 
 
 def request_s(spans: list[Span]) -> float:
-    """All requests' seconds: over a wall time that is the mean number of requests in flight."""
+    """Sum of all requests' seconds; divided by a wall time it is the mean number in flight."""
     return sum(span.end_s - span.start_s for span in spans)
 
 
@@ -134,6 +134,6 @@ def peak(spans: list[Span]) -> int:
 
 
 def strip(counts: list[float], full: float) -> str:
-    """Numbers in flight as a line of blocks; `full` or more is a whole block, and nothing at all is a blank."""
+    """Numbers in flight as a line of blocks: a full block for `full` or more, a blank for nothing."""
     steps = len(BLOCKS) - 1
     return "".join(BLOCKS[min(max(round(count / full * steps), count > 0.02), steps)] for count in counts)
