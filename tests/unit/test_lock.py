@@ -53,7 +53,7 @@ def test_every_change_is_named() -> None:
         "torch 2.13.0+cpu: removed",
     ]
     assert lock.difference(BEFORE, BEFORE) == []
-    assert lock.difference(BEFORE, BEFORE.replace("sha256:aa", "sha256:ab")) == ["no version: hashes or markers alone"]
+    assert lock.difference(BEFORE, BEFORE.replace("sha256:aa", "sha256:ab")) == ["no version: only hashes or markers"]
 
 
 def test_the_difference_comes_first(resolved: dict[str, str], tmp_path: Path) -> None:
