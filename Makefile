@@ -101,6 +101,14 @@ sweep: ## find the concurrency that the running model server wants: OPTIONS=--wr
 	@scripts/python.sh scripts/environments.py bench
 	@$(BENCH).sweep $(OPTIONS)
 
+.PHONY: check
+check: dev ## check style and types and run the quick tests, beside each other: a minute
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync lint quick
+
+.PHONY: quick
+quick: dev
+	$(DEV)/python -m pytest -q -n 2 -m 'not slow' tests/unit tests/contract
+
 .PHONY: test
 test: dev ## run all tests, on the real services, three at once: TESTS= for some of them, with pytest's options
 	@scripts/python.sh scripts/environments.py detector-cpu vllm-cpu

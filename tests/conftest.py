@@ -24,9 +24,10 @@ ROOT = Path(__file__).resolve().parent.parent
 # Here, because pytest takes them from its topmost conftest alone.
 pytest_plugins = [
     "tests.browser.chromium",
-    "tests.stack.detector_process",
-    "tests.stack.gemma3n_server",
+    "tests.services.detector_process",
+    "tests.services.gemma3n_server",
     "tests.stack.container_stack",
+    "tests.cost",
     "tests.side_by_side",
     "tests.figures",
 ]

@@ -1,1 +1,1 @@
-"""The real services, as processes."""
+"""The stack, as processes and in containers, started once for all tests of this folder."""

@@ -15,6 +15,8 @@ from scripts.bench.clients import CLIENTS
 from scripts.bench.compare import CEILING, OURS, Result
 from scripts.bench.memory import Look
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.timeout(400)
 def test_the_quick_bench_measures_every_client(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

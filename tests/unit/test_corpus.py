@@ -18,6 +18,8 @@ from pipeline.tables import shown_path
 from tests import corpus
 from tests.doubles.simulated import serve
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:

@@ -268,6 +268,7 @@ def test_a_disk_that_is_full(host: Hosts, tmp_path: Path) -> None:
             caches.require(host(engine="process"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "told"), [("full", "0.00 GiB free"), ("read-only", "Read-only file system")])
 def test_up_on_such_a_disk_starts_nothing(tmp_path: Path, kind: str, told: str) -> None:
     """The command as people have it: one line, no traceback, and no half-written state."""
@@ -526,6 +527,7 @@ def test_a_check_that_fails_is_never_green(host: Hosts) -> None:
     assert "RuntimeError: no idea" in findings[1].found
 
 
+@pytest.mark.slow
 def test_a_check_that_hangs_does_not_hold_up_the_others(host: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "LIMIT_S", 1.0)
     release, ended = threading.Event(), threading.Event()

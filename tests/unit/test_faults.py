@@ -19,6 +19,8 @@ from tests.doubles.faults import BAD_BOXES, DETECTOR_FAULTS, HEALING, MODEL_FAUL
 from tests.doubles.simulated import Fault, Misbehaviour, Simulated
 from tests.pictures import encoded, gradient
 
+pytestmark = pytest.mark.slow
+
 IMAGES, BOXES = 20, 10
 ROWS = IMAGES * BOXES
 # The question before the run is answered: what is tested is the run.

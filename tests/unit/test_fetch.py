@@ -24,6 +24,8 @@ from tests.configurations import TINY_VLM
 from tests.disks import read_only, small_disk
 from tests.simulated_hub import COMMIT, MODEL, TOKEN, SimulatedHub, of_folder, serve
 
+pytestmark = pytest.mark.slow
+
 # More than two of the pieces in which the hub's client writes (10 MiB).
 LARGE = 25 * 10**6
 

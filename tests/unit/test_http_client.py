@@ -228,6 +228,7 @@ class Restarting:
         await self.runner.cleanup()
 
 
+@pytest.mark.slow
 def test_a_restart_is_waited_out_and_costs_no_attempt() -> None:
     async def main() -> list[Reply]:
         server = Restarting()
@@ -251,6 +252,7 @@ def test_a_restart_is_waited_out_and_costs_no_attempt() -> None:
     assert {reply.attempts for reply in asyncio.run(main())} == {1}
 
 
+@pytest.mark.slow
 def test_a_frozen_server_is_waited_out_and_costs_one_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes connections and says nothing, for longer than all tries of a request may last."""
     monkeypatch.setattr(http, "CHECK_TIMEOUT_S", 0.2)
@@ -326,6 +328,7 @@ def test_a_peer_that_vanishes_is_probed_for() -> None:
         assert made.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT) == sockets.PROBES
 
 
+@pytest.mark.slow
 def test_a_server_that_stays_away_stops_the_run() -> None:
     async def main() -> tuple[str | None, list[BaseException | Reply]]:
         stop = CancellationToken()

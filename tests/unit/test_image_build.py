@@ -19,6 +19,8 @@ from rich.console import Console
 from scripts.docker import images
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.slow
+
 OCI = "org.opencontainers.image."
 
 

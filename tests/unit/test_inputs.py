@@ -30,6 +30,8 @@ from tests.parquet_reads import Reads
 from tests.pictures import encoded, gradient
 from tests.s3 import BUCKET, Store
 
+pytestmark = pytest.mark.slow
+
 PICTURES = [encoded(gradient(100 + number, 80)) for number in range(6)]
 THERE = f"s3://{BUCKET}"
 

@@ -13,6 +13,8 @@ import pytest
 
 from scripts.environments import ROOT
 
+pytestmark = pytest.mark.slow
+
 # The shell that is followed takes the `-T`, which is Compose's, for its own name.
 FOLLOW = "import sys; from scripts.docker.job import follow; sys.exit(follow(sys.argv[1:], 'job', []))"
 

@@ -65,6 +65,7 @@ def wait(engine: ProcessEngine) -> Wait:
     return do
 
 
+@pytest.mark.slow
 def test_started_known_again_and_stopped_with_its_children(engine: ProcessEngine, wait: Wait, tmp_path: Path) -> None:
     toy = service()
     engine.start(toy)
@@ -78,6 +79,7 @@ def test_started_known_again_and_stopped_with_its_children(engine: ProcessEngine
     assert not engine.stop("toy", grace_s=5)
 
 
+@pytest.mark.slow
 def test_children_of_a_killed_service_are_stopped(engine: ProcessEngine, wait: Wait) -> None:
     toy = service()
     engine.start(toy)
@@ -92,6 +94,7 @@ def test_children_of_a_killed_service_are_stopped(engine: ProcessEngine, wait: W
     assert not orphan.is_running()
 
 
+@pytest.mark.slow
 def test_a_service_that_ignores_sigterm_is_killed(engine: ProcessEngine, wait: Wait) -> None:
     toy = service("import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + SERVER)
     engine.start(toy)
@@ -111,6 +114,7 @@ def test_a_death_is_told_at_once_with_the_last_lines(engine: ProcessEngine, wait
     assert time.monotonic() - started < 10
 
 
+@pytest.mark.slow
 def test_a_death_is_told_at_once_also_of_a_service_that_was_ready(engine: ProcessEngine, tmp_path: Path) -> None:
     """While another is waited for: it is killed when the wait has said that it is ready."""
 
@@ -168,6 +172,7 @@ def test_ctrl_c_while_a_service_is_started_leaves_none_that_nobody_knows(
     assert not psutil.pid_exists(known.pid)
 
 
+@pytest.mark.slow
 def test_never_ready_ends_at_the_limit(engine: ProcessEngine, wait: Wait) -> None:
     toy = service("import time; time.sleep(600)")
     engine.start(toy)

@@ -34,6 +34,7 @@ def test_thinning_takes_means_and_knows_gaps() -> None:
     assert thin([1, None], 3) == [1, None]
 
 
+@pytest.mark.slow
 def test_a_long_run_is_drawn_with_as_many_points_as_a_screen_shows() -> None:
     drawn = timeline(make_profile(samples_per_s=100))
     assert len(drawn.t_s) == MOST_POINTS

@@ -190,6 +190,7 @@ def test_a_copy_that_a_power_cut_left_empty_is_drawn_again(tmp_path: Path) -> No
     assert (tmp_path / place("a.jpg")).stat().st_mtime_ns == before  # and then it is kept
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_the_drawing_and_leaves_no_copy_that_is_out_of_date(tmp_path: Path) -> None:
     (tmp_path / "annotated").mkdir()
     names = [f"{number}.png" for number in range(200)]

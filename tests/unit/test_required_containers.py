@@ -12,6 +12,8 @@ import pytest
 from tests.conftest import ROOT
 from tests.stack.container_stack import REQUIRED
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(("variables", "code", "said"), [({}, 0, "left out"), ({REQUIRED: "1"}, 4, "cannot run")])
 def test_without_an_engine(tmp_path: Path, variables: dict[str, str], code: int, said: str) -> None:

@@ -37,6 +37,8 @@ from tests.doubles.simulated import ANSWER, Simulated
 from tests.killed_runs import BOXES, CONCURRENCY, committed, kill_and_resume, pipeline
 from tests.pictures import encoded, gradient, write_plain
 
+pytestmark = pytest.mark.slow
+
 RunJob = Callable[..., tuple[Result, str]]
 
 

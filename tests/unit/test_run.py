@@ -72,6 +72,7 @@ def test_every_detection_becomes_a_row_with_its_answer(run_job: RunJob, simulate
     }
 
 
+@pytest.mark.slow
 def test_boxes_come_back_in_pixels_of_the_full_image(run_job: RunJob, simulated: Simulated, tmp_path: Path) -> None:
     """Of 2560 pixels in a format that detectors do not take, the detector sees 1280: its boxes are scaled up again."""
     (tmp_path / "large").mkdir()
@@ -112,6 +113,7 @@ def test_the_crop_is_what_the_model_sees_upright_and_before_the_question(
     assert content[0]["image_url"]["url"].startswith("data:image/jpeg;base64,")
 
 
+@pytest.mark.slow
 def test_every_awkward_file_has_its_row_and_reason(simulated: Simulated, tmp_path: Path, cli: Cli) -> None:
     folder = tmp_path / "awkward"
     folder.mkdir()
@@ -175,6 +177,7 @@ def test_one_bad_row_does_not_take_its_batch_along(run_job: RunJob, simulated: S
     assert "not JSON" in failed[0]["reason"]
 
 
+@pytest.mark.slow
 def test_passing_trouble_costs_attempts_but_no_row(run_job: RunJob, simulated: Simulated, photos: Path) -> None:
     simulated.detector_fault = lambda number: web.Response(status=429) if number == 2 else None
     simulated.model_fault = lambda number: web.Response(status=503) if number == 3 else None
@@ -184,6 +187,7 @@ def test_passing_trouble_costs_attempts_but_no_row(run_job: RunJob, simulated: S
     assert sorted(row["attempts"] for row in table(done, "detections")) == [1, 1, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("boxes", "code"), [(1, 1), (0, 0)], ids=["every row failed", "nothing there, which is fine"])
 def test_exit_codes(simulated: Simulated, photos: Path, tmp_path: Path, cli: Cli, boxes: int, code: int) -> None:
     (photos / "text.jpg").write_text("no picture")
@@ -202,6 +206,7 @@ def test_lasting_trouble_is_a_reason_in_each_row(run_job: RunJob, simulated: Sim
     assert done.answered == 0
 
 
+@pytest.mark.slow
 def test_requests_in_flight_stay_within_the_settings(run_job: RunJob, simulated: Simulated, tmp_path: Path) -> None:
     folder = tmp_path / "many"
     folder.mkdir()

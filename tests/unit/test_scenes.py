@@ -207,6 +207,7 @@ def test_the_bundled_pictures_hold_dogs_of_every_kind_and_two_hold_none(truth: d
     assert all(truth[name]["objects"] for name in empty)
 
 
+@pytest.mark.slow
 def test_the_bundled_set_is_what_the_generator_draws() -> None:
     assert check(PICTURES, IMAGES, TRUTH) == []
 

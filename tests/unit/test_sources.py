@@ -380,6 +380,7 @@ def test_nothing_under_a_prefix(store: Store, bucket: str) -> None:
         listed(f"{bucket}/nothing/", store)
 
 
+@pytest.mark.slow
 def test_a_store_that_cannot_be_used_is_one_line(store: Store, bucket: str) -> None:
     with pytest.raises(UsageError, match=r"s3://nobody/p: there is no such bucket: .*SPOTTER_S3_ENDPOINT"):
         listed("s3://nobody/p", store)

@@ -16,6 +16,8 @@ from scripts.commands.job_options import located
 from scripts.environments import ROOT
 from scripts.settings import OFFLINE
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def prepared() -> None:

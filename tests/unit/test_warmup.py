@@ -91,6 +91,7 @@ def test_ready_means_that_a_request_was_answered(engine: ProcessEngine, service:
     assert "vllm: ready after" in waited.output.getvalue()
 
 
+@pytest.mark.slow
 def test_the_wait_itself_costs_little(engine: ProcessEngine, service: Callable[..., Service]) -> None:
     """In CPU time, which other programs do not change: the host belongs to the service that is starting."""
     slow = service("import time; time.sleep(3)" + SERVER)
@@ -160,6 +161,7 @@ def test_a_death_is_told_within_a_second_with_cause_and_remedy(
     assert "What helps: lower `gpu-memory-utilization`" in str(failure.value)
 
 
+@pytest.mark.slow
 def test_a_server_that_gave_up_is_told_before_it_ends(engine: ProcessEngine, service: Callable[..., Service]) -> None:
     """vLLM's engine says why it cannot start; its server then takes seconds to notice."""
     toy = service(

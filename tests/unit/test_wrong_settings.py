@@ -10,6 +10,8 @@ from tests.conftest import ROOT, Cli
 from tests.doubles.simulated import Simulated
 from tests.pictures import encoded, gradient
 
+pytestmark = pytest.mark.slow
+
 NO_SCHEMA = """
 description: d
 label: dog

@@ -27,7 +27,7 @@ import pytest
 from PIL import Image
 
 from samples.scenes import Box, make_scene
-from tests.stack.detector_process import ROOT, START_S, Launch, Start
+from tests.services.detector_process import ROOT, START_S, Launch, Start
 
 MODEL = ROOT / "samples" / "models" / "tiny-detector"
 

@@ -20,8 +20,8 @@ from PIL import Image
 
 from pipeline import job
 from pipeline.stages import crop
-from tests.stack import gemma3n_server
-from tests.stack.gemma3n_server import Server
+from tests.services import gemma3n_server
+from tests.services.gemma3n_server import Server
 
 JOB = job.load("dog_breeds")
 IMAGE_TOKENS = 256

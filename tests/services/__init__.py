@@ -1,0 +1,1 @@
+"""Real services and programs that a test file starts for itself."""
