@@ -83,7 +83,7 @@ def module_of(command: str) -> ModuleType:
 
 def main(arguments: list[str]) -> int:
     """0: done. 1: the stack could not do it. 2: a usage error. 130: interrupted. `run` ends with the job's own code."""
-    console = Console()
+    console = Console(highlight=False)  # numbers in a sentence need no colour
     if not console.is_terminal:
         console.width = 160  # a file or a pipe needs no narrow lines
     try:

@@ -35,7 +35,11 @@ OFFLINE = {
 
 
 class StackError(Exception):
-    """The stack cannot do what was asked; the message says what, why and what to do."""
+    """The stack cannot do what was asked; the message says what, why and what to do.
+
+    In the rooms stack, docker and commands any function may pass on one that it did not raise; docstrings name those
+    that the function raises itself.
+    """
 
     told = False
     """Whether the user has seen it."""
@@ -127,11 +131,7 @@ class JobCommand:
 
 
 def load_job(options: Sequence[str] = ()) -> JobCommand:
-    """Read the job's settings; `--help` among the options prints them and exits.
-
-    Raises:
-        UsageError: an invalid value.
-    """
+    """Read the job's settings; `--help` among the options prints them and exits."""
     return JobCommand(job_settings.load(list(options)), tuple(options))
 
 

@@ -11,14 +11,10 @@ from scripts.stack.devices import choose, find_gpus
 
 
 def run(settings: StackSettings, console: Console) -> None:
-    """Build the images of STACK_DEVICE, or of this host's device, where they are missing or old.
-
-    Raises:
-        StackError: there is no Docker, one cannot be built, or STACK_OFFLINE forbids to.
-    """
+    """Build the images of STACK_DEVICE, or of this host's device, where they are missing or old."""
     docker_host.client_config()
     # A host without a GPU may build for others that have one.
     device = choose(settings, find_gpus(settings.gpu))[0] if settings.device == "auto" else settings.device
     images.ensure(list(images.OF_DEVICE[device]), settings.state / "logs", console, offline=settings.offline)
     for name in images.OF_DEVICE[device]:
-        console.print(f"{images.IMAGES[name].tag:<32}{images.size(images.IMAGES[name]):>10}", highlight=False)
+        console.print(f"{images.IMAGES[name].tag:<32}{images.size(images.IMAGES[name]):>10}")

@@ -49,26 +49,21 @@ def run(settings: StackSettings, console: Console, caches: bool, confirmed: bool
         folders.append(settings.state / "cache")
         volumes = compose_project.volumes(project) if shared else []
     present = [str(place) for place in [*folders, *files] if place.exists()]
-    console.print("stops the stack, and removes:", highlight=False)
+    console.print("stops the stack, and removes:")
     for thing in [*present, *(f"image {tag}" for tag in tags), *(f"volume {name}" for name in volumes)]:
-        console.print(f"  {thing}", highlight=False)
+        console.print(f"  {thing}")
     if other:
-        console.print(
-            f"keeps images and volumes: another checkout, {other}, has containers of them",
-            highlight=False,
-            soft_wrap=True,
-        )
+        console.print(f"keeps images and volumes: another checkout, {other}, has containers of them", soft_wrap=True)
     if not caches:
         console.print(
-            "and compile caches of earlier settings; keeps models and the current cache: CACHES=1 removes them too",
-            highlight=False,
+            "and compile caches of earlier settings; keeps models and the current cache: CACHES=1 removes them too"
         )
     if not confirmed:
         if not sys.stdin.isatty():
-            console.print("nothing was removed: to do it without a question, YES=1", highlight=False)
+            console.print("nothing was removed: to do it without a question, YES=1")
             return 1
         if console.input("go on? [y/N] ").strip().lower() not in ("y", "yes"):
-            console.print("nothing was removed", highlight=False)
+            console.print("nothing was removed")
             return 1
     down.run(settings, console)
     if not caches:
@@ -91,7 +86,7 @@ def prune_compile_caches(settings: StackSettings, console: Console) -> None:
         device, preset, _ = choose(settings, find_gpus(settings.gpu) if settings.device != "cpu" else [])
         current = cache_key(settings, device, preset_file(preset))
     except StackError as error:  # no key is current where there is nothing to serve
-        console.print(f"compile caches are kept: {error}", highlight=False)
+        console.print(f"compile caches are kept: {error}")
         return
     engines: list[Engine] = [ProcessEngine(settings, device)]
     if docker_host.answers() and not compose_project.other_checkout(compose_project.project_name(settings.state)):
@@ -101,4 +96,4 @@ def prune_compile_caches(settings: StackSettings, console: Console) -> None:
         if old:
             engine.remove_compile_caches(old)
         for name in old:
-            console.print(f"removed compile cache {name}", highlight=False)
+            console.print(f"removed compile cache {name}")

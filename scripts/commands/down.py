@@ -12,21 +12,16 @@ from scripts.stack.services import STOP_GRACE_S
 
 
 def run(settings: StackSettings, console: Console) -> None:
-    """Stop every service, however it was started; requests in flight may finish.
-
-    Raises:
-        StackError: something cannot be stopped.
-    """
+    """Stop every service, however it was started; requests in flight may finish."""
     with one_at_a_time(settings, console):
         stopped = []
         for engine in engines_in_use(settings, leftovers=True):
             stopped += stop(engine, STOP_GRACE_S)
             engine.tear_down()
-    console.print(f"stopped {', '.join(stopped)}" if stopped else "nothing was running", highlight=False)
+    console.print(f"stopped {', '.join(stopped)}" if stopped else "nothing was running")
     project = project_name(settings.state)
     if not stopped and answers() and (other := other_checkout(project)):
         console.print(
             f"the containers of {project} belong to another checkout, {other}: `make down` there stops them",
-            highlight=False,
             soft_wrap=True,
         )

@@ -21,11 +21,7 @@ from scripts.stack.services import STOP_GRACE_S, Stack, make_stack
 
 
 def plan(settings: StackSettings) -> tuple[Stack, Engine, str]:
-    """The stack that this host gets, the engine that runs it, and why.
-
-    Raises:
-        StackError: this host cannot meet the settings.
-    """
+    """The stack that this host gets, the engine that runs it, and why."""
     gpus = find_gpus(settings.gpu) if settings.device != "cpu" else []
     device, preset, why = choose(settings, gpus)
     stack = make_stack(settings, device, preset, settings.user_variables(job_settings.PREFIX))
@@ -34,11 +30,7 @@ def plan(settings: StackSettings) -> tuple[Stack, Engine, str]:
 
 
 def choose_engine(settings: StackSettings, device: str, preset: str) -> tuple[Engine, str]:
-    """The engine for a device and preset, and the reason for it.
-
-    Raises:
-        StackError: containers were asked for, and Docker or Compose does not answer.
-    """
+    """The engine for a device and preset, and the reason for it."""
     process = ProcessEngine(settings, device)
     if settings.engine == "process":
         return process, "STACK_ENGINE=process"
@@ -94,6 +86,6 @@ def one_at_a_time(settings: StackSettings, console: Console) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            console.print("another command is changing the stack: waiting until it has ended", highlight=False)
+            console.print("another command is changing the stack: waiting until it has ended")
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield

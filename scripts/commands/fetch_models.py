@@ -11,19 +11,15 @@ from scripts.settings import StackSettings
 
 
 def run(settings: StackSettings, console: Console) -> None:
-    """Get the models that are missing, and check all against the hub's hashes.
-
-    Raises:
-        StackError: one cannot be had; says why.
-    """
+    """Get the models that are missing, and check all against the hub's hashes."""
     with one_at_a_time(settings, console):
         stack, engine, why = plan(settings)
-        console.print(why, highlight=False)
+        console.print(why)
         engine.claim()
         wanted = [service for service in stack.services if fetch.from_hub(service)]
         for service in stack.services:
             if service not in wanted:
-                console.print(f"{service.name}: {service.model} is a folder: nothing to fetch", highlight=False)
+                console.print(f"{service.name}: {service.model} is a folder: nothing to fetch")
         prepare(engine, wanted)
         try:
             models = fetch.ensure(engine, wanted, console, offline=settings.offline, verify=True)
@@ -32,4 +28,4 @@ def run(settings: StackSettings, console: Console) -> None:
                 engine.tear_down()
         for model in models:
             verified = "" if model.came or settings.offline else ", verified"
-            console.print(f"{model.service}: {model}{verified}", highlight=False)
+            console.print(f"{model.service}: {model}{verified}")

@@ -20,10 +20,6 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(settings: StackSettings, console: Console, *, service: str | None, follow: bool) -> NoReturn:
-    """Become a program that shows the logs.
-
-    Raises:
-        StackError: there are none.
-    """
+    """Become a program that shows the logs."""
     _, engine, _ = plan(settings)
     engine.show_logs([service] if service else SERVICES, follow)

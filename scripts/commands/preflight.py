@@ -19,11 +19,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(settings: StackSettings, console: Console, *, preset: str | None, full: bool, json_output: bool) -> int:
-    """Check and report; 1 when the server cannot do the job.
-
-    Raises:
-        StackError: there is no such preset, or no such device.
-    """
+    """Check and report; 1 when the server cannot do the job."""
     if preset:
         settings = settings.model_copy(update={"preset": preset})
     _, engine, _ = plan(settings)

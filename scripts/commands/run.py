@@ -11,11 +11,6 @@ from scripts.settings import JobCommand, StackSettings
 
 
 def run(settings: StackSettings, console: Console, *, job: JobCommand) -> NoReturn:
-    """Bring the stack up for a job, and end with the job's exit code.
-
-    Raises:
-        StackError: the stack cannot come up.
-        UsageError: the job has invalid settings.
-    """
+    """Bring the stack up for a job, and end with the job's exit code."""
     stack, engine = up(settings, console, job, runs_job=True)
     engine.run_job(stack, job)

@@ -233,7 +233,7 @@ def run(settings: StackSettings, console: Console) -> int:
         StackError: the engine of STACK_ENGINE is not there.
     """
     _, engine, why = plan(settings.model_copy(update={"device": "cpu", "preset": "cpu"}))
-    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    say = partial(console.print, markup=False, soft_wrap=True)
     say(f"smoke test: {why}")
     smoke, begin = Smoke(settings, engine.name), time.monotonic()
     for step in STEPS:

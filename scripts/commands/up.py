@@ -28,10 +28,7 @@ from scripts.stack.warmup import first_request, is_ready, wait
 def run(settings: StackSettings, console: Console) -> None:
     """Start what is not running, and say how to go on."""
     stack, engine = up(settings, console, load_job())
-    console.print(
-        f"the stack is up (engine {engine.name}, {stack.device}, preset {stack.preset}); next: make run",
-        highlight=False,
-    )
+    console.print(f"the stack is up (engine {engine.name}, {stack.device}, preset {stack.preset}); next: make run")
 
 
 def up(settings: StackSettings, console: Console, job: JobCommand, *, runs_job: bool = False) -> tuple[Stack, Engine]:
@@ -57,7 +54,7 @@ def up(settings: StackSettings, console: Console, job: JobCommand, *, runs_job: 
         missing = [service for service in stack.services if not engine.is_current(service)]
         if not missing and all(is_ready(engine.locate(service)) for service in stack.services):
             return stack, engine
-        console.print(why, highlight=False)
+        console.print(why)
         engine.claim()
         here = settings.model_copy(update={"engine": engine.name, "device": stack.device})
         caches.require(Context(here))
@@ -79,7 +76,7 @@ def start(engine: Engine, stack: Stack, missing: Sequence[Service], console: Con
     try:
         for service in missing:
             if engine.stop(service.name, service.stop_grace_s):
-                console.print(f"{service.name}: was running with other settings, starts anew", highlight=False)
+                console.print(f"{service.name}: was running with other settings, starts anew")
             begun.append(service)
             engine.start(service)
             if stack.device == "cuda":  # vLLM measures the GPU's free memory: the detector must have its share
@@ -101,17 +98,13 @@ def take_back(engine: Engine, begun: Sequence[Service], stack: Stack, console: C
             engine.tear_down()
     except (StackError, DockerException, OSError) as error:
         told = explain(error) if isinstance(error, DockerException) else str(error)
-        console.print(f"not all of it could be taken down: {told}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"not all of it could be taken down: {told}", markup=False, soft_wrap=True)
 
 
 def obtain(
     settings: StackSettings, engine: Engine, stack: Stack, services: Sequence[Service], console: Console
 ) -> None:
-    """Make or get what services need before they start: environments or images, models. Say what was there already.
-
-    Raises:
-        StackError: something cannot be had, or the model could not do the job.
-    """
+    """Make or get what services need before they start: environments or images, models. Say what was there already."""
     reused = engine.prepared(services)
     if len(reused) < len(services):
         refuse_in_vain(Context(settings))
@@ -119,14 +112,14 @@ def obtain(
     models = fetch.ensure(engine, list(services), console, offline=settings.offline)
     for model in models:
         if model.came:
-            console.print(f"{model.service}: {model}", highlight=False)
+            console.print(f"{model.service}: {model}")
     check_fetched(settings, engine, models, console)
     key = cache_key(settings, stack.device, stack.preset_file)
     reused += [str(model) for model in models if not model.came]
     reused += [f"compile cache {decimal(each.size)}" for each in engine.compile_caches() if each.name == key]
     reused += [f"running: {service.name}" for service in stack.services if service not in services]
     if reused:
-        console.print(f"reused: {', '.join(reused)}", highlight=False, soft_wrap=True)
+        console.print(f"reused: {', '.join(reused)}", soft_wrap=True)
 
 
 def refuse_in_vain(context: Context) -> None:
@@ -154,11 +147,7 @@ def prepare(engine: Engine, services: Sequence[Service]) -> None:
 
 
 def check_fetched(settings: StackSettings, engine: Engine, models: Sequence[Fetched], console: Console) -> None:
-    """Check the model server's files against the job, once they are there.
-
-    Raises:
-        StackError: the model could not do the job.
-    """
+    """Check the model server's files against the job, once they are there."""
     model = next((each for each in models if each.service == "vllm"), None)
     if model is None:
         return

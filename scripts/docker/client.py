@@ -14,11 +14,7 @@ def client() -> DockerClient:
 
 
 def command(*arguments: str) -> list[str]:
-    """A docker command, to be run as a process: it needs a terminal, a log file or a time limit.
-
-    Raises:
-        ClientNotFoundError: docker is not installed.
-    """
+    """A docker command, to be run as a process: it needs a terminal, a log file or a time limit."""
     return [*map(str, client().docker_cmd), *arguments]
 
 

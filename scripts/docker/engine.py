@@ -118,12 +118,10 @@ class ComposeEngine(ContainerEngine):
         self.ensure_images([self.image(service.name) for service in services])
 
     def ensure_images(self, wanted: Sequence[images.Image]) -> None:
-        """Build the images that are missing or old.
-
-        Raises:
-            StackError: one cannot be built, or needs a network, which STACK_OFFLINE forbids.
-        """
-        images.ensure([image.name for image in wanted], self.logs, Console(), offline=self.settings.offline)
+        """Build the images that are missing or old."""
+        images.ensure(
+            [image.name for image in wanted], self.logs, Console(highlight=False), offline=self.settings.offline
+        )
 
     def refuse_folder(self, service: Service) -> None:
         """Check that a service's container can have its model: from the hub, or in its image.
@@ -170,11 +168,7 @@ class ComposeEngine(ContainerEngine):
         return Place(tuple(run), str(PRESET), "", str(MODEL_INFOS), ending, fingerprint)
 
     def fetch_command(self, service: Service, arguments: list[str]) -> list[str]:
-        """The command of a container that has a way out, and the volume of models to write.
-
-        Raises:
-            StackError: its image, the detector's, cannot be had.
-        """
+        """The command of a container that has a way out, and the volume of models to write."""
         self.ensure_images([self.image("detector")])
         way_out = {name.upper(): value for name, value in self.settings.environment.items() if name.upper() in WAY_OUT}
         given = [part for name, value in way_out.items() for part in ("--env", f"{name}={value}")]

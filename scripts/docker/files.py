@@ -16,13 +16,7 @@ from scripts.docker import host as docker_host
 from scripts.docker.project import project_name
 from scripts.environments import ROOT
 from scripts.settings import StackSettings, read_variables
-from scripts.stack.services import (
-    DETECTOR_PRESETS,
-    cache_key,
-    preset_file,
-    start_arguments,
-    without_secrets,
-)
+from scripts.stack.services import DETECTOR_PRESETS, cache_key, preset_file, start_arguments, without_secrets
 from scripts.vllm import compile_cache
 from scripts.vllm.checker import CHECKER
 

@@ -218,7 +218,7 @@ def build(image: Image, logs: Path, console: Console) -> None:
     logs.mkdir(parents=True, exist_ok=True)
     log = logs / f"build-{image.name}.log"
     stands_on = f" on {found[image.base]}, not on {base_image(image.base)}" if image.base in found else ""
-    console.print(f"building image {image.name}{stands_on} ...", highlight=False)
+    console.print(f"building image {image.name}{stands_on} ...")
     started = time.monotonic()
     with log.open("wb") as output:
         builder = subprocess.Popen(
@@ -236,7 +236,7 @@ def build(image: Image, logs: Path, console: Console) -> None:
             f"image {image.name} cannot be built. The builder's last lines:\n{end}\nWhole log: {log}\n"
             f"What helps: {remedy_for(end) or without_registry}"
         )
-    console.print(f"image {image.name}: {size(image)}, {time.monotonic() - started:.0f} s", highlight=False)
+    console.print(f"image {image.name}: {size(image)}, {time.monotonic() - started:.0f} s")
 
 
 def follow(builder: subprocess.Popen[bytes], log: Path, image: Image, console: Console) -> None:
@@ -251,7 +251,7 @@ def follow(builder: subprocess.Popen[bytes], log: Path, image: Image, console: C
                 live.update(Text(shown[: console.width - 1], style="dim"))
             elif time.monotonic() >= next_line:
                 next_line += PLAIN_LINE_S
-                console.print(shown, highlight=False, markup=False)
+                console.print(shown, markup=False)
             time.sleep(POLL_S)
 
 

@@ -162,11 +162,7 @@ class Engine(ABC):
         """Become a shell where the service runs."""
 
     def check_job(self, stack: Stack, job: JobCommand) -> None:
-        """Check that the job can reach its images, folders and services, before anything starts for it.
-
-        Raises:
-            UsageError: it cannot, or its settings are invalid.
-        """
+        """Check that the job can reach its images, folders and services, before anything starts for it."""
         return
 
     @abstractmethod

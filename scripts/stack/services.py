@@ -231,9 +231,6 @@ def make_stack(settings: StackSettings, device: str, preset_name: str, job_varia
     """The stack of a host, detector first: on a GPU, vLLM takes its share of what the detector leaves.
 
     A service with an address among `job_variables`, the user's SPOTTER_ variables, runs elsewhere and is not started.
-
-    Raises:
-        StackError: the preset does not exist, is no YAML, holds no options, or a key.
     """
     preset = preset_file(preset_name)
     content = read_preset(preset)

@@ -33,11 +33,7 @@ FirstRequest = Callable[[Service], None]
 
 
 def first_request(service: Service, job: Settings | None = None) -> None:
-    """Ask a service one real question of the job; by default, of the one that environment and `.env` name.
-
-    Raises:
-        StackError: it was refused, or answered in another form than the job's.
-    """
+    """Ask a service one real question of the job; by default, of the one that environment and `.env` name."""
     from scripts.stack.first_request import ask  # not above: its client loads longer than most commands take
 
     ask(service, job or Settings())
@@ -123,12 +119,10 @@ class Start:
             return
         phases = self.phases.seconds(self.ready_s)
         details = f" ({summary(phases)})" if summary(phases) else ""
-        console.print(
-            f"{self.service.name}: ready after {self.ready_s:.0f} s{details}", highlight=False, soft_wrap=True
-        )
+        console.print(f"{self.service.name}: ready after {self.ready_s:.0f} s{details}", soft_wrap=True)
         slower = self.history.add(self.key, self.service.fingerprint, self.ready_s, phases) if self.history else None
         if slower:
-            console.print(f"{self.service.name}: {slower}", highlight=False)
+            console.print(f"{self.service.name}: {slower}")
 
     def __str__(self) -> str:
         return f"{self.service.name}: {self.phases.current}"
@@ -177,7 +171,7 @@ def wait(
                 elif waiting and time.monotonic() >= next_line:
                     next_line += PLAIN_LINE_S
                     shown = ", ".join(str(start) for start in waiting)
-                    console.print(f"waiting for {shown}, {clock(waiting, elapsed)}", highlight=False)
+                    console.print(f"waiting for {shown}, {clock(waiting, elapsed)}")
                 if waiting:
                     time.sleep(POLL_S)
     finally:
