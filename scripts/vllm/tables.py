@@ -24,16 +24,16 @@ def read(name: str) -> dict[str, Any]:
     return table
 
 
-def locked_version(lock: Path) -> str | None:
-    """vLLM's version in a lock file."""
-    found = re.search(r"^vllm(?:-cpu)?==([\w.]+)", lock.read_text(), re.MULTILINE)
-    return found[1] if found else None
+def locked_version(lock: Path, package: str = "vllm(?:-cpu)?") -> str:
+    """The version of a package (a pattern; by default vLLM) in a lock file; empty where the lock lacks it."""
+    found = re.search(rf"^{package}==([\w.+]+)", lock.read_text(), re.MULTILINE)
+    return found[1] if found else ""
 
 
 def check_tables(device: str, locks: Path = LOCKS) -> list[Finding]:
     """The tables belong to the locked version."""
     lock = locks / f"vllm-{device}.lock"
-    locked = locked_version(lock)
+    locked = locked_version(lock).partition("+")[0]
     required, remedy = "tables of the locked version, for right findings", f"run {DUMP} in the environment vllm-cpu"
     return [
         warning("tables", f"{name}.json is of vLLM {version}, but {lock.name} has {locked}", required, remedy)

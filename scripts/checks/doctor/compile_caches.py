@@ -6,8 +6,7 @@ from rich.filesize import decimal
 
 from scripts.checks.doctor.context import Context
 from scripts.findings import Finding, ok, unchecked
-from scripts.settings import StackError
-from scripts.stack.services import cache_key, cache_root, preset_file
+from scripts.stack.services import cache_key, cache_root
 from scripts.vllm import compile_cache
 
 
@@ -15,12 +14,9 @@ def check(context: Context) -> list[Finding]:
     """The caches on this host; `make clean` lists those in a container's volume."""
     if context.in_containers:
         return []
-    if context.preset is None:
+    if context.preset_file is None:
         return [unchecked("compile cache", "this host has no preset")]
-    try:
-        current = cache_key(context.settings, context.device, preset_file(context.preset))
-    except StackError as failure:
-        return [unchecked("compile cache", str(failure))]
+    current = cache_key(context.settings, context.device, context.preset_file)
     kept = {each.name: each.size for each in compile_cache.kept(cache_root(context.settings))}
     warm = decimal(kept.pop(current)) if current in kept else "none yet: the first start takes longer"
     findings = [ok("compile cache", f"{current}: {warm}")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -55,26 +56,24 @@ class Context:
             return None
 
     @cached_property
+    def preset_file(self) -> Path | None:
+        """The file of the preset; None without a preset or file."""
+        with contextlib.suppress(StackError):
+            return preset_file(self.preset) if self.preset else None
+        return None
+
+    @cached_property
     def environment(self) -> Mapping[str, str]:
         """The model server's variables."""
         own = self.settings.environment
-        if self.preset is None:
-            return own
-        try:
-            return own | read_variables(preset_file(self.preset).with_suffix(".env"))
-        except StackError:
-            return own
+        return own | read_variables(self.preset_file.with_suffix(".env")) if self.preset_file else own
 
     @cached_property
     def options(self) -> Options | None:
         """vLLM's options by the preset; None without a preset."""
-        if self.preset is None:
+        if self.preset_file is None:
             return None
-        try:
-            file = preset_file(self.preset)
-            return read_options(file, self.environment, self.device, start_arguments(self.settings))[0]
-        except StackError:
-            return None
+        return read_options(self.preset_file, self.environment, self.device, start_arguments(self.settings))[0]
 
     @cached_property
     def in_containers(self) -> bool:
