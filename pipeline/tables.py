@@ -15,7 +15,7 @@ import pyarrow as pa
 from pipeline.answer_schema import NUMBERS, kinds
 
 # Changes when rows that an older version wrote cannot stand beside new ones.
-FORMAT = "2"
+FORMAT = "3"
 
 DETECTED = "detected"
 NO_OBJECT = "no_object"

@@ -29,7 +29,7 @@ def caption(row: dict[str, Any], job: Job) -> str:
     """What stands on a detection's box: the answer that the job counts, or the label."""
     if row["outcome"] == tables.FAILED:
         return f"{row['label']}: failed"
-    answer = row[job.summary] if job.summary else next((row[name] for name in job.properties), None)
+    answer = row[job.summary or next(iter(job.answer_schema["properties"]))]
     return str(answer if answer is not None else row["label"])
 
 
@@ -62,6 +62,7 @@ def write_report(
     images = written["images"].select(["path", "outcome", "stage", "reason"]).to_pylist()
     ended = [row for row in images if row["outcome"] != tables.FAILED]
     failures = [row for row in images if row["outcome"] == tables.FAILED]
+    properties = list(job.properties)
     found: dict[str, list[dict[str, Any]]] = {row["path"]: [] for row in ended[:SHOWN_IMAGES]}
     drawn: dict[str, list[dict[str, Any]]] = defaultdict(list)
     # A few rows at a time, and of most no more than is drawn: there may be a million.
@@ -72,7 +73,7 @@ def write_report(
             if row["outcome"] == tables.FAILED:
                 failures.append({name: row[name] for name in ("path", "index", "stage", "reason")})
             if row["path"] in found:
-                row["answer"] = [row[name] for name in job.properties] if row["outcome"] == tables.ANSWERED else []
+                row["answer"] = [row[name] for name in properties] if row["outcome"] == tables.ANSWERED else []
                 found[row["path"]].append(row)
     by_path = {source.shown: source for source in pictures.sources}
     with counted(console, "annotated images", len(drawn)) as count:
