@@ -1,4 +1,4 @@
-# Spotter. `make` lists the targets; README.md tells what they do.
+# Spotter. `make` lists the targets; README.md and docs/ explain them.
 .DEFAULT_GOAL := help
 SHELL := /bin/sh
 
@@ -6,7 +6,7 @@ export PYTHON ?= python3
 DEV := .spotter/envs/dev/bin
 BENCH := .spotter/envs/bench/bin/python -m scripts.bench
 
-# Short names for the settings that people change most; the long ones work too, also in .env.
+# Short names of the settings that people change most. The long names work too, also in .env.
 ifdef IMAGES
 export SPOTTER_IMAGES := $(value IMAGES)
 endif
@@ -32,26 +32,26 @@ endif
 .PHONY: help
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo 'Settings: IMAGES=folder-or-glob OUTPUT=folder JOB=name-or-file DEVICE=cpu|cuda PRESET=name-or-file START=fast OFFLINE=1; see .env.example'
+	@echo 'Settings: IMAGES=place OUTPUT=folder JOB=file DEVICE=cpu|cuda PRESET=file START=fast OFFLINE=1; see .env.example'
 
 .PHONY: run
-run: ## run the job: IMAGES=, OUTPUT=, JOB=; starts the stack if it is not up
+run: ## run the job, and start the stack if it is down: IMAGES= JOB= OUTPUT=
 	@./spotter run $(OPTIONS)
 
 .PHONY: profile
-profile: ## run the job afresh and say where its time went: COMPARE=run beside that; RUN=run shows that alone
+profile: ## run the job afresh and show where its time went: COMPARE=run, RUN=run
 	@./spotter profile $(if $(RUN),--run '$(RUN)') $(if $(COMPARE),--compare '$(COMPARE)') $(OPTIONS)
 
 .PHONY: fetch
-fetch: ## get the models from the hub: what is missing, with bytes as they come; verifies all
+fetch: ## download the models that are missing, verify all
 	@./spotter fetch
 
 .PHONY: up
-up: ## start the detector and vLLM, wait until they can answer
+up: ## start the detector and vLLM, wait until both answer
 	@./spotter up
 
 .PHONY: down
-down: ## stop the stack; requests in flight may finish
+down: ## stop the stack; open requests may finish
 	@./spotter down
 
 .PHONY: status
@@ -59,50 +59,50 @@ status: ## show the services
 	@./spotter status
 
 .PHONY: logs
-logs: ## show the services' logs: SERVICE=vllm or detector, FOLLOW=1
+logs: ## show the services' logs: SERVICE=vllm, FOLLOW=1
 	@./spotter logs $(SERVICE) $(if $(FOLLOW),--follow)
 
 .PHONY: build
-build: ## build the containers' images, where they are missing or old; needs Docker
+build: ## build the container images that are missing or old; needs Docker
 	@./spotter build
 
 .PHONY: shell
-shell: ## open a shell where a service runs: SERVICE=vllm or detector
+shell: ## open a shell where a service runs: SERVICE=vllm
 	@./spotter shell $(SERVICE)
 
 .PHONY: clean
-clean: ## stop the stack, remove its state and images; asks first; CACHES=1: models too; YES=1: do not ask
+clean: ## stop the stack, remove its state and images: CACHES=1 YES=1
 	@./spotter clean $(if $(CACHES),--caches) $(if $(YES),--yes)
 
 .PHONY: smoke
-smoke: ## see that all works here: stack from nothing, job, answers, logs, nothing left
+smoke: ## check everything: start from nothing, run, verify answers, stop
 	@./spotter smoke
 
 .PHONY: doctor
-doctor: ## say what this host has and lacks, and what to do; changes nothing: JSON=1
+doctor: ## show what this host has, what is required and the fix: JSON=1
 	@./spotter doctor $(if $(JSON),--json)
 
 .PHONY: preflight
-preflight: ## check preset, model and job, loading no weights: FULL=1 with vLLM's own code, JSON=1
+preflight: ## check preset, model and job without loading weights: FULL=1 JSON=1
 	@./spotter preflight $(if $(FULL),--full) $(if $(JSON),--json)
 
 .PHONY: ladder
-ladder: ## see one job get faster in five steps, and why; also on the running stack; takes 6 minutes, OPTIONS=--help
+ladder: ## see one job get faster in five steps; 6 minutes
 	@scripts/python.sh scripts/environments.py bench
 	@$(BENCH).ladder $(OPTIONS)
 
 .PHONY: bench
-bench: ## measure Spotter against what one would take instead; also on the running stack; 5 minutes: OPTIONS=--quick
+bench: ## measure Spotter against other clients; 5 minutes: OPTIONS=--quick
 	@scripts/python.sh scripts/environments.py bench
 	@$(BENCH).compare $(OPTIONS)
 
 .PHONY: sweep
-sweep: ## find the concurrency that the running model server wants: OPTIONS=--write puts it into .env
+sweep: ## find the concurrency that the model server wants: OPTIONS=--write
 	@scripts/python.sh scripts/environments.py bench
 	@$(BENCH).sweep $(OPTIONS)
 
 .PHONY: check
-check: dev ## check style and types and run the quick tests, beside each other: a minute
+check: dev ## check style and types and run the quick tests; a minute
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync lint quick
 
 .PHONY: quick
@@ -110,7 +110,7 @@ quick: dev
 	$(DEV)/python -m pytest -q -n 2 -m 'not slow' tests/unit tests/contract
 
 .PHONY: test
-test: dev ## run all tests, on the real services, three at once: TESTS= for some of them, with pytest's options
+test: dev ## run all tests, on the real services: TESTS=
 	@scripts/python.sh scripts/environments.py detector-cpu vllm-cpu
 ifdef TESTS
 	$(DEV)/python -m pytest -n 3 $(TESTS)
@@ -130,12 +130,12 @@ lint: dev ## check style and types
 	scripts/lint_compose.sh
 
 .PHONY: format
-format: dev ## bring the code into the house's style
+format: dev ## apply the code style
 	$(DEV)/ruff check --fix .
 	$(DEV)/ruff format .
 
 .PHONY: lock
-lock: ## resolve the dependencies of pyproject.toml anew; needs a package index
+lock: ## resolve the dependencies again; needs a package index
 	@scripts/python.sh scripts/lock.py
 
 .PHONY: dev
