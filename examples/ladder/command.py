@@ -1,4 +1,4 @@
-"""The command line that all rungs have: a folder of images and the servers in, a row for each dog out."""
+"""The command line of all rungs: a folder of images and the servers in, a row for each dog out."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from examples.ladder.servers import Servers
 
 @dataclass
 class Found:
-    """What a rung found: rows of `path`, `box` (xyxy, whole pixels) and `breed`, and what that took."""
+    """A rung's rows, each with `path`, `box` (xyxy, whole pixels) and `breed`, and their cost."""
 
     rows: list[dict[str, Any]]
     seconds: float
-    """From the first file read to the last row. Imports and other preparations are not in it."""
+    """From the first file read to the last row, without imports and other preparations."""
     operators: dict[str, float] = field(default_factory=dict)
-    """Seconds in each of Daft's operators, as Daft has them; see the README for what they leave out."""
+    """Seconds in each of Daft's operators, as Daft measures them; the README says what they leave out."""
     cpu_s: float = 0.0
     """CPU time of the rung's process over `find`."""
 
@@ -34,7 +34,7 @@ Find = Callable[[Path, Servers], Found]
 
 
 def paths(folder: Path) -> daft.DataFrame:
-    """`path`: the files of a folder; all are taken for images."""
+    """`path`: all files of a folder, which must be images."""
     return daft.from_pydict({"path": [str(file) for file in sorted(folder.iterdir()) if file.is_file()]})
 
 
@@ -56,7 +56,7 @@ def main(find: Find) -> None:
     os.environ["DO_NOT_TRACK"], os.environ["DAFT_PROGRESS_BAR"] = "true", "0"
     parser = argparse.ArgumentParser(
         description=sys.modules[find.__module__].__doc__,
-        epilog="The model server's key, if it asks for one, is taken from SPOTTER_API_KEY.",
+        epilog="SPOTTER_API_KEY holds the model server's key, if it needs one.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("images", nargs="?", type=Path, default=Path("samples/images"), help="default: %(default)s")
@@ -77,5 +77,5 @@ def main(find: Find) -> None:
             print(f"{Path(row['path']).name:20} {row['breed']:22} {row['box']}")
         print(f"{len(found.rows)} dogs in {found.seconds:.1f} s")
     sys.stdout.flush()
-    # Connections of clients that Daft holds have no end of their own.
+    # Daft never closes the connections of its clients.
     os._exit(0)

@@ -1,4 +1,4 @@
-"""The two servers' protocols: what all rungs ask, and how they read the answers."""
+"""The two servers' protocols: the requests of all rungs, and how to read the answers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def detect_request(image: bytes) -> bytes:
 
 
 def read_dogs(body: bytes) -> list[dict[str, list[int]]]:
-    """The detector's answer: of each dog the `box` that was found, and the `cut` with some context around it.
+    """The detector's answer: each dog's `box`, and the `cut` with some context around it.
 
     Both are xyxy, whole pixels of the upright image.
     """
@@ -59,7 +59,7 @@ def detect(servers: Servers, image: bytes) -> list[dict[str, list[int]]]:
 def question(model: str, crop: bytes) -> dict[str, Any]:
     """The arguments of the openai client's `chat.completions.create` for one dog, cut out as a JPEG or PNG.
 
-    The picture stands before the text, and the schema bounds the answer.
+    The image comes before the text, and the schema restricts the answer.
     """
     media_type = "image/png" if crop.startswith(b"\x89PNG") else "image/jpeg"
     picture = {"type": "image_url", "image_url": {"url": data_url(crop, media_type)}}

@@ -1,7 +1,7 @@
-"""1. One massive UDF: the Python that worked for one image, handed to Daft as it is. Slow: there is never more than one
-request in the world, so that each server waits while the other works, and Daft's profile has a single line.
+"""1. One massive UDF: the Python that worked for one image, passed to Daft unchanged. Slow: never more than one request
+is in flight, so each server waits while the other works, and Daft's profile has a single line.
 
-Daft calls it with one path after another, and cannot see that there are two servers inside.
+Daft calls it with one path after another, and cannot see the two servers inside.
 """
 
 from __future__ import annotations

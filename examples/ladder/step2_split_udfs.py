@@ -1,7 +1,7 @@
-"""2. Split UDFs: the same Python, cut where the data changes its form. Daft now says which step takes long. No faster:
-six images are one batch, which is handed on when all of its rows are done, and within it row follows row.
+"""2. Split UDFs: the same Python, split where the data changes its form. Daft now shows the slow step. No faster: six
+images are one batch, which moves on when all of its rows are done, and within it row follows row.
 
-What travels between the steps are files and JPEGs, not pixels: `explode` copies a row's image to each of its dogs.
+Files and JPEGs travel between the steps, not pixels: `explode` copies a row's image to each of its dogs.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """3. Native expressions: Daft itself reads, decodes, crops and encodes; only the questions are Python. Less code, but
-no faster: this job waits for its servers, and its work on the CPU was never what took long.
+no faster: this job waits for its servers, and its CPU work was never the slow part.
 
-Two traps: Daft's `crop` takes x, y, width, height, and its decoder leaves a picture as the camera stored it, not
-upright. Each dog's row decodes its image again: decoded images would be copied by `explode`.
+Two traps: Daft's `crop` takes x, y, width, height, and its decoder ignores the EXIF orientation. Each dog's row decodes
+its image again, because `explode` would copy decoded images.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from examples.ladder.step2_split_udfs import Ask, Detect
 
 @daft.func
 def upright(file: bytes) -> bytes:
-    """A file whose pixels lie as they are to be seen; nearly all do already, and pass as they are."""
+    """A file with upright pixels; most files have them already and stay unchanged."""
     image = Image.open(io.BytesIO(file))
     if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
         return file
@@ -39,12 +39,12 @@ def xywh(cut: list[int]) -> list[int]:
 
 
 def read(images: daft.DataFrame) -> daft.DataFrame:
-    """`path` -> + `file`, which the detector gets as it is, and `upright`, for cutting."""
+    """`path` -> + `file` for the detector, and `upright` for cutting."""
     return images.with_column("file", download(col("path"))).with_column("upright", upright(col("file")))
 
 
 def cut_out(dogs: daft.DataFrame) -> daft.DataFrame:
-    """`upright`, `dog` -> + `picture`: a PNG, which takes Daft half the time of its JPEG, and loses nothing."""
+    """`upright`, `dog` -> + `picture`: a PNG, which takes Daft half the time of a JPEG, without loss."""
     image = decode_image(col("upright"))
     return dogs.with_column("picture", encode_image(crop(image, xywh(col("dog")["cut"])), "png"))
 

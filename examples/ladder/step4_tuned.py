@@ -1,8 +1,8 @@
-"""4. Tuned: the questions are asynchronous and a batch is one row. Here the time goes: the detector gets all images at
-once, the model all dogs, and what takes long is waited for only once.
+"""4. Tuned: the questions are asynchronous and a batch is one row. This saves the time: the detector gets all images at
+once, the model all dogs, and the job waits only once for each.
 
-Daft bounds batches in flight by `max_concurrency`; with batches of one row that bounds the questions. With larger ones
-it would not: all rows of a batch are gathered at once.
+Daft limits batches in flight by `max_concurrency`; with batches of one row this limits the questions. With larger ones
+it would not: all rows of a batch are in flight at once.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""5. Spotter's own pipeline: as fast as the tuned flow, and fit for 100,000 images. What it adds costs no time here:
-requests bounded by rows, failures as rows, retries, runs that go on where they were cut short, crops, tables, a report.
+"""5. Spotter's own pipeline: as fast as the tuned flow, and fit for 100,000 images. Its additions cost no time here:
+limits by rows, failures as rows, retries, runs that resume where they stopped, crops, tables, a report.
 """
 
 from __future__ import annotations
