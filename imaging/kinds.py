@@ -33,16 +33,15 @@ OTHER_KINDS = (
     ("DICOM", ".dcm .dicom .nii", "convert it into a PNG file, with the window that shows what you look for"),
     ("a drawing", ".svg .psd .xcf .drawio", "export it as a PNG file"),
     ("a spreadsheet", ".xls .xlsx .ods", "save it as CSV (.csv)"),
-    ("JSON", ".json .geojson", "write one object on each line of a file .jsonl, with the paths in one of its fields"),
     ("a format that is not decoded", ".jxl .exr .hdr .ico .icns .dds .tga", "convert it into a PNG or TIFF file"),
 )
 REMEDIES = {suffix: (kind, remedy) for kind, suffixes, remedy in OTHER_KINDS for suffix in suffixes.split()}
 
 # Files that often lie beside images: they are counted, and not opened.
 OTHER_ENDINGS = (
-    ".txt .md .rst .csv .tsv .jsonl .ndjson .parquet .pq .arrow .feather .xml .xmp .html .htm .css .js .ts .yaml .yml "
-    ".toml .ini .cfg .conf .log .py .ipynb .c .h .cpp .sh .bat .db .sqlite .doc .docx .ppt .pptx .odt .wav .mp3 .aac "
-    ".m4a .flac .srt .gpx .kml .aae .thm .lrv .safetensors .onnx .bin .exe .dll .so .class .jar .lock .sha256 .md5"
+    ".txt .md .rst .csv .tsv .json .geojson .jsonl .ndjson .parquet .pq .arrow .feather .xml .xmp .html .htm .css .js "
+    ".yaml .yml .toml .ini .cfg .conf .log .py .ipynb .c .h .cpp .sh .bat .db .sqlite .doc .docx .ppt .pptx .odt .wav "
+    ".mp3 .aac .m4a .flac .srt .gpx .kml .aae .thm .lrv .safetensors .onnx .bin .exe .dll .so .class .jar .lock .md5"
 )
 OTHER_SUFFIXES = frozenset(REMEDIES) | frozenset(OTHER_ENDINGS.split())
 

@@ -63,10 +63,11 @@ class Settings(BaseSettings):
 
     images: str = Field(
         "samples/images",
-        description="a folder, a glob in quotes, one file, a list (.txt), Parquet (.parquet), or s3://bucket/...",
+        description="a folder, a glob in quotes, one file, a list (.txt), a table (.parquet, .csv ...), or s3://bucket/...",
     )
     column: str | None = Field(
-        None, description="the images' column in Parquet, of bytes or paths; by default the only one there is"
+        None,
+        description="a table's column with images' bytes, paths or addresses; by default the only one with any",
     )
     output: str = Field(
         "runs", description="folder for the runs, each gets its own folder in it; s3://bucket/... publishes them there"

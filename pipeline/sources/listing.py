@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import codecs
 import glob
+import itertools
 import os
 import re
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from imaging.kinds import IMAGE_SUFFIXES, REMEDIES, image_format, other_kind, suffix_of
 from pipeline.errors import UsageError
 from pipeline.locations import SCHEME, is_object, located
-from pipeline.sources import parquet
+from pipeline.sources import columns, table_files, text_tables
 from pipeline.sources.objects import WILDCARD, Objects, StoreError, refuse
+from pipeline.sources.rows import row_name
 from pipeline.sources.search import LeftOut, chosen, head, in_folder, unreadable_of, without_runs
+from pipeline.sources.table_files import is_table
 from pipeline.tables import shown_path
 
 LIST_SUFFIX = ".txt"
-GIVE = "give a folder, a glob, a file, a list (.txt), Parquet or s3:// with IMAGES=... or --images"
+GIVE = (
+    "give a folder, a glob, a file, a list (.txt), a table (.parquet, .arrow, .csv, .jsonl) or s3://... with "
+    "IMAGES=... or --images"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +76,12 @@ class Listing:
 def list_images(place: str, column: str | None = None, objects: Objects | None = None) -> Listing:
     """The images of a place, in an order that is the same in every run; none twice.
 
-    A folder or a prefix `s3://bucket/photos/` is searched for images, or, when it has none, for Parquet: see
-    `search.in_folder`. A glob (`photos/**/*.jpg`, also in a bucket) may match files of any name. A Parquet file stands
-    for the images in its `column`. A list has a path or an address on each line; blank lines and those that begin with
-    `#` are ignored. Only a place that itself ends with LIST_SUFFIX is a list: `photos/*` may match a README.txt. A path
-    in a list or a table is relative to the folder of that file. A listed file that does not exist is a source too: it
-    fails when it is read.
+    A folder or a prefix `s3://bucket/photos/` is searched for images, or, when it has none, for Parquet and Arrow: see
+    `search.in_folder`. A glob (`photos/**/*.jpg`, also in a bucket) may match files of any name. A table stands for the
+    images in its `column`. A list has a path or an address on each line; blank lines and those that begin with `#` are
+    ignored. Only a place that itself ends with LIST_SUFFIX, .csv or .jsonl is a list or such a table: `photos/*` may
+    match a README.txt. A path in a list or a table is relative to the folder of that file. A listed file that does not
+    exist is a source too: it fails when it is read.
 
     Raises:
         UsageError: there are no images, the place cannot be listed, or it is something else.
@@ -86,10 +93,9 @@ def list_images(place: str, column: str | None = None, objects: Objects | None =
         raise UsageError(f"images: {place}: only {SCHEME} is understood of such addresses: {GIVE}")
     else:
         found, expected = list_files(Path(os.path.expanduser(place)), left_out)  # noqa: PTH111 `~x.jpg` may be a file
-    if column is not None and not any(parquet.is_parquet(name) for name, _ in found):
-        raise UsageError(f"images: {place!r} is no Parquet, which alone has columns: leave SPOTTER_COLUMN empty")
-    lists = names_lists(place)
-    sources = (source for name, version in found for source in expand(name, version, column, lists, objects))
+    if column is not None and not any(is_table(name, table_suffixes(place)) for name, _ in found):
+        raise UsageError(f"images: {place!r} is no table and has no columns: leave SPOTTER_COLUMN empty")
+    sources = (source for file in found for source in expand(*file, place, column, objects))
     unique = {source.path: source for source in sources}
     if not unique:
         also = f"; {left_out.summary()}" if left_out else ""
@@ -141,7 +147,7 @@ def refuse_other(place: str, content: bytes) -> None:
     """
     suffix = suffix_of(place)
     raw = suffix in REMEDIES  # a camera's raw file begins as a TIFF
-    if suffix in (LIST_SUFFIX, *parquet.SUFFIXES, *IMAGE_SUFFIXES) or (image_format(content) and not raw):
+    if suffix in (LIST_SUFFIX, *table_files.SUFFIXES, *IMAGE_SUFFIXES) or (image_format(content) and not raw):
         return
     kind, remedy = other_kind(content, place) or (None, None)
     if kind or content:
@@ -193,29 +199,39 @@ def version(path: str) -> str | None:
     return f"{status.st_mtime_ns}-{status.st_size}"
 
 
-def expand(name: str, seen: str | None, column: str | None, lists: bool, objects: Objects) -> Iterator[Source]:
-    """The images that a file stands for: those that it holds or, where `lists` are looked for, lists; or itself."""
-    if parquet.is_parquet(name):
+def expand(name: str, seen: str | None, place: str, column: str | None, objects: Objects) -> Iterator[Source]:
+    """The images of a file that was found at a place: of a table or list those that it names, else itself."""
+    if is_table(name, table_suffixes(place)):
         yield from rows(name, seen, column, objects)
-    elif lists and names_lists(name):
+    elif is_list(place) and is_list(name):
         for line in lines(name, objects):
             yield listed(line, name)
     else:
         yield Source(os.fsencode(name), seen)
 
 
-def rows(table: str, seen: str | None, column: str | None, objects: Objects) -> Iterator[Source]:
-    """The images of a Parquet file: its rows, or the files that these name."""
-    column, in_bytes, number_of_rows = parquet.examine(table, column, objects)
-    if in_bytes:
-        for number in range(number_of_rows):
-            yield Source(os.fsencode(parquet.row_name(table, number)), seen, Row(table, column, number))
-        return
-    for number, value in enumerate(parquet.texts(table, column, objects)):
-        if value is None or not value.strip():
-            yield Source(os.fsencode(parquet.row_name(table, number)), seen, Row(table, column, number))
-        else:
-            yield listed(value, table)
+def rows(place: str, seen: str | None, column: str | None, objects: Objects) -> Iterator[Source]:
+    """The images of a table: its rows, or the files that these name.
+
+    Raises:
+        UsageError: the table cannot be read, or has no column of images.
+    """
+    table, column = table_files.examine(place, column, objects)
+
+    def row(number: int) -> Source:
+        return Source(os.fsencode(row_name(place, number)), seen, Row(place, column, number))
+
+    with table_files.refused(place), closing(table):
+        in_rows = columns.holds(columns.column_type(table.schema, column)) == columns.BYTES
+        if not in_rows:
+            sample = table_files.first(table, column)
+            in_rows = any(sample) and not any(map(columns.named, sample))
+        if in_rows:
+            yield from map(row, range(table.count()))
+            return
+        for number, value in enumerate(itertools.chain.from_iterable(table.values(column))):
+            entry = columns.named(value)
+            yield listed(entry, place) if entry else row(number)
 
 
 def lines(name: str, objects: Objects) -> list[str]:
@@ -247,14 +263,19 @@ def listed(entry: str, where: str) -> Source:
     return Source(os.fsencode(place), None if is_object(place) else version(place))
 
 
-def names_lists(place: str) -> bool:
+def is_list(place: str) -> bool:
     """Whether a place is a list, or a glob of lists, by its own name."""
     return place.lower().endswith(LIST_SUFFIX)
 
 
+def table_suffixes(place: str) -> tuple[str, ...]:
+    """The endings of the files that are tables at a place: those of text only where its own name ends so."""
+    return table_files.SUFFIXES if is_table(place, text_tables.SUFFIXES) else table_files.BINARY_SUFFIXES
+
+
 def has_entries(place: str) -> bool:
-    """Whether a place names other places, by its own name: a list, or Parquet, which may have paths."""
-    return names_lists(place) or place.lower().endswith(parquet.SUFFIXES)
+    """Whether a place may name other locations, by its own name: a list, or a table."""
+    return is_list(place) or is_table(place, table_files.SUFFIXES)
 
 
 def canonical(place: str, column: str | None) -> str:

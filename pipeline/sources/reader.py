@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import stat
 
-from pipeline.locations import is_object, is_utf8
-from pipeline.sources import parquet
+from pipeline.locations import is_object, is_utf8, located
+from pipeline.sources.columns import inline
 from pipeline.sources.images import BadImage
 from pipeline.sources.listing import Row
 from pipeline.sources.objects import Objects
+from pipeline.sources.rows import Rows
 
 # Twice the pixels that are decoded at most, as 8-bit RGB without compression. No camera's file comes near, and a disk
 # image or an endless device with a picture's name does not fill the memory.
@@ -21,7 +22,7 @@ class Reader:
 
     def __init__(self, objects: Objects) -> None:
         self.objects = objects
-        self.rows = parquet.Rows(objects)
+        self.rows = Rows(objects)
 
     def __reduce__(self) -> tuple[type[Reader], tuple[Objects]]:
         """A copy elsewhere opens its own files."""
@@ -43,11 +44,14 @@ class Reader:
         return data
 
     def _row(self, row: Row) -> bytes:
-        """What is in a row of a Parquet file."""
+        """The image in a row of a table, or the one that it names."""
         value = self.rows.get(row.table, row.column, row.number)
-        if value is None or isinstance(value, str):
+        if value is None:
             raise BadImage(f"column {row.column} is empty in this row")
-        return value
+        if isinstance(value, bytes):
+            return value
+        data = inline(value)
+        return self._file(located(value, row.table)) if data is None else data
 
     def _file(self, name: str) -> bytes:
         """A file or an object; of one that is too large the beginning."""

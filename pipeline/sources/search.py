@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from imaging.kinds import HEAD_BYTES, IMAGE_SUFFIXES, OTHER_SUFFIXES, image_format, suffix_of
-from pipeline.sources import parquet
+from pipeline.sources.table_files import is_table
 
 # Files of unknown endings are opened side by side: on a network's file system each takes a millisecond.
 LOOKED_AT_ONCE = 16
@@ -112,7 +112,7 @@ def chosen(names: Iterable[str], left_out: LeftOut, look: Callable[[str], str | 
         suffix = suffix_of(name)
         if suffix in IMAGE_SUFFIXES:
             images.append(name)
-        elif parquet.is_parquet(name):
+        elif is_table(name):
             tables.append(name)
         elif look is None or not may_be_image(name):
             left_out.add_file(name)

@@ -177,7 +177,6 @@ def archive(kind: str) -> bytes:
         ("a.pdf", b"%PDF-1.4", "PDF document: render its pages"),
         ("a.npy", b"\x93NUMPY\x01", "an array: save each picture"),
         ("a.nef", b"II*\0", "raw file: develop it"),
-        ("a.json", b"[]", r"JSON: write one object on each line of a file \.jsonl"),
         ("page", b"<!DOCTYPE html><html>", "an HTML page"),
         ("file.xyz", b"what is this", r"no image, and no list \(\.txt\) or table"),
     ],

@@ -17,8 +17,8 @@ from pipeline.sources import reader as sources
 from pipeline.sources.images import BadImage
 from pipeline.sources.listing import Source, canonical, list_images
 from pipeline.sources.objects import NoObject, Objects
-from pipeline.sources.parquet import Rows
 from pipeline.sources.reader import Reader
+from pipeline.sources.rows import Rows
 from tests.parquet_reads import Reads
 from tests.pictures import encoded, gradient
 from tests.s3 import BUCKET, Store
@@ -248,13 +248,13 @@ def test_which_column_is_said_or_has_to_be(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"several columns that may hold images \(a, b\).*SPOTTER_COLUMN"):
         find(place)
     assert names(find(place, "b"), tmp_path) == ["y.jpg"]
-    with pytest.raises(UsageError, match="no column 'n' of bytes or text, but a, b"):
+    with pytest.raises(UsageError, match=r"no column 'n' of bytes or text: its columns are a \(string\), b"):
         find(place, "n")
     pq.write_table(pa.table({"n": [1]}), place)
-    with pytest.raises(UsageError, match="no column of them"):
+    with pytest.raises(UsageError, match=r"no column of bytes or text: its columns are n \(int64, neither"):
         find(place)
     (tmp_path / "p.jpg").touch()
-    with pytest.raises(UsageError, match="no Parquet, which alone has columns"):
+    with pytest.raises(UsageError, match="is no table and has no columns"):
         find(str(tmp_path / "p.jpg"), "b")
 
 
