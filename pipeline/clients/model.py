@@ -12,7 +12,8 @@ from typing import Any, NoReturn
 
 import jsonschema_rs
 
-from pipeline.clients.completion import PICTURE, completion_request
+from pipeline.clients.answer_text import NoText, answer_text, shown
+from pipeline.clients.completion import PICTURE, completion_request, schema_name
 from pipeline.clients.http import HttpClient
 from pipeline.errors import RowError
 from pipeline.job import Job
@@ -60,6 +61,7 @@ class ModelClient(InProcess):
         self.validator = job.validator()
         self.columns = {field.name: field.type for field in answer_struct(job.properties)}
         self.request = completion_request(job, model)
+        self.schema_name = schema_name(job.name)
         # All requests are the same but for the picture; writing each as JSON took a tenth of the CPU.
         body = json.dumps(self.request).encode()
         self.around_picture = body.split(json.dumps(PICTURE)[1:-1].encode())
@@ -83,14 +85,14 @@ class ModelClient(InProcess):
         """
         try:
             completion = json.loads(body, strict=False)
-            choice = completion["choices"][0]
-            raw = choice["message"]["content"]
-            if not isinstance(raw, str):
-                raise TypeError("the message has no text")
-            raw.encode()  # half a character cannot be stored
-        except (ValueError, LookupError, TypeError, RecursionError) as error:
-            raise BadAnswer(f"not a chat completion: {type(error).__name__}: {error}", None, attempts) from error
-        if choice.get("finish_reason") == "length":
+            said = answer_text(completion, self.schema_name)
+        except NoText as error:
+            raise BadAnswer(str(error), error.raw, attempts) from error
+        except (ValueError, RecursionError) as error:
+            reason = f"not a chat completion: {type(error).__name__}: {error}: {shown(body)}"
+            raise BadAnswer(reason, None, attempts) from error
+        raw = said.raw
+        if said.cut:
             raise BadAnswer(
                 f"cut at {self.job.limit} = {self.job.max_tokens}: raise it in the job file, or bound the schema's "
                 "strings",
@@ -98,9 +100,9 @@ class ModelClient(InProcess):
                 attempts,
             )
         try:
-            fields = read_answer(raw)
+            fields = read_answer(said.answer)
         except (ValueError, RecursionError) as error:
-            reason = f"not JSON ({error}): does the server support response_format json_schema?"
+            reason = f"not JSON ({error}): does the server support response_format json_schema? {shown(raw)}"
             raise BadAnswer(reason, raw, attempts) from error
         try:
             self.validator.validate(fields)
