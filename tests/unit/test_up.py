@@ -71,13 +71,14 @@ def test_options_win_over_the_variables_of_the_same_names(monkeypatch: pytest.Mo
 def test_options_that_leave_the_stack_as_it_is_set_nothing() -> None:
     asked = load_job(["--run-name", "x", "--force"])
     assert StackSettings().for_job(asked.settings).user_variables("SPOTTER_") == {}
-    assert not [name for name in os.environ if name.startswith("SPOTTER_")]
+    assert not [name for name, value in os.environ.items() if name.startswith("SPOTTER_") and value]
 
 
 def test_settings_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ".env").write_text("SPOTTER_JOB=of_file\nSPOTTER_MODEL=of_file\n")
     monkeypatch.setattr(settings, "ENV_FILE", tmp_path / ".env")
     monkeypatch.setenv("SPOTTER_JOB", "of_environment")
+    monkeypatch.delenv("SPOTTER_MODEL", raising=False)  # empty over a developer's .env
     given = StackSettings()
     monkeypatch.setenv("SPOTTER_JOB", "later")
     (tmp_path / ".env").unlink()
