@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from scripts.__main__ import COMMANDS
 from scripts.environments import ROOT
 
@@ -20,11 +22,13 @@ def loaded(program: str) -> set[str]:
     return set(told.split())
 
 
+@pytest.mark.slow
 def test_a_command_loads_nothing_of_the_job() -> None:
     modules = ", ".join(module for name, (module, _) in COMMANDS.items() if name != "profile")
     assert not loaded(f"import scripts.__main__, {modules}") & OF_THE_JOB
 
 
+@pytest.mark.slow
 def test_only_the_command_that_runs_is_loaded() -> None:
     assert "pyarrow" not in loaded("from scripts.__main__ import parse; parse(['status'])")  # of the smoke test
 

@@ -18,6 +18,8 @@ from scripts.settings import OFFLINE
 
 pytestmark = pytest.mark.slow
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def prepared() -> None:
