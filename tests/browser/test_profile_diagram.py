@@ -1,4 +1,4 @@
-"""The Markdown page's diagrams, drawn by the Mermaid library itself."""
+"""The diagrams of Markdown pages, drawn by the Mermaid library itself: of a profile's page and of the documents."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from playwright.sync_api import Browser, Page
 
 from pipeline.metrics.daft_plan import Plan
 from scripts.profile import markdown
+from tests.conftest import ROOT
 from tests.profiles import NASTY, make_profile
 
 
@@ -79,6 +80,12 @@ def test_dafts_own_diagram_is_drawn_beside_it(drawing_board: Page) -> None:
     assert len(draw(drawing_board, own)) == 8
     nodes = draw(drawing_board, dafts)
     assert any("Into Batches of 8" in node for node in nodes)
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_diagrams_of_the_documents_are_drawn(drawing_board: Page, page: Path) -> None:
+    for diagram in diagrams(page.read_text()):
+        assert len(draw(drawing_board, diagram)) >= 5
 
 
 def test_the_library_refuses_what_is_no_diagram(drawing_board: Page) -> None:
