@@ -69,15 +69,13 @@ class Settings(BaseSettings):
         None,
         description="a table's column with images' bytes, paths or addresses; by default the only one with any",
     )
-    output: str = Field(
-        "runs", description="folder for the runs, each gets its own folder in it; s3://bucket/... publishes them there"
-    )
-    work: Path = Field(Path("runs"), description="folder in which a run is made that is published to an s3:// output")
+    output: str = Field("runs", description="parent folder of the runs; s3://bucket/... publishes them there")
+    work: Path = Field(Path("runs"), description="folder in which a run for an s3:// output is made")
     s3_endpoint: AnyHttpUrl | None = Field(
         None, description="an S3 server other than Amazon's; by default AWS_ENDPOINT_URL"
     )
     run_name: str | None = Field(
-        None, description="name of the run's folder; by default the job's name and what tells it from other runs"
+        None, description="name of the run's folder; by default the job's name and a fingerprint"
     )
     job: str = Field("dog_breeds", description="a bundled job's name or a job file's path")
 
@@ -86,38 +84,38 @@ class Settings(BaseSettings):
         AnyHttpUrl("http://127.0.0.1:8000/v1"), description="an OpenAI-compatible API, with its /v1"
     )
     model: str | None = Field(None, description="the model's name at that server; by default the only one it serves")
-    model_revision: str | None = Field(None, description="written down in run.json; no server tells it")
+    model_revision: str | None = Field(None, description="a note for run.json: no server reports its revision")
     api_key: CliSuppress[SecretStr | None] = Field(
         None, description="sent to the model server; a variable only, since any user can read a command line"
     )
 
-    detector_concurrency: int = Field(16, ge=1, le=1024, description="images at the detector at once, at most")
-    model_concurrency: int = Field(64, ge=1, le=4096, description="crops at the model server at once, at most")
+    detector_concurrency: int = Field(16, ge=1, le=1024, description="most images at the detector at once")
+    model_concurrency: int = Field(64, ge=1, le=4096, description="most crops at the model server at once")
     bytes_in_flight: ByteSize = Field(
         # Some 40 images, twice each, of up to 6 MB: photos never wait for each other, scans of 100 MB do.
         ByteSize(512 * 1024**2),
         gt=0,
-        description="images and crops that are held at once, at most, such as 512MiB; one larger image goes alone",
+        description="most bytes of encoded images and crops in memory, such as 512MiB; one larger image goes alone",
     )
-    request_timeout_s: float = Field(120.0, gt=0, description="longest that one request may take")
-    attempts: int = Field(5, ge=1, le=100, description="tries per request, for failures that can heal")
-    outage_limit_s: float = Field(900.0, gt=0, description="longest to wait for a service that went away")
+    request_timeout_s: float = Field(120.0, gt=0, description="longest time of one request")
+    attempts: int = Field(5, ge=1, le=100, description="most tries of a request whose failure can heal")
+    outage_limit_s: float = Field(900.0, gt=0, description="stop the run when a service is gone for this long")
     stall_limit_s: float = Field(
         # Above what the first rows may take to fail by themselves: all their attempts, each with the wait for another's
         # turn, since a stage holds twice the rows that it asks about at once.
         1200.0,
         gt=0,
-        description="longest without any row ending before the run is stopped; above 2 x attempts x request timeout",
+        description="stop the run when no row ends for this long; keep it above 2 x attempts x request timeout",
     )
-    failure_limit: float = Field(0.5, ge=0, le=1, description="stop when a larger share of rows fails at a service")
+    failure_limit: float = Field(
+        0.5, ge=0, le=1, description="stop the run when a larger share of the last rows fails at a service"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="the least that run.log in the run's folder records"
+        "info", description="the lowest level that run.log in the run's folder records"
     )
-    retry_failed: bool = Field(False, description="do again what failed before")
-    force: bool = Field(False, description="begin anew in the run's folder")
-    profile: bool = Field(
-        False, description="write Daft's explain-analyze into profile/, beside what every run measures"
-    )
+    retry_failed: bool = Field(False, description="do failed rows again")
+    force: bool = Field(False, description="remove the run and begin anew")
+    profile: bool = Field(False, description="also write Daft's explain-analyze into the run's profile/")
 
     @classmethod
     def settings_customise_sources(

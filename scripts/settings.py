@@ -60,28 +60,28 @@ class StackSettings(BaseSettings):
         "auto", description="auto: compose where Docker answers and has the images or can build them, else process"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where nvidia-smi finds a GPU")
-    gpu: int = Field(0, ge=0, description="the GPU that the stack takes, by its number at nvidia-smi")
-    preset: str = Field("auto", description="a file of services/vllm/presets by its name, or a path; auto: by the GPU")
-    start: Literal["full", "fast"] = Field(
-        "full", description="fast: a file of services/vllm/starts over the preset; sooner ready, slower answers"
+    gpu: int = Field(0, ge=0, description="the GPU's number at nvidia-smi")
+    preset: str = Field(
+        "auto", description="a preset of services/vllm/presets by its name, or a file; auto: by the GPU's memory"
     )
-    offline: bool = Field(False, description="no network attempt at all: what is missing on this host is an error")
-    host: str = Field("127.0.0.1", description="the address that the services listen on")
-    vllm_port: int = Field(8000, ge=1, le=65535, description="the model server's port")
-    detector_port: int = Field(8001, ge=1, le=65535, description="the detector's port")
-    publish: bool = Field(False, description="compose: let programs of this host reach the services, at host and ports")
-    start_timeout_s: float = Field(1800.0, gt=0, description="longest that a service may take to become ready")
+    start: Literal["full", "fast"] = Field("full", description="fast: vLLM is ready sooner and answers slower")
+    offline: bool = Field(False, description="no command makes a network attempt; anything missing is an error")
+    host: str = Field("127.0.0.1", description="address that the services listen on")
+    vllm_port: int = Field(8000, ge=1, le=65535, description="port of the model server")
+    detector_port: int = Field(8001, ge=1, le=65535, description="port of the detector")
+    publish: bool = Field(False, description="compose: let programs of this host reach the services")
+    start_timeout_s: float = Field(1800.0, gt=0, description="longest time until a service is ready")
     vllm_memory: ByteSize | None = Field(
-        None, gt=0, description="compose: the most that vLLM may use, such as 24GiB; by default 6GiB, on a GPU 48GiB"
+        None, gt=0, description="compose: memory limit of vLLM, such as 24GiB; by default 6GiB, on a GPU 48GiB"
     )
     detector_memory: ByteSize | None = Field(
-        None, gt=0, description="compose: the most that the detector may use; by default 2GiB, on a GPU 8GiB"
+        None, gt=0, description="compose: memory limit of the detector; by default 2GiB, on a GPU 8GiB"
     )
     pipeline_memory: ByteSize = Field(
         # 300 scenes with 1,000 dogs took 0.5 GiB; large photographs take more.
         ByteSize(4 * 1024**3),
         gt=0,
-        description="compose: the most that the job may use",
+        description="compose: memory limit of the job",
     )
     state: Path = Field(ROOT / ".spotter", description="folder for process ids, logs and caches")
 
