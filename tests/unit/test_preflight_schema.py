@@ -6,7 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jsonschema  # type: ignore[import-untyped]
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from scripts.checks.preflight.answers import check_answers
 from scripts.checks.preflight.schema import Measure
@@ -52,6 +55,7 @@ OPEN_ENDS: list[tuple[object, str, str]] = [
     ({"type": "object", "patternProperties": {"^a": DIGIT}}, "error", "an object that allows patternProperties"),
     ({"$ref": "#/$defs/dog"}, "error", "contains itself"),
     ({"$ref": "#/$defs/cat"}, "error", "anything"),
+    ({"$ref": "https://json-schema.org/draft/2020-12/schema"}, "error", "anything"),
     ({}, "error", "anything"),
     (True, "error", "anything"),
 ]
@@ -90,6 +94,8 @@ def test_every_open_end_is_named_at_once() -> None:
         (of(a={"type": "array", "items": DIGIT, "maxItems": 0}), '{"a": []}'),
         (of(a={"anyOf": [DIGIT, {"enum": ["ten"]}]}), '{"a": "ten"}'),
         ({**of(a={"$ref": "#/$defs/x"}), "$defs": {"x": DIGIT}}, '{"a": 9}'),
+        ({**of(a={"$ref": "#/$defs/x~1y%20z"}), "$defs": {"x/y z": DIGIT}}, '{"a": 9}'),
+        ({**of(a={"$ref": "#/$defs/x/anyOf/0"}), "$defs": {"x": {"anyOf": [DIGIT]}}}, '{"a": 9}'),
         (deep(DIGIT), None),
     ],
     ids=str,
@@ -170,3 +176,42 @@ def test_the_static_tier_names_both(tmp_path: Path) -> None:
     found = [each.found for each in configuration.check().findings if each.check == "schema"]
     assert any("answer.name is a string without maxLength" in text for text in found)
     assert any("answer.legs uses multipleOf" in text for text in found)
+
+
+BOUNDED: st.SearchStrategy[Any] = st.recursive(
+    st.one_of(
+        st.sampled_from([{"type": "boolean"}, {"type": ["null", "boolean"]}, {"type": "string", "format": "date"}]),
+        st.integers(0, 50).map(lambda most: {"type": "string", "maxLength": most}),
+        st.integers(-999, 0).map(lambda least: {"type": "integer", "minimum": least, "maximum": 7}),
+        st.lists(st.one_of(st.text(max_size=4), st.none(), st.integers()), min_size=1).map(lambda each: {"enum": each}),
+        st.text(max_size=4).map(lambda value: {"const": value}),
+    ),
+    lambda schema: st.one_of(
+        st.dictionaries(st.text(max_size=4), schema, max_size=3).map(lambda named: of(**named)),
+        st.tuples(schema, st.integers(0, 4)).map(lambda it: {"type": "array", "items": it[0], "maxItems": it[1]}),
+        st.lists(schema, min_size=1, max_size=3).map(lambda first: {"type": "array", "prefixItems": first}),
+        st.lists(schema, min_size=1, max_size=3).map(lambda branches: {"anyOf": branches}),
+    ),
+    max_leaves=8,
+)
+ANYTHING: st.SearchStrategy[Any] = st.recursive(
+    st.one_of(BOUNDED, st.booleans(), st.just({})),
+    lambda schema: st.dictionaries(st.sampled_from(["anyOf", "allOf", "oneOf"]), st.lists(schema, min_size=1)),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(BOUNDED)
+def test_the_longest_answer_of_any_schema_with_an_end_is_an_answer(schema: dict[str, Any]) -> None:
+    measure = Measure(schema)
+    longest = measure.longest(schema)
+    assert measure.endless == []
+    assert longest.characters == len(longest.text)
+    jsonschema.validate(json.loads(longest.text), schema)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(ANYTHING)
+def test_no_schema_ends_the_check(schema: Any) -> None:
+    findings(of(a=schema, b={"type": "array", "items": schema}))

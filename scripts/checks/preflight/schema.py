@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote
 
 # Words, because a tokenizer would need very few tokens for a run of one letter.
 WORDS = "brown dog stands near a green tree and looks to the left side of this picture "
@@ -75,10 +76,13 @@ class Unsupported:
 def resolve(reference: str, root: Any) -> Any:
     """The schema that a reference names; None where it leads nowhere."""
     found = root
-    for part in reference.removeprefix("#").strip("/").split("/"):
-        if part:
-            found = found.get(part) if isinstance(found, dict) else None
-    return found
+    for part in unquote(reference.removeprefix("#")).split("/")[1:]:
+        name = part.replace("~1", "/").replace("~0", "~")
+        if isinstance(found, list) and name.isdecimal():
+            found = found[int(name)] if int(name) < len(found) else None
+        else:
+            found = found.get(name) if isinstance(found, dict) else None
+    return found if reference.startswith("#") else None
 
 
 def types(schema: dict[str, Any]) -> list[str]:
