@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jsonschema  # type: ignore[import-untyped]
+import jsonschema_rs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -208,7 +208,7 @@ def test_the_longest_answer_of_any_schema_with_an_end_is_an_answer(schema: dict[
     longest = measure.longest(schema)
     assert measure.endless == []
     assert longest.characters == len(longest.text)
-    jsonschema.validate(json.loads(longest.text), schema)
+    jsonschema_rs.validate(schema, json.loads(longest.text))
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
