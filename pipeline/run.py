@@ -19,7 +19,6 @@ from rich.console import Console
 from pipeline.clients.connect import Clients, make_clients
 from pipeline.clients.probe import Services, probe
 from pipeline.errors import RunStopped
-from pipeline.files import write_table
 from pipeline.job import Job
 from pipeline.job import load as load_job
 from pipeline.metrics import daft_plan, profiler
@@ -28,6 +27,7 @@ from pipeline.metrics.stage import ASK, DETECT
 from pipeline.output import resume, run_folder
 from pipeline.output.breakdown import explain, one_line
 from pipeline.output.collector import Collector
+from pipeline.output.formats import FORMATS
 from pipeline.output.manifest import STOPPED, Result, begun, ended, identify, lost, outcome, why_new
 from pipeline.output.parts import Parts
 from pipeline.output.publish import Publication
@@ -280,9 +280,9 @@ class JobRun:
             parts.commit()
             self.watchdog.moved()
             self.tables = parts.merge(images)
-            for name, table in self.tables.items():
+            for name, write in FORMATS.items():
                 self.watchdog.moved()
-                write_table(table, self.folder / f"{name}.parquet")
+                write(self.tables, self.folder / name)
             todo = len(self.resume_plan.sources)
             unended = max(todo - self.collector.progress.done, len(images) - self.tables["images"].num_rows)
             seconds = round(time.perf_counter() - self.clock, 3)

@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.errors import UsageError
 from pipeline.files import partial, sync_folder, write_atomically
+from pipeline.output.formats import FORMATS
 
 MANIFEST = "run.json"
 # The list of committed parts: without it none counts.
@@ -23,8 +24,7 @@ LOG = "run.log"
 
 # What a run makes in its folder; it never removes anything else.
 CONTENTS = (
-    "images.parquet",
-    "detections.parquet",
+    *FORMATS,
     "report.html",
     STALL,
     ERROR,
