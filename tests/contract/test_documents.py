@@ -22,7 +22,7 @@ from pipeline import job, tables
 from pipeline import settings as pipeline_settings
 from pipeline.output import run_folder
 from scripts import __main__ as spotter
-from scripts import environments
+from scripts import environments, minimum_versions
 from scripts import settings as stack_settings
 from scripts.stack.services import VLLM_PRESETS
 from scripts.vllm import tables as vllm_tables
@@ -363,6 +363,18 @@ def test_the_readme_is_short_and_names_the_two_commands() -> None:
 
 def test_the_readme_says_early_what_never_ran_on_a_gpu() -> None:
     assert "Not yet run on a GPU" in README.read_text().partition("\n## ")[0]
+
+
+def test_the_readme_requires_what_the_doctor_requires() -> None:
+    needs = README.read_text().partition("You need:")[2].partition("```")[0]
+    least = minimum_versions
+    assert f"driver {least.NVIDIA_DRIVER[0]} or newer" in needs
+    assert f"{least.RAM_GIB['cuda']} GiB of free host memory" in needs
+    for gib in (least.CACHES_GIB, least.ENVIRONMENTS_GIB, least.IMAGES_GIB):
+        assert f"{gib['cuda']} GiB" in needs
+    for name, version in (("Docker Engine", least.DOCKER_ENGINE), ("Compose", least.COMPOSE)):
+        assert f"{name} {'.'.join(map(str, version))}" in needs
+    assert f"Python {environments.PYTHON}" in needs
 
 
 def test_pages_are_short_and_the_readme_links_each() -> None:
