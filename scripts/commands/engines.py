@@ -17,7 +17,7 @@ from scripts.settings import StackSettings
 from scripts.stack.devices import choose, find_gpus
 from scripts.stack.engine import Engine
 from scripts.stack.process_engine import ProcessEngine
-from scripts.stack.services import STOP_GRACE_S, Stack, make_stack
+from scripts.stack.services import KINDS, Stack, make_stack
 
 
 def plan(settings: StackSettings) -> tuple[Stack, Engine, str]:
@@ -37,7 +37,7 @@ def choose_engine(settings: StackSettings, device: str, preset: str) -> tuple[En
     if settings.engine == "compose":
         docker_host.client_config()
         return ComposeEngine(settings, device, preset), "STACK_ENGINE=compose"
-    if any(process.is_running(name) for name in STOP_GRACE_S):
+    if any(process.is_running(name) for name in KINDS):
         return process, "services run as processes already"
     if reason := compose_engine.why_not(device, offline=settings.offline):
         return process, reason
@@ -47,8 +47,8 @@ def choose_engine(settings: StackSettings, device: str, preset: str) -> tuple[En
 def engines_in_use(settings: StackSettings, leftovers: bool = False) -> list[Engine]:
     """The engines that have services of this stack, running or not, or, with `leftovers`, anything of it."""
     process, compose = ProcessEngine(settings), ComposeEngine(settings, "cpu", "cpu")  # to find and stop: any device
-    used: list[Engine] = [process] if any(map(process.started, STOP_GRACE_S)) else []
-    if (leftovers or any(map(compose.started, STOP_GRACE_S))) and docker_host.answers():
+    used: list[Engine] = [process] if any(map(process.started, KINDS)) else []
+    if (leftovers or any(map(compose.started, KINDS))) and docker_host.answers():
         used.append(compose)
     return used
 

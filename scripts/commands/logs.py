@@ -9,17 +9,16 @@ from rich.console import Console
 
 from scripts.commands.engines import plan
 from scripts.settings import StackSettings
-
-SERVICES = ("detector", "vllm")
+from scripts.stack.services import KINDS
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """The command's own arguments."""
-    parser.add_argument("service", nargs="?", choices=SERVICES, help="by default both")
+    parser.add_argument("service", nargs="?", choices=KINDS, help="by default both")
     parser.add_argument("--follow", action="store_true", help="go on until Ctrl-C")
 
 
 def run(settings: StackSettings, console: Console, *, service: str | None, follow: bool) -> NoReturn:
     """Become a program that shows the logs."""
     _, engine, _ = plan(settings)
-    engine.show_logs([service] if service else SERVICES, follow)
+    engine.show_logs([service] if service else list(KINDS), follow)

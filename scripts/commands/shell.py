@@ -7,13 +7,13 @@ from argparse import ArgumentParser
 from rich.console import Console
 
 from scripts.commands.engines import plan
-from scripts.commands.logs import SERVICES
 from scripts.settings import StackError, StackSettings
+from scripts.stack.services import KINDS
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """The command's own arguments."""
-    parser.add_argument("service", nargs="?", choices=SERVICES, default="vllm", help="by default vllm")
+    parser.add_argument("service", nargs="?", choices=KINDS, default="vllm", help="by default vllm")
 
 
 def run(settings: StackSettings, console: Console, *, service: str) -> None:

@@ -28,6 +28,7 @@ from scripts.docker import images
 from scripts.docker import project as compose_project
 from scripts.environments import ROOT
 from scripts.settings import PREFIX, StackError, StackSettings
+from scripts.stack.services import KINDS
 
 # The same bounds as in tests/stack/test_main_job.py.
 LEAST_FOUND = 0.95
@@ -180,7 +181,7 @@ class Smoke:
     def logs(self) -> str:
         """Check that the services did not complain, except of what is known to be harmless."""
         count = 0
-        for name in ("detector", "vllm"):
+        for name in KINDS:
             lines = (self.state / "logs" / f"{name}.log").read_text(errors="replace").splitlines()
             count += len(lines)
             refuse_complaints(name, lines)

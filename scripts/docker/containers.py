@@ -16,11 +16,7 @@ from scripts.docker.client import ask, client, command
 from scripts.docker.project import CHECKOUT_LABEL, is_elsewhere, project_name
 from scripts.settings import StackSettings
 from scripts.stack.engine import Engine
-from scripts.stack.services import Service
-
-# Where the services listen in their containers, and where images/health.py finds them.
-PORTS = {"detector": 8001, "vllm": 8000}
-READY_PATHS = {"detector": "/", "vllm": "/health"}
+from scripts.stack.services import KINDS, Service
 
 # A container's state is kept for this long: to ask Docker takes 30 ms of CPU.
 STATE_AGE_S = 0.5
@@ -116,12 +112,13 @@ class ContainerEngine(Engine):
 
     def locate(self, service: Service) -> Service:
         """The service at its container's address in the inner network; unchanged where none runs."""
-        container, port = self.find(service.name), PORTS[service.name]
+        container, kind = self.find(service.name), KINDS[service.name]
         networks = (container.network_settings.networks or {}) if container else {}
         inside = networks.get(f"{self.project}_inside")
         if inside is None or not inside.ip_address:
             return service
-        return replace(service, ready_url=f"http://{inside.ip_address}:{port}{READY_PATHS[service.name]}", port=port)
+        address = f"http://{inside.ip_address}:{kind.container_port}{kind.ready_path}"
+        return replace(service, ready_url=address, port=kind.container_port)
 
     def describe(self, name: str) -> tuple[str, float | None]:
         container = self.find(name)

@@ -24,9 +24,26 @@ VLLM_STARTS = ROOT / "services" / "vllm" / "starts"
 DETECTOR_PRESETS = ROOT / "services" / "detector" / "presets"
 DETECTOR_CODE = ("imaging", "services/detector")
 
-# Seconds that each service gets to finish its requests: above the shutdown-timeout of 60 in vLLM's presets, and above
-# DETECTOR_TIMEOUT_S, after which no request is open.
-STOP_GRACE_S = {"vllm": 75.0, "detector": 70.0}
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What is the same for a service on every host."""
+
+    url_variable: str
+    """The job's variable for its address."""
+    container_port: int
+    """Where it listens in its container; images/health.py asks there."""
+    ready_path: str
+    """Answers 200 only when the service can answer requests."""
+    stop_grace_s: float
+    """How long it may finish its requests after SIGTERM."""
+
+
+KINDS = {
+    "detector": Kind("SPOTTER_DETECTOR_URL", 8001, "/", 70.0),  # above DETECTOR_TIMEOUT_S: then no request is open
+    "vllm": Kind("SPOTTER_MODEL_URL", 8000, "/health", 75.0),  # above the presets' shutdown-timeout of 60
+}
+"""The services, by the name of their STACK_ settings."""
 
 # The hub's token: only `fetch` gets it, no service.
 TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
@@ -176,7 +193,7 @@ def vllm(settings: StackSettings, device: str, preset: Path) -> Service:
         port=settings.vllm_port,
         port_variable="STACK_VLLM_PORT",
         ready_url=f"http://{settings.host}:{settings.vllm_port}/health",
-        stop_grace_s=STOP_GRACE_S["vllm"],
+        stop_grace_s=KINDS["vllm"].stop_grace_s,
         inputs=tuple(path for path in (preset, variables_file, start_file(settings)) if path and path.is_file()),
         key_file=api_key.file_in(settings.state),
         model=options.text("model") or "",
@@ -199,7 +216,7 @@ def detector(settings: StackSettings, device: str) -> Service:
         port=settings.detector_port,
         port_variable="STACK_DETECTOR_PORT",
         ready_url=f"http://{settings.host}:{settings.detector_port}/",
-        stop_grace_s=STOP_GRACE_S["detector"],
+        stop_grace_s=KINDS["detector"].stop_grace_s,
         inputs=(preset, *sorted(file for room in DETECTOR_CODE for file in (ROOT / room).glob("*.py"))),
         model=variables.get("DETECTOR_MODEL", ""),
         revision=variables.get("DETECTOR_REVISION"),

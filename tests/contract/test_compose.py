@@ -22,18 +22,17 @@ from pipeline.sources.listing import list_images
 from scripts.docker import gpu as docker_gpu
 from scripts.docker import host as docker_host
 from scripts.docker import images
-from scripts.docker.containers import PORTS, READY_PATHS
 from scripts.docker.engine import ComposeEngine
 from scripts.docker.files import COMPOSE_FILE, OVERLAY_OF_DEVICE, OVERLAYS, ComposeFiles
 from scripts.docker.job import Mount, Told, overlay, place_to_mount, tell
 from scripts.docker.job_user import User
 from scripts.docker.project import project_name
 from scripts.settings import JobCommand, StackError, StackSettings
-from scripts.stack.services import DETECTOR_PRESETS, STOP_GRACE_S, VLLM_PRESETS, cache_key, make_stack
+from scripts.stack.services import DETECTOR_PRESETS, KINDS, VLLM_PRESETS, cache_key, make_stack
 from scripts.vllm.checker import CHECKER
 from tests.conftest import ROOT
 
-SERVICES = ("detector", "vllm")
+SERVICES = tuple(KINDS)
 GPU_PRESETS = ("l4", "a100-40", "a100-80")
 FILES = [COMPOSE_FILE, *sorted(OVERLAYS.glob("*.yaml"))]
 
@@ -95,7 +94,7 @@ def test_ports_are_published_on_loopback_and_only_if_asked(overlay: str) -> None
     }
     for name in SERVICES:
         (port,) = content["services"][name]["ports"]
-        assert (port["host_ip"], port["target"]) == ("127.0.0.1", PORTS[name])
+        assert (port["host_ip"], port["target"]) == ("127.0.0.1", KINDS[name].container_port)
 
 
 def test_health_and_order(stack: tuple[str, dict[str, Any]]) -> None:
@@ -103,18 +102,21 @@ def test_health_and_order(stack: tuple[str, dict[str, Any]]) -> None:
     assert services["vllm"]["depends_on"]["detector"]["condition"] == "service_healthy"
     for name in SERVICES:
         assert services["pipeline"]["depends_on"][name]["condition"] == "service_healthy"
-        url = f"http://127.0.0.1:{PORTS[name]}{READY_PATHS[name]}"
+        url = f"http://127.0.0.1:{KINDS[name].container_port}{KINDS[name].ready_path}"
         assert services[name]["healthcheck"]["test"][:4] == ["CMD", "python3", "/spotter/health.py", url]
     assert services["vllm"]["healthcheck"]["test"][4:] == ["--ask"]
     assert services["pipeline"]["profiles"] == ["job"]
-    assert services["pipeline"]["environment"]["SPOTTER_MODEL_URL"] == f"http://vllm:{PORTS['vllm']}/v1"
-    assert services["pipeline"]["environment"]["SPOTTER_DETECTOR_URL"] == f"http://detector:{PORTS['detector']}"
+    assert services["pipeline"]["environment"]["SPOTTER_MODEL_URL"] == f"http://vllm:{KINDS['vllm'].container_port}/v1"
+    assert (
+        services["pipeline"]["environment"]["SPOTTER_DETECTOR_URL"]
+        == f"http://detector:{KINDS['detector'].container_port}"
+    )
 
 
 def test_both_engines_give_a_service_the_same_time_to_stop(stack: tuple[str, dict[str, Any]]) -> None:
     device, content = stack
     planned = make_stack(StackSettings(), device, "cpu" if device == "cpu" else "l4", {})
-    assert {service.name for service in planned.services} == set(STOP_GRACE_S)  # what `down` stops
+    assert {service.name for service in planned.services} == set(KINDS)  # what `down` stops
     for service in planned.services:
         match = re.fullmatch(r"(?:(\d+)m)?(\d+)s", content["services"][service.name]["stop_grace_period"])
         assert match

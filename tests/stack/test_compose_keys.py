@@ -18,11 +18,10 @@ from rich.console import Console
 from scripts import environments
 from scripts.commands import fetch
 from scripts.docker import images
-from scripts.docker.containers import PORTS
 from scripts.docker.engine import ComposeEngine
 from scripts.docker.project import volumes
 from scripts.settings import StackSettings
-from scripts.stack.services import Service
+from scripts.stack.services import KINDS, Service
 from tests.configurations import TINY_VLM
 from tests.conftest import ROOT
 from tests.simulated_hub import MODEL, TOKEN, of_folder, serve
@@ -34,7 +33,7 @@ from tests.stack.test_compose_fetch import on_bridge
 def address(stack: RunningStack, service: str) -> str:
     """Where this host reaches a service's container."""
     (network,) = inspect(stack, service)["NetworkSettings"]["Networks"].values()
-    return f"http://{network['IPAddress']}:{PORTS[service]}"
+    return f"http://{network['IPAddress']}:{KINDS[service].container_port}"
 
 
 def status(url: str, key: str | None = None) -> int:

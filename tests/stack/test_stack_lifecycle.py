@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 from scripts import environments
-from scripts.stack.services import STOP_GRACE_S
+from scripts.stack.services import KINDS
 from tests.conftest import ROOT
 from tests.ports import free_port
 from tests.stack.conftest import RunningStack
@@ -164,7 +164,9 @@ def test_ctrl_c_during_the_smoke_test_leaves_nothing(stack: RunningStack, tmp_pa
         time.sleep(0.05)
     started = [json.loads(state.read_text())["pid"] for state in states]
     os.killpg(child.pid, signal.SIGINT)
-    output, _ = child.communicate(timeout=max(STOP_GRACE_S.values()) + 60)  # `down` lets requests end
+    output, _ = child.communicate(
+        timeout=max(kind.stop_grace_s for kind in KINDS.values()) + 60
+    )  # `down` lets requests end
     assert (child.returncode, output.splitlines()[-1]) == (130, "interrupted")
     assert "interrupted at 'up'" in output
     assert not any(psutil.pid_exists(pid) for pid in started)

@@ -18,7 +18,7 @@ from scripts.programs import ANSWER_S
 from scripts.settings import StackError, StackSettings, read_variables
 from scripts.stack.devices import Gpu, choose, find_gpus
 from scripts.stack.process_engine import ProcessEngine
-from scripts.stack.services import STOP_GRACE_S, preset_file, start_arguments
+from scripts.stack.services import KINDS, preset_file, start_arguments
 from scripts.vllm.options import Options, read_options
 
 # Runs in a container with the volume of models: prints `there` if it holds a model (owner--name) at a revision.
@@ -79,7 +79,7 @@ class Context:
     def in_containers(self) -> bool:
         """Whether the stack runs in containers, or would start in them now."""
         process = ProcessEngine(self.settings)
-        if self.settings.engine == "auto" and any(process.is_running(name) for name in STOP_GRACE_S):
+        if self.settings.engine == "auto" and any(process.is_running(name) for name in KINDS):
             return False
         return compose_engine.chosen(self.settings, self.device)
 
