@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from imaging.kinds import HEAD_BYTES, image_format, other_kind
+from imaging.tones import UnknownRange, to_rgb
+
 # Pillow's other formats run external programs (EPS) or hold no photographs.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM")
 
@@ -58,36 +61,31 @@ def decode(data: bytes, least: Least | None = None, formats: tuple[str, ...] = F
                 raise BadImage(f"{width} x {height} pixels: more than {MAX_PIXELS // 1_000_000} megapixels")
             if least:
                 image.draft(None, least(width, height))
+            raw_mode = str(image.tile[0].args) if image.tile else ""
             image.load()
             # Read after `load`: by then Pillow's TIFF reader has applied the orientation itself.
             if image.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS:
                 width, height = height, width
             # In place, and RGB is not converted: each copy of 81 megapixels takes 243 MB.
             ImageOps.exif_transpose(image, in_place=True)
-            return Upright(to_rgb(image), str(image.format), width, height)
+            return Upright(to_rgb(image, raw_mode), str(image.format), width, height)
     except BadImage:
         raise
     except Image.DecompressionBombError:  # Pillow's own check, at twice its limit, comes before ours
         raise BadImage(f"more than {MAX_PIXELS // 1_000_000} megapixels") from None
     except UnidentifiedImageError:
-        raise BadImage(f"not an image of a known format ({', '.join(formats)})") from None
+        raise BadImage(unknown(data, formats)) from None
+    except UnknownRange as error:
+        raise BadImage(str(error)) from None
     except Exception as error:  # Decoders raise anything on hostile input (struct.error, ValueError, ...).
         raise BadImage(f"cannot be decoded: {str(error) or type(error).__name__}") from error
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any of Pillow's modes to RGB: scale 16-bit grey instead of clipping it, lay transparency on white.
-
-    Raises:
-        BadImage: floating point pixels, whose range is unknown.
-    """
-    if image.mode.startswith("I;16") or image.mode == "I":
-        return image.convert("I").point(lambda value: value / 256).convert("L").convert("RGB")
-    if image.mode == "F":
-        raise BadImage("floating point pixels have no known range: convert them to 8 or 16 bits a channel")
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        ground = Image.new("RGB", layer.size, "white")
-        ground.paste(layer, mask=layer.getchannel("A"))
-        return ground
-    return image if image.mode == "RGB" else image.convert("RGB")
+def unknown(data: bytes, formats: tuple[str, ...]) -> str:
+    """Why bytes that Pillow does not know are no image."""
+    head = data[:HEAD_BYTES]
+    if name := image_format(head):
+        return f"cannot be decoded: a {name} file that is damaged, or of a kind that is not supported"
+    if other := other_kind(head):
+        return f"not an image but {other[0]}"
+    return f"not an image of a known format ({', '.join(formats)})"

@@ -40,6 +40,9 @@ class Crop(BaseModel):
 
     margin: float = Field(0.05, ge=0, le=1, description="context around the box, as a share of its width and height")
     max_side: int = Field(512, ge=16, le=4096, description="a longer side is scaled down to this, in pixels")
+    min_side: int = Field(
+        32, ge=1, le=512, description="a shorter side is scaled up to this, or filled with grey, in pixels"
+    )
 
 
 class Job(BaseModel):

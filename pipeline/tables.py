@@ -33,6 +33,7 @@ IMAGES = pa.schema(
         pa.field("width", pa.int32()),  # pixels, upright (EXIF orientation applied)
         pa.field("height", pa.int32()),
         pa.field("format", pa.string()),
+        pa.field("frames", pa.int32()),  # frames or pages in the file; only the first is used
         pa.field("file_bytes", pa.int64()),
         pa.field("version", pa.string()),  # another one tells a changed source: a file's time and size, for example
         pa.field("duplicate_of", pa.string()),  # the path of an image with the same bytes: its answers are copied here

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 
 import pillow_heif
@@ -89,3 +90,46 @@ def as_phones_take_it(image: Image.Image) -> bytes:
     target = io.BytesIO()
     heic.save(target, quality=90)
     return target.getvalue()
+
+
+# Tags of a TIFF: number to struct format and values.
+Tags = dict[int, tuple[str, tuple[float, ...]]]
+TYPES = {"H": 3, "I": 4, "f": 11, "d": 12}  # TIFF's numbers of struct's formats
+
+
+def tiff(
+    size: tuple[int, int],
+    pixels: bytes,
+    bits: tuple[int, ...] = (8,),
+    order: str = "<",
+    tags: Tags | None = None,
+) -> bytes:
+    """An uncompressed TIFF of any kind of pixels: `bits` of each sample; `tags` over the usual ones.
+
+    Photometric interpretation is RGB for three samples or more, else black is zero.
+    """
+    fields: dict[int, tuple[str, tuple[float, ...]]] = {
+        256: ("I", (size[0],)),
+        257: ("I", (size[1],)),
+        258: ("H", bits),
+        259: ("H", (1,)),
+        262: ("H", (2 if len(bits) > 2 else 1,)),
+        277: ("H", (len(bits),)),
+        278: ("I", (size[1],)),
+        279: ("I", (len(pixels),)),
+        **(tags or {}),
+    }
+    directory, beside = b"", b""
+    entries = len(fields) + 1
+    start = 8 + 2 + 12 * entries + 4
+    data = {number: struct.pack(f"{order}{len(values)}{kind}", *values) for number, (kind, values) in fields.items()}
+    end = start + sum(len(value) for value in data.values() if len(value) > 4)
+    fields[273], data[273] = ("I", (end,)), struct.pack(f"{order}I", end)
+    for number in sorted(fields):
+        kind, values = fields[number]
+        value = data[number]
+        if len(value) > 4:
+            value, beside = struct.pack(f"{order}I", start + len(beside)), beside + value
+        directory += struct.pack(f"{order}HHI", number, TYPES[kind], len(values)) + value.ljust(4, b"\0")
+    mark = b"II*\0" if order == "<" else b"MM\0*"
+    return mark + struct.pack(f"{order}IH", 8, entries) + directory + bytes(4) + beside + pixels

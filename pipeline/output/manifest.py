@@ -148,6 +148,7 @@ def ended(written: dict[str, pa.Table], listed: int, job: Job) -> dict[str, Any]
     """What the manifest adds when the run has ended, from its tables."""
     return {
         "counts": count(written, listed),
+        "several_frames": pc.sum(pc.greater(written["images"]["frames"], 1)).as_py() or 0,
         "summary": summarize(written["detections"], job),
         "failures": count_reasons(written),
         "totals": totals(written),

@@ -158,6 +158,8 @@ def show_summary(console: Console, manifest: dict[str, Any]) -> None:
         f"{images['failed']} failed" + (f", {images['not_reached']} not reached" if images["not_reached"] else "")
     )
     console.print(f"{found['total']} {label} detections: {found['answered']} answered, {found['failed']} failed")
+    if several := manifest["several_frames"]:
+        console.print(f"images with several pages or frames: {several}; only the first is used")
     if "reason" in manifest:
         console.print(f"stopped: {manifest['reason']}", style="bold red", markup=False, highlight=False, soft_wrap=True)
     for failure in manifest["failures"][:5]:

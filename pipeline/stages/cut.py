@@ -54,7 +54,7 @@ class CropBoxes:
     def cut_one(self, pixels: Image.Image, box: dict[str, Any]) -> dict[str, Any]:
         """A box with its JPEG, or why it has none; the image's other boxes are cut all the same."""
         try:
-            return box | {"jpeg": cut(pixels, box["box"], self.crop.margin, self.crop.max_side)}
+            return box | {"jpeg": cut(pixels, box["box"], self.crop.margin, self.crop.max_side, self.crop.min_side)}
         except BadBox as error:
             return box | {"failure": failure(CROP, error)}
 
@@ -73,7 +73,7 @@ def crop(detected: daft.DataFrame, settings: Crop, runtime: Runtime) -> daft.Dat
     slim = cropped.select(
         col("path"),
         col("version"),
-        *(image[name] for name in ("key", "duplicate", "width", "height", "format", "file_bytes")),
+        *(image[name] for name in ("key", "duplicate", "width", "height", "format", "frames", "file_bytes")),
         image["seconds"].alias("read_s"),
         found["seconds"].alias("detect_s"),
         cut_out["seconds"].alias("crop_s"),

@@ -15,7 +15,7 @@ from pipeline.locations import is_object, is_utf8
 from pipeline.metrics.stage import DETECT, READ
 from pipeline.runtime.in_process import InProcess
 from pipeline.runtime.runtime import Runtime
-from pipeline.sources.images import content_key, decode, for_detector
+from pipeline.sources.images import content_key, decode, for_detector, frames
 from pipeline.sources.listing import Row, Source
 from pipeline.sources.reader import Reader, too_large
 from pipeline.stages.batches import BATCH
@@ -77,6 +77,7 @@ class ReadImage:
             upright = decode(data)
             width, height = upright.pixels.size
             image |= {"width": width, "height": height, "format": upright.format}
+            image["frames"] = frames(data, upright.format)
             image["duplicate"] = not self.seen.add(step.key)
             if not image["duplicate"]:
                 image |= {"data": data, "upload": for_detector(data, upright)}

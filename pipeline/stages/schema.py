@@ -16,6 +16,7 @@ IMAGE = DataType.struct(
         "width": DataType.int32(),
         "height": DataType.int32(),
         "format": DataType.string(),
+        "frames": DataType.int32(),
         "file_bytes": DataType.int64(),
         "duplicate": DataType.bool(),  # an image with the same bytes was read before: nothing is asked about this one
         "data": DataType.binary(),  # the file

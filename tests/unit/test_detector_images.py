@@ -98,7 +98,7 @@ def test_the_first_frame_of_an_animation_counts() -> None:
         (half(encoded(gradient())), "truncated"),
         (half(encoded(gradient(), "PNG")), "truncated"),
         (half(encoded(gradient(), "WEBP")), "cannot be decoded|not an image"),
-        (encoded(Image.new("F", (10, 10)), "TIFF"), "floating point"),
+        (encoded(gradient().convert("F"), "TIFF"), "floating point"),
     ],
     ids=["empty", "text", "PostScript", "truncated JPEG", "truncated PNG", "truncated WebP", "float TIFF"],
 )

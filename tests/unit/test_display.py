@@ -22,6 +22,7 @@ def manifest(**changes: object) -> dict[str, object]:
             "detections": {"total": 4, "answered": 4, "failed": 0},
         },
         "failures": [{"stage": "read", "reason": "the file is [empty]", "rows": 1}],
+        "several_frames": 0,
         **changes,
     }
 

@@ -1,14 +1,15 @@
 """Decoding: every valid kind becomes upright RGB, everything else a reason."""
 
 import io
+import struct
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from imaging import decode as imaging
 from pipeline.sources import images
-from pipeline.sources.images import BadImage, content_key, decode, for_detector
-from tests.pictures import animated, as_phones_take_it, encoded, gradient, rotated_by_exif, sixteen_bit
+from pipeline.sources.images import BadImage, content_key, decode, for_detector, frames
+from tests.pictures import Tags, animated, as_phones_take_it, encoded, gradient, rotated_by_exif, sixteen_bit, tiff
 
 
 def close(pixel: object, expected: tuple[int, int, int], tolerance: int = 12) -> bool:
@@ -67,7 +68,11 @@ AVIF = encoded(gradient(), "AVIF")
         pytest.param(encoded(gradient(), "PNG")[:500], "truncated", id="truncated PNG"),
         pytest.param(HEIC[: len(HEIC) * 9 // 10], "cannot be decoded|not an image", id="truncated HEIC"),
         pytest.param(AVIF[: len(AVIF) * 9 // 10], "cannot be decoded|not an image", id="truncated AVIF"),
-        pytest.param(encoded(Image.new("F", (10, 10)), "TIFF"), "floating point", id="float TIFF"),
+        pytest.param(
+            encoded(gradient().convert("F"), "TIFF"),
+            "floating point pixels from",
+            id="float TIFF",
+        ),
         pytest.param(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image", id="PostScript is not run"),
     ],
 )
@@ -104,3 +109,148 @@ def test_detector_gets_a_small_jpeg_of_a_huge_file(monkeypatch: pytest.MonkeyPat
     data = rotated_by_exif(gradient(1600, 1200))
     sent = Image.open(io.BytesIO(for_detector(data, decode(data))))
     assert (sent.format, sent.mode, sent.size) == ("JPEG", "RGB", (1280, 960))
+
+
+# --- what a picture shows ------------------------------------------------------------------------------------------
+
+FLOAT: Tags = {339: ("H", (3,))}
+SIGNED: Tags = {339: ("H", (2,))}
+INVERTED: Tags = {262: ("H", (0,))}
+LAB: Tags = {262: ("H", (8,))}
+CMYK: Tags = {262: ("H", (5,))}
+NAN = float("nan")
+
+
+def grey(kind: str, *values: float, order: str = "<", tags: Tags | None = None) -> bytes:
+    """A TIFF of one row of grey pixels, of struct's format `kind`."""
+    bits = (8 * struct.calcsize(kind),)
+    return tiff((len(values), 1), struct.pack(f"{order}{len(values)}{kind}", *values), bits, order, tags)
+
+
+def colours(kind: str, *values: int, samples: int = 3, tags: Tags | None = None) -> bytes:
+    """A TIFF of one pixel."""
+    pixels = struct.pack(f"<{len(values)}{kind}", *values)
+    return tiff((len(values) // samples, 1), pixels, (8 * struct.calcsize(kind),) * samples, tags=tags)
+
+
+def told(low: float, high: float) -> Tags:
+    """The tags SMinSampleValue and SMaxSampleValue."""
+    return {340: ("f", (low,)), 341: ("f", (high,))}
+
+
+def extra(meaning: int) -> Tags:
+    """The tag ExtraSamples: 0 no meaning, 1 alpha that the colours are multiplied with, 2 alpha."""
+    return {338: ("H", (meaning,))}
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        pytest.param(grey("f", 0, 0.25, 0.5, 1, tags=FLOAT), (0, 64, 128, 255), id="float of 0 to 1"),
+        pytest.param(grey("f", 0, 0.25, 0.5, 1, order=">", tags=FLOAT), (0, 64, 128, 255), id="float, big-endian"),
+        pytest.param(grey("f", -0.0005, 0.5, 1.0005, tags=FLOAT), (0, 128, 255), id="float, a little over"),
+        pytest.param(grey("f", 0, 1, tags=FLOAT | INVERTED), (255, 0), id="float, white is zero"),
+        pytest.param(grey("f", -5, 0, 5, tags=FLOAT | told(-5, 5)), (0, 128, 255), id="float, range told"),
+        pytest.param(grey("H", 0, 32768, 65535), (0, 128, 255), id="16 bits"),
+        pytest.param(grey("H", 0, 32768, 65535, order=">"), (0, 128, 255), id="16 bits, big-endian"),
+        pytest.param(grey("H", 0, 16383), (0, 64), id="a dark picture of 16 bits stays dark"),
+        pytest.param(grey("H", 0, 1024, 4095), (0, 64, 255), id="12 bits in 16"),
+        pytest.param(grey("H", 0, 256, 1023), (0, 64, 255), id="10 bits in 16"),
+        pytest.param(grey("H", 0, 64, 255), (0, 64, 255), id="8 bits in 16"),
+        pytest.param(grey("H", 0, 1000, tags={281: ("H", (4095,))}), (0, 62), id="12 bits by MaxSampleValue"),
+        pytest.param(grey("H", 0, 65535, tags=INVERTED), (255, 0), id="16 bits, white is zero"),
+        pytest.param(grey("H", 0, 4095, tags=INVERTED), (255, 0), id="12 bits in 16, white is zero"),
+        pytest.param(
+            tiff((2, 1), bytes([0x00, 0x04, 0x00]), (12,)), (0, 64), id="12 bits packed: their number is known"
+        ),
+        pytest.param(grey("B", 0, 100, 255, tags=INVERTED), (255, 155, 0), id="8 bits, white is zero"),
+        pytest.param(grey("b", 0, 64, 127, tags=SIGNED), (0, 129, 255), id="signed bytes"),
+        pytest.param(grey("h", 0, 1024, 4095, tags=SIGNED), (0, 64, 255), id="12 bits in signed 16"),
+        pytest.param(grey("h", 0, 16384, 32767, tags=SIGNED), (0, 128, 255), id="signed 16 bits"),
+        pytest.param(
+            grey("h", -1000, 0, 1000, tags=SIGNED | told(-1000, 1000)), (0, 128, 255), id="signed, range told"
+        ),
+        pytest.param(grey("i", 0, 32768, 65535, tags=SIGNED), (0, 128, 255), id="16 bits in 32"),
+        pytest.param(colours("B", 100, 128, samples=2, tags=extra(1)), (227,), id="grey times its alpha"),
+        pytest.param(colours("B", 100, 128, samples=2, tags=extra(2)), (177,), id="grey with alpha"),
+    ],
+)
+def test_grey_of_any_depth(data: bytes, expected: tuple[int, ...]) -> None:
+    pixels = decode(data).pixels
+    assert [pixels.getpixel((x, 0)) for x in range(pixels.width)] == [(value,) * 3 for value in expected]
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        pytest.param(colours("H", 65535, 32768, 256), (255, 128, 1), id="16 bits"),
+        pytest.param(colours("B", 100, 50, 0, 128, samples=4, tags=extra(1)), (227, 177, 127), id="premultiplied"),
+        pytest.param(colours("B", 100, 50, 0, 128, samples=4, tags=extra(2)), (177, 152, 127), id="alpha"),
+        pytest.param(colours("B", 100, 50, 0, 128, samples=4, tags=extra(0)), (100, 50, 0), id="a fourth band"),
+        pytest.param(colours("B", 100, 50, 0, 0, samples=4), (100, 50, 0), id="a fourth band that hides all"),
+        pytest.param(colours("B", 0, 255, 255, 0, samples=4, tags=CMYK), (255, 0, 0), id="CMYK"),
+        pytest.param(colours("H", 0, 65535, 65535, 0, samples=4, tags=CMYK), (255, 0, 0), id="CMYK of 16 bits"),
+        pytest.param(colours("B", 136, 80, 67, tags=LAB), (255, 0, 0), id="Lab"),
+    ],
+)
+def test_colours_of_any_kind(data: bytes, expected: tuple[int, int, int]) -> None:
+    assert close(decode(data).pixels.getpixel((0, 0)), expected)
+
+
+def test_a_palette_with_transparency_lies_on_white() -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.putpixel((1, 0), 1)
+    pixels = decode(encoded(image, "PNG", transparency=0)).pixels
+    assert [pixels.getpixel((x, 0)) for x in range(2)] == [(255, 255, 255), (0, 0, 255)]
+
+
+def test_one_bit() -> None:
+    image = Image.new("1", (2, 1))
+    image.putpixel((1, 0), 1)
+    for kind in ("PNG", "TIFF", "BMP", "PPM"):
+        pixels = decode(encoded(image, kind)).pixels
+        assert [pixels.getpixel((x, 0)) for x in range(2)] == [(0, 0, 0), (255, 255, 255)]
+
+
+def test_a_colour_profile_is_not_applied() -> None:
+    image = Image.new("RGB", (8, 8), (200, 30, 30))
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    assert decode(encoded(image, "PNG", icc_profile=profile)).pixels.getpixel((0, 0)) == (200, 30, 30)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (
+            grey("f", 0, 255, tags=FLOAT),
+            "floating point pixels from 0 to 255: their range is not known: scale",
+        ),
+        (grey("f", -1, 1, tags=FLOAT), "from -1 to 1: their range is not known"),
+        (grey("f", 0, NAN, 1, tags=FLOAT), "NaN"),
+        (grey("f", 0, 1, float("inf"), tags=FLOAT), "NaN or infinite"),
+        (grey("h", -1000, 3000, tags=SIGNED), "signed pixels from -1000 to 3000: their range is not known"),
+        (grey("b", -128, 127, tags=SIGNED), "signed pixels from -128 to 127"),
+        (grey("i", 0, 70000, tags=SIGNED), "pixels of 32 bits from 0 to 70000: their range is not known"),
+        (colours("H", 4095, 100, 0), "colours of 16 bits below 1/16 of their range"),
+        (grey("d", 0, 1, tags=FLOAT), "a TIFF file that is damaged, or of a kind that is not supported"),
+        (b"PK\x03\x04" + bytes(100), "not an image but a ZIP archive"),
+        (b"<!doctype html><html>404</html>", "not an image but an HTML page"),
+        (b"version https://git-lfs.github.com/spec/v1", "a pointer of Git LFS: run 'git lfs pull'"),
+    ],
+)
+def test_pixels_of_no_known_range_and_other_files_have_a_reason(data: bytes, reason: str) -> None:
+    with pytest.raises(BadImage, match=reason):
+        decode(data)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "PNG", "WEBP", "AVIF"])
+def test_frames_and_pages_are_counted(kind: str) -> None:
+    pictures = [gradient().rotate(30 * number) for number in range(3)]
+    assert frames(encoded(pictures[0], kind, save_all=True, append_images=pictures[1:]), kind) == 3
+    assert frames(encoded(pictures[0], kind), kind) == 1
+
+
+def test_the_second_picture_of_a_phones_jpeg_is_no_frame() -> None:
+    data = encoded(gradient(), "MPO", save_all=True, append_images=[gradient(160, 120)])
+    assert frames(data, decode(data).format) == 1

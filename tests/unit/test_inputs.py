@@ -23,6 +23,7 @@ from pipeline.errors import RunStopped, UsageError
 from pipeline.files import write_atomically
 from pipeline.output.manifest import Result
 from pipeline.run import run
+from pipeline.runtime.display import show_summary
 from tests.conftest import ROOT, Cli
 from tests.doubles.simulated import Simulated
 from tests.killed_runs import committed, pipeline
@@ -184,6 +185,21 @@ def test_what_was_left_out_is_said_and_written_down(run_job: RunJob, tmp_path: P
         {"kind": ".md", "number": 1, "example": str(photos / "[red].md")},
     ]
     assert f"(such as {done.folder}), 1 .md</p>" in " ".join((again.folder / "report.html").read_text().split())
+
+
+def test_pages_beyond_the_first_are_said(run_job: RunJob, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    pages = [gradient(100, 80 + number) for number in range(3)]
+    (folder / "pages.tif").write_bytes(encoded(pages[0], "TIFF", save_all=True, append_images=pages[1:]))
+    (folder / "one.jpg").write_bytes(PICTURES[0])
+    done, _ = run_job(folder)
+    assert [row["frames"] for row in rows(done)] == [1, 3]
+    assert done.manifest["several_frames"] == 1
+    assert "Images with several pages or frames: 1;" in (done.folder / "report.html").read_text()
+    printed = io.StringIO()
+    show_summary(Console(file=printed, width=200), done.manifest)
+    assert "images with several pages or frames: 1; only the first is used" in printed.getvalue()
 
 
 # --- buckets -------------------------------------------------------------------------------------------------------
