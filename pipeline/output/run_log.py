@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pydantic import SecretStr
@@ -14,7 +14,17 @@ from pipeline.output.run_folder import LOG
 
 
 class QuietHandler(logging.FileHandler):
-    """Appends to a file; a disk that takes no line ends no run."""
+    """Appends to a file; a log that cannot be written ends no run."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Append a line; the first one opens the file."""
+        with suppress(OSError):
+            super().emit(record)
+
+    def close(self) -> None:
+        """Close the file, which tries once more to write what a full disk did not take."""
+        with suppress(OSError):
+            super().close()
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Leave the line out."""

@@ -268,6 +268,16 @@ def test_the_level_of_the_log_is_a_setting(
     assert (log.exists() and "HTTP 503" in log.read_text()) is recorded
 
 
+@pytest.mark.parametrize("full", [True, False], ids=["a full disk", "a folder in its place"])
+def test_a_log_that_cannot_be_written_ends_no_run(run_job: RunJob, photos: Path, tmp_path: Path, full: bool) -> None:
+    log = tmp_path / "runs" / "mine" / "run.log"
+    (log if not full else log.parent).mkdir(parents=True)
+    if full:
+        log.symlink_to("/dev/full")
+    done = run_job(photos, "--run-name", "mine")
+    assert (done.status, done.answered) == ("complete", 3)
+
+
 def test_measuring_changes_nothing(run_job: RunJob, photos: Path, simulated: Simulated) -> None:
     """The same rows, as many requests: the profile alone is missing."""
     measured = run_job(photos, "--run-name", "measured")
