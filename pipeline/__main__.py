@@ -6,8 +6,7 @@ import gc
 import os
 import signal
 import sys
-
-from rich.console import Console
+from contextlib import suppress
 
 from pipeline.errors import RunStopped, UsageError
 
@@ -29,11 +28,14 @@ def collect_rarely() -> None:
 
 def main(arguments: list[str]) -> int:
     """0: every row is accounted for. 1: stopped, or every row failed. 2: a usage error. 130: interrupted."""
+    from pipeline.runtime.terminal import make_console, open_standard_streams
     from pipeline.settings import load
+
+    open_standard_streams()
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # how containers and schedulers say Ctrl-C
 
-    console = Console(stderr=False)
+    console = make_console()
     try:
         settings = load(arguments)
         from pipeline.output.manifest import STOPPED
@@ -43,6 +45,8 @@ def main(arguments: list[str]) -> int:
 
         collect_rarely()
         done = run(settings, console)
+        show_summary(console, done.manifest)
+        show_next(console, done.folder, done.manifest)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -51,8 +55,6 @@ def main(arguments: list[str]) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    show_summary(console, done.manifest)
-    show_next(console, done.folder, done.manifest)
     if done.status == INTERRUPTED:
         return 130
     return 1 if done.status == STOPPED or (done.failures and not done.succeeded) else 0
@@ -60,7 +62,8 @@ def main(arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     code = main(sys.argv[1:])
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
     # All that is to be kept has been written. What a run that was cut short left at work must not hold up its end.
     os._exit(code)

@@ -41,6 +41,7 @@ from pipeline.runtime.memory_budget import MemoryBudget
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.runtime import Runtime
 from pipeline.runtime.stream import Stream
+from pipeline.runtime.terminal import escaped
 from pipeline.runtime.watchdog import TICK_S, Watchdog
 from pipeline.settings import Settings
 from pipeline.sources.listing import Listing, list_images
@@ -106,7 +107,7 @@ class JobRun:
 
     def say(self, text: str) -> None:
         """Print a line as it is."""
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(escaped(text), highlight=False, markup=False, soft_wrap=True)
 
     def plan(self) -> None:
         """List the images, ask both services one question, and find the run's folder.
@@ -131,8 +132,9 @@ class JobRun:
         self.publication = None
         if settings.published:
             self.publication = Publication(self.folder, f"{settings.published}/{self.folder.name}", self.objects)
-        if why := why_new(self.folder, self.identity, self.job):
-            self.say(why)
+        with suppress(OSError):  # a name that is too long: opening the folder says so
+            if why := why_new(self.folder, self.identity, self.job):
+                self.say(why)
 
     @contextmanager
     def opened(self) -> Iterator[None]:

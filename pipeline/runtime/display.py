@@ -13,8 +13,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.runtime.progress import Progress
+from pipeline.runtime.terminal import escaped
 
 # Without a terminal (CI, a log file) a line this often shows that the run is alive.
 PLAIN_LINE_S = 10.0
@@ -146,13 +148,14 @@ def waiting(console: Console, what: str) -> Iterator[None]:
 def show_summary(console: Console, manifest: dict[str, Any]) -> None:
     """The table of answers and the counts."""
     if manifest["summary"]:
-        table = Table("count", manifest["job"]["summary"], box=None, pad_edge=False)
-        table.columns[0].justify = "right"
+        table = Table(box=None, pad_edge=False)
+        table.add_column("count", justify="right")
+        table.add_column(Text(escaped(manifest["job"]["summary"])))
         for value, number in manifest["summary"].items():
-            table.add_row(str(number), value)
+            table.add_row(str(number), Text(escaped(value)))
         console.print(table)
     images, found = manifest["counts"]["images"], manifest["counts"]["detections"]
-    label = manifest["job"]["label"]
+    label = escaped(manifest["job"]["label"])
     console.print(
         f"{images['total']} images: {images['detected']} with a {label}, {images['no_object']} without, "
         f"{images['failed']} failed" + (f", {images['not_reached']} not reached" if images["not_reached"] else "")
@@ -161,9 +164,10 @@ def show_summary(console: Console, manifest: dict[str, Any]) -> None:
     if several := manifest["several_frames"]:
         console.print(f"images with several pages or frames: {several}; only the first is used")
     if "reason" in manifest:
-        console.print(f"stopped: {manifest['reason']}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+        reason = escaped(f"stopped: {manifest['reason']}")
+        console.print(reason, style="bold red", markup=False, highlight=False, soft_wrap=True)
     for failure in manifest["failures"][:5]:
-        line = f"  failed at {failure['stage']}: {failure['reason']} ({failure['rows']} rows)"
+        line = escaped(f"  failed at {failure['stage']}: {failure['reason']} ({failure['rows']} rows)")
         console.print(line, style="red", markup=False, highlight=False)
 
 
@@ -177,4 +181,4 @@ def show_next(console: Console, folder: Path, manifest: dict[str, Any]) -> None:
     else:
         advice = "open the report; then your own: make run IMAGES=folder"
     for name, text in (("rows", folder / "detections.parquet"), ("report", folder / "report.html"), ("next", advice)):
-        console.print(f"{name + ':':8}{text}", soft_wrap=True, highlight=False)
+        console.print(escaped(f"{name + ':':8}{text}"), soft_wrap=True, highlight=False)

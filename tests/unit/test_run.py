@@ -16,6 +16,7 @@ from PIL import Image
 from rich.console import Console
 
 from pipeline import settings as pipeline_settings
+from pipeline.errors import UsageError
 from pipeline.output.manifest import Result
 from pipeline.run import run
 from tests.conftest import Cli
@@ -266,6 +267,12 @@ def test_the_level_of_the_log_is_a_setting(
     done = run_job(photos, "--log-level", level)
     log = done.folder / "run.log"
     assert (log.exists() and "HTTP 503" in log.read_text()) is recorded
+
+
+def test_a_name_that_is_too_long_is_said(run_job: RunJob, photos: Path) -> None:
+    run_job(photos)
+    with pytest.raises(UsageError, match="cannot be written: File name too long"):
+        run_job(photos, "--run-name", 300 * "x")
 
 
 @pytest.mark.parametrize("full", [True, False], ids=["a full disk", "a folder in its place"])
