@@ -82,6 +82,8 @@ def examine(place: str, column: str | None, objects: Objects) -> tuple[Table, st
     with refused(place):
         table = open_table(place, objects)
         usable = columns.usable_columns(table.schema)
+        if twice := next((name for name in [*usable, column] if table.schema.names.count(name) > 1), None):
+            raise ValueError(f"two of its columns are called {twice!r}")
         # A single column needs no look; with a column that is given there is nothing to choose.
         looked_at = usable if column is None and len(usable) > 1 else []
         samples = {name: first(table, name) for name in looked_at}

@@ -67,7 +67,9 @@ class TextTable:
         for number, line in lines:
             if number == 1 and line.lstrip().startswith("["):
                 array = json.loads(line + "".join(more for _, more in lines))
-                yield from (value for value in array if isinstance(value, dict))
+                if (strange := next((n for n, value in enumerate(array, 1) if not isinstance(value, dict)), 0)) > 0:
+                    raise ValueError(f'element {strange} of the list is no object such as {{"path": "a.jpg"}}')
+                yield from array
                 return
             if line.strip():
                 try:
@@ -79,7 +81,11 @@ class TextTable:
                 yield value
 
     def of_csv(self) -> Iterator[dict[str, Any]]:
-        """The rows under the header; without a header, when the first row names an image, columns have numbers."""
+        """The rows under the header; without a header, when the first row names an image, columns have numbers.
+
+        Raises:
+            ValueError: a cell has no column, or two columns have one name.
+        """
         lines = self.lines()
         head = next(lines, "")
         outside_quotes = re.sub(r'"[^"]*"', "", head)
@@ -89,8 +95,13 @@ class TextTable:
         if any(likeness(name) for name in names):
             rows = itertools.chain([names], rows)
             names = [f"column{number}" for number in range(1, len(names) + 1)]
-        # Nameless columns are indices that pandas writes.
-        return ({name: value for name, value in zip(names, row, strict=False) if name} for row in rows if row)
+        if twice := next((name for name in names if name and names.count(name) > 1), None):
+            raise ValueError(f"two of its columns are called {twice!r}")
+        for number, row in enumerate(rows, 1):
+            if any(row[len(names) :]):
+                raise ValueError(f"row {number} has more cells than the first: quote each that holds {delimiter!r}")
+            if row:  # Nameless columns are indices that pandas writes.
+                yield {name: value for name, value in zip(names, row, strict=False) if name}
 
     def count(self) -> int:
         """The number of rows."""

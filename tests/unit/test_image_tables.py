@@ -259,6 +259,16 @@ def test_a_field_of_a_struct_can_be_named(folder: Path) -> None:
     assert names(find(folder / "t.parquet", "a.b"), folder) == PATHS
 
 
+def test_two_columns_of_one_name_are_refused_where_they_are_wanted(folder: Path) -> None:
+    picture = pa.array(PICTURES[:1])
+    pq.write_table(pa.table([picture, picture], names=["a", "a"]), folder / "t.parquet")
+    for column in (None, "a"):
+        with pytest.raises(UsageError, match="two of its columns are called 'a'"):
+            find(folder / "t.parquet", column)
+    pq.write_table(pa.table([pa.array([1]), pa.array([2]), picture], names=["n", "n", "a"]), folder / "t.parquet")
+    assert read(find(folder / "t.parquet")) == PICTURES[:1]
+
+
 @pytest.mark.parametrize("column", [None, "n"])
 def test_columns_that_cannot_be_used_say_what_they_lack(folder: Path, column: str | None) -> None:
     pixels = pa.array([[[1, 2], [3, 4]]], pa.list_(pa.list_(pa.float32())))
@@ -280,7 +290,10 @@ def test_columns_that_cannot_be_used_say_what_they_lack(folder: Path, column: st
         ("coco.json", b'{\n "images": []}', r"JSON Lines: line 1"),
         ("t.arrow", b"no table", "read as Arrow"),
         ("t.feather", b"", "read as Arrow"),
+        ("t.json", b'[{"p": "a.jpg"}, null]', "element 2 of the list is no object"),
         ("t.csv", b"", "no columns"),
+        ("t.csv", b"p,n,p\na.jpg,1,b.jpg\n", "two of its columns are called 'p'"),
+        ("t.csv", b"p\na.jpg\nb, c.jpg\n", "row 2 has more cells than the first: quote each that holds ','"),
         ("t.csv", b"a,b\n", "is empty|several columns|no column"),
     ],
 )

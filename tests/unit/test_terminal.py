@@ -30,6 +30,7 @@ def test_nothing_that_comes_from_data_is_markup(
             "job": {"summary": f"{value}?", "label": value},
             "counts": {"images": counts, "detections": counts},
             "failures": [{"stage": "ask", "reason": value, "rows": 1}],
+            "several_frames": 0,
             "reason": value,
         }
         show_summary(make_console(), manifest)
