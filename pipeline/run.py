@@ -124,7 +124,8 @@ class JobRun:
         if summary := self.listing.summary():
             self.say(summary)
         self.profiler.phase(profiler.PROBE)
-        self.services = probe(settings, self.job)
+        with display.waiting(self.console, "asking both services one question"):
+            self.services = probe(settings, self.job)
         self.profiler.phase(profiler.PREPARE)
         self.identity = identify(settings, self.job, self.services)
         fingerprint = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:8]
@@ -250,14 +251,15 @@ class JobRun:
                 row = stream.take(TICK_S)
             except StopIteration:
                 return
+            held_up = self.clients.held_up()
             if cancellation.reason is not None:
                 return  # a row after the cancellation is not counted: the next run does it
             if row is not None:
                 self.collector.add(row)
                 self.watchdog.moved()
-            elif away := self.clients.away():
-                self.watchdog.moved()  # an outage has a limit of its own
-                shown.note(f"waiting for the {' and the '.join(away)} to come back")
+            elif held_up:
+                self.watchdog.moved()  # an outage and a rate limit have a limit of their own
+            shown.note(held_up or "")
             if progress.failure_rate() > self.settings.failure_limit:
                 cancellation.cancel(
                     f"{progress.failure_rate():.0%} of the rows failed at a service, more than SPOTTER_FAILURE_LIMIT: "

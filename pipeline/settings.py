@@ -89,6 +89,10 @@ class Settings(BaseSettings):
         None, description="sent to the model server; a variable only, since any user can read a command line"
     )
 
+    ca_file: Path | None = Field(
+        None, description="certificates (PEM) to trust at both services, besides the system's: a self-signed one, a CA"
+    )
+
     detector_concurrency: int = Field(16, ge=1, le=1024, description="most images at the detector at once")
     model_concurrency: int = Field(64, ge=1, le=4096, description="most crops at the model server at once")
     bytes_in_flight: ByteSize = Field(

@@ -6,13 +6,14 @@ import asyncio
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.clients.detector import DetectorClient
 from pipeline.clients.http import HttpClient, Limits
 from pipeline.clients.model import ModelClient
-from pipeline.clients.server_load import RUNNING, WAITING, LoadPoller, Reading, Server
+from pipeline.clients.server_load import RUNNING, WAITING, LoadPoller, Reading, Server, fetch
 from pipeline.job import Job
 from pipeline.metrics.stage import ASK, DETECT
 from pipeline.runtime.runtime import Runtime
@@ -42,15 +43,21 @@ class Clients:
     def waiting_for(self) -> str:
         """What the clients wait for now, in words."""
         states = [
-            f"{http.name}: " + ("away" if away(http) else f"{http.connection.limiter.in_flight} requests in flight")
+            f"{http.name}: "
+            + ("away" if away(http) else f"{http.connection.limiter.in_flight} requests in flight")
+            + (", rate limited" if http.connection.rate_limit.bites else "")
             for http in self.http
             if http.connection
         ]
         return ", ".join(states) or "the first image"
 
-    def away(self) -> list[str]:
-        """The services that are away now."""
-        return [http.name for http in self.http if away(http)]
+    def held_up(self) -> str | None:
+        """Why no row may end now: a service is away, or takes no more requests for a while; None if neither."""
+        absent = [http.name for http in self.http if away(http)]
+        limiting = [http.name for http in self.http if http.connection and http.connection.rate_limit.bites]
+        said = [f"waiting for the {' and the '.join(absent)} to come back"] if absent else []
+        said += [f"waiting for the rate limit of the {' and the '.join(limiting)}"] if limiting else []
+        return ", ".join(said) or None
 
     def tasks(self) -> str:
         """Where the tasks of the clients' event loops wait, and how many at each place: a line a place."""
@@ -84,12 +91,16 @@ def make_clients(settings: Settings, job: Job, model: str, runtime: Runtime) -> 
     """Clients with the settings' limits; `model` is the model's name at its server, whose queue steers the limiter."""
 
     def limits(concurrency: int) -> Limits:
-        return Limits(concurrency, settings.request_timeout_s, settings.attempts, outage_s=settings.outage_limit_s)
+        patience_s = settings.outage_limit_s
+        return Limits(
+            concurrency, settings.request_timeout_s, settings.attempts, outage_s=patience_s, rate_limit_s=patience_s
+        )
 
     detector = HttpClient(
         str(settings.detector_url),
         limits(settings.detector_concurrency),
         name="detector",
+        ca_file=settings.ca_file,
         cancellation=runtime.cancellation,
         metrics=runtime.metrics.stages[DETECT],
     )
@@ -97,12 +108,13 @@ def make_clients(settings: Settings, job: Job, model: str, runtime: Runtime) -> 
         str(settings.model_url),
         limits(settings.model_concurrency),
         name="model server",
-        check_path="/models",
         headers=model_headers(settings),
+        ca_file=settings.ca_file,
         cancellation=runtime.cancellation,
         metrics=runtime.metrics.stages[ASK],
     )
-    servers = {"detector": Server(detector.base_url), "model": Server(model_http.base_url)}
+    read = partial(fetch, ca_file=settings.ca_file)
+    servers = {"detector": Server(detector.base_url, read), "model": Server(model_http.base_url, read)}
 
     def steer(reading: Reading) -> None:
         model_http.hear_queue(reading.get(RUNNING, 0.0), reading.get(WAITING, 0.0))

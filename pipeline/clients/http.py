@@ -10,35 +10,37 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import aiohttp
 import tenacity
 
 from pipeline.clients.circuit_breaker import CircuitBreaker
 from pipeline.clients.limiter import AdaptiveLimiter
+from pipeline.clients.network import describe, proxy_for, tls_context
+from pipeline.clients.rate_limit import RateLimit, pause
+from pipeline.clients.retries import (
+    QUOTA,
+    UNREACHABLE,
+    WITHOUT_ANSWER,
+    RateLimited,
+    Refused,
+    Temporary,
+    error_in_good_answer,
+    judge,
+)
 from pipeline.clients.sockets import make_socket
 from pipeline.errors import RowError
 from pipeline.metrics.stage import NoStageMetrics, StageMetrics
-from pipeline.runtime.cancellation import CancellationToken
+from pipeline.runtime.cancellation import CancellationToken, Cancelled
 from pipeline.runtime.in_process import InProcess
 
 log = logging.getLogger(__name__)
 
-# Statuses that a later try can change: a full queue, a server that restarts or is behind.
-TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
-
-# Of these, the ones that say: too many requests at once.
-TOO_MANY = frozenset({429, 503})
-
-# The pause after the first try that failed; each further one is twice as long, up to the longest. All are drawn out by
-# up to half, also those that a server asks for: it refuses hundreds at one moment, and they must not come back at one.
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0
-JITTER = 0.5
-
-# Above this a server's Retry-After is not waited out: the row fails, and a later run can ask it again.
+# Above this a server's Retry-After is not waited out: the row fails, and a later run can ask it again. Rate limits are
+# waited for as long as `Limits.rate_limit_s` allows.
 LONGEST_RETRY_AFTER_S = 60.0
 
 # A server that is alive answers its check within this time, also under load.
@@ -47,7 +49,7 @@ CHECK_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A server's answer with status 200."""
+    """A server's answer with a good status."""
 
     body: bytes
     attempts: int
@@ -55,16 +57,23 @@ class Reply:
     """Of the last request, from sending it to its last byte; waiting for a free slot is not in it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is sent to a service."""
+
+    method: str
+    path: str
+    body: bytes = b""
+    media_type: str = "application/octet-stream"
+    """Of the body; the answer's is expected to be the same."""
+
+
 class RequestFailed(RowError):
-    """A request failed for good; the message names the status or the error."""
+    """A request failed for good; the message names the status or the error, and `cause` the kind of a refusal."""
 
-
-class Temporary(Exception):
-    """One try failed in a way that another may not."""
-
-    def __init__(self, reason: str, retry_after_s: float = 0.0) -> None:
-        super().__init__(reason)
-        self.retry_after_s = retry_after_s
+    def __init__(self, reason: str, attempts: int, cause: str | None = None) -> None:
+        super().__init__(reason, attempts)
+        self.cause = cause
 
 
 class NoAnswer(Temporary):
@@ -73,10 +82,6 @@ class NoAnswer(Temporary):
 
 class Unreachable(Exception):
     """There was nobody to send the request to."""
-
-
-class Refused(Exception):
-    """The server understood the request and will never take it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,15 +96,15 @@ class Limits:
     """Tries of a request that fails in a way that can heal."""
     connect_s: float = 10.0
     outage_s: float = 0.0
-    """How long to wait for a server that is not there; 0: it counts as a failed try."""
+    """How long to wait for a server that is not there; 0: the request fails at once."""
+    rate_limit_s: float = 0.0
+    """How long to wait for a server that refuses for the rate alone; 0: it counts as a failed try."""
 
 
 def wait_time(state: tenacity.RetryCallState) -> float:
-    """Seconds until the next try: exponential backoff with jitter, and at least as long as the server asked for."""
-    backoff_s = min(FIRST_PAUSE_S * 2.0 ** (state.attempt_number - 1), LONGEST_PAUSE_S)
+    """Seconds until the next try."""
     error = state.outcome.exception() if state.outcome else None
-    least_s = max(backoff_s, error.retry_after_s if isinstance(error, Temporary) else 0.0)
-    return least_s * random.uniform(1.0, 1.0 + JITTER)
+    return pause(state.attempt_number, error.wait_s if isinstance(error, Temporary) else 0.0)
 
 
 @dataclass(slots=True)
@@ -110,13 +115,14 @@ class Connection:
     session: aiohttp.ClientSession
     limiter: AdaptiveLimiter
     breaker: CircuitBreaker
+    rate_limit: RateLimit
 
 
 class HttpClient(InProcess):
     """POSTs to one service, within limits.
 
-    `name` is what people call the service; a GET of `check_path` answers 200 when it is there. One instance serves one
-    event loop, whose session and limiter it makes at the first request.
+    `name` is what people call the service, `ca_file` holds certificates to trust besides the system's. One instance
+    serves one event loop, whose session and limiter it makes at the first request.
     """
 
     def __init__(
@@ -125,16 +131,16 @@ class HttpClient(InProcess):
         limits: Limits,
         *,
         name: str = "server",
-        check_path: str = "/",
         headers: dict[str, str] | None = None,
+        ca_file: Path | None = None,
         cancellation: CancellationToken | None = None,
         metrics: StageMetrics | None = None,
     ) -> None:
         self.base_url = base_url.rstrip("/")
         self.limits = limits
         self.name = name
-        self.check_path = check_path
         self.headers = headers or {}
+        self.ca_file = ca_file
         self.cancellation = cancellation or CancellationToken()
         self.metrics = metrics or NoStageMetrics()
         self.connection: Connection | None = None
@@ -146,21 +152,24 @@ class HttpClient(InProcess):
     def connect(self) -> Connection:
         """The connection of the running event loop, made at the first call."""
         if self.connection is None:
+            connector = aiohttp.TCPConnector(limit=0, socket_factory=make_socket, ssl=tls_context(self.ca_file))
             session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, socket_factory=make_socket),  # the limiter bounds them
+                connector=connector,  # the limiter bounds its connections
+                proxy=proxy_for(self.base_url),
                 timeout=aiohttp.ClientTimeout(total=self.limits.timeout_s, sock_connect=self.limits.connect_s),
                 headers=self.headers,
             )
             breaker = CircuitBreaker(self.name, self.is_there, self.limits.outage_s, self.cancellation)
             limiter = AdaptiveLimiter(self.limits.concurrency)
-            self.connection = Connection(asyncio.get_running_loop(), session, limiter, breaker)
+            rate_limit = RateLimit(self.name, self.limits.rate_limit_s, self.cancellation)
+            self.connection = Connection(asyncio.get_running_loop(), session, limiter, breaker, rate_limit)
         return self.connection
 
     async def is_there(self) -> bool:
         """Whether the service gives a sign of life."""
-        timeout = aiohttp.ClientTimeout(total=CHECK_TIMEOUT_S)
+        timeout, url = aiohttp.ClientTimeout(total=CHECK_TIMEOUT_S), self.base_url + "/"
         try:
-            async with self.connect().session.get(self.base_url + self.check_path, timeout=timeout) as response:
+            async with self.connect().session.get(url, timeout=timeout, allow_redirects=False) as response:
                 return response.status < 500  # a proxy's word for a server that is away is 502 or 503
         except (TimeoutError, aiohttp.ClientError):
             return False
@@ -172,18 +181,33 @@ class HttpClient(InProcess):
             RequestFailed: the server refused it, or all attempts failed.
             Cancelled: the run is ending.
         """
+        return await self.send(Request("POST", path, body, content_type))
+
+    async def get(self, path: str) -> Reply:
+        """The same for a GET, whose answer may be anything with a good status."""
+        return await self.send(Request("GET", path))
+
+    async def send(self, request: Request) -> Reply:
+        """See `post`."""
         connection = self.connect()
         try:  # the common case, without the machinery of retries
-            data, latency_s = await self._reach(connection, path, body, content_type)
+            data, latency_s = await self._reach(connection, request)
             return Reply(data, 1, latency_s)
         except Refused as error:
-            raise RequestFailed(str(error), 1) from error
+            raise self._failed(error, 1) from error
         except Temporary as error:
-            return await self._again(connection, error, path, body, content_type)
+            return await self._again(connection, error, request)
 
-    async def _again(
-        self, connection: Connection, first: Temporary, path: str, body: bytes, content_type: str
-    ) -> Reply:
+    def _failed(self, error: Temporary | Refused, attempts: int) -> RowError:
+        """The row's error; an account without money also ends the run, because every row would fail."""
+        cause = error.cause if isinstance(error, Refused) else None
+        if cause == QUOTA and self.limits.outage_s:
+            reason = f"the {self.name} refuses for lack of quota ({error}): see to the account, then run again"
+            self.cancellation.cancel(reason)
+            return Cancelled(reason)
+        return RequestFailed(str(error), attempts, cause)
+
+    async def _again(self, connection: Connection, first: Temporary, request: Request) -> Reply:
         """The further tries, each after a pause, the `first` having failed."""
         attempt = 0
         retrying = tenacity.AsyncRetrying(
@@ -199,10 +223,10 @@ class HttpClient(InProcess):
                     attempt += 1
                     if attempt == 1:
                         raise first
-                    data, latency_s = await self._reach(connection, path, body, content_type)
+                    data, latency_s = await self._reach(connection, request)
                     return Reply(data, attempt, latency_s)
         except (Temporary, Refused) as error:
-            raise RequestFailed(str(error), attempt) from error
+            raise self._failed(error, attempt) from error
         raise AssertionError("tenacity ends with a result or an error")
 
     def _before_retry(self, state: tenacity.RetryCallState) -> None:
@@ -210,58 +234,90 @@ class HttpClient(InProcess):
         reason = state.outcome.exception() if state.outcome else None
         log.debug("%s, attempt %d: %s", self.name, state.attempt_number, reason)
 
-    async def _reach(self, connection: Connection, path: str, body: bytes, content_type: str) -> tuple[bytes, float]:
-        """One try that reaches the server: while nobody is there, it waits and does not count."""
+    async def _reach(self, connection: Connection, request: Request) -> tuple[bytes, float]:
+        """One try that reaches the server: while nobody is there or its rate is used up, it waits and does not count.
+
+        Raises:
+            Temporary, Refused: the try failed.
+            Cancelled: the run is ending.
+        """
+        limited, limited_since = 0, 0.0
         while True:
             await connection.breaker.closed()
+            if connection.rate_limit.holds:
+                await connection.rate_limit.passed()
             async with connection.limiter as sent_in:
-                if connection.breaker.since is not None:  # since this one has waited for its turn
+                # While this one waited for its turn, the server may have gone away or asked for a pause.
+                if connection.breaker.since is not None or (connection.rate_limit.holds):
                     continue
                 self.cancellation.check()
+                refusal: RateLimited | None = None
                 began, data = self.metrics.begin(), b""
                 try:
-                    data = await self._send(connection, sent_in, path, body, content_type)
+                    data = await self._send(connection, request)
                 except Unreachable as error:
                     if not self.limits.outage_s:
-                        raise Temporary(str(error)) from error
+                        raise Refused(str(error), UNREACHABLE) from error
                     connection.breaker.open(str(error))
                     self.metrics.arrive(time.perf_counter())
                     continue
                 except NoAnswer as error:
-                    if self.limits.outage_s and await connection.breaker.suspect(str(error)):
+                    if not self.limits.outage_s:
+                        raise Refused(str(error), UNREACHABLE) from error
+                    if await connection.breaker.suspect(str(error)):
                         connection.limiter.died()
                     raise
+                except Temporary as error:
+                    if error.too_many:
+                        connection.limiter.refused(sent_in)
+                    if not isinstance(error, RateLimited) or not self.limits.rate_limit_s:
+                        raise
+                    connection.rate_limit.refused(str(error), error.wait_s)
+                    refusal = error
                 finally:
-                    ended = self.metrics.end(began, len(body), len(data))
-                connection.limiter.answered()
-                return data, ended - began
+                    ended = self.metrics.end(began, len(request.body), len(data))
+                if refusal is None:
+                    connection.limiter.answered()
+                    connection.rate_limit.since = None
+                    return data, ended - began
+            limited += 1
+            limited_since = limited_since or began
+            self.cancellation.check()
+            if ended - limited_since > self.limits.rate_limit_s:
+                raise Refused(f"{refusal} (for {self.limits.rate_limit_s:g} s)")
+            self.metrics.arrive(time.perf_counter())
+            await connection.rate_limit.sleep(pause(limited, refusal.wait_s))
 
-    async def _send(self, connection: Connection, sent_in: int, path: str, body: bytes, content_type: str) -> bytes:
-        headers = {"Content-Type": content_type}
+    async def _send(self, connection: Connection, request: Request) -> bytes:
+        headers, url = {"Content-Type": request.media_type}, self.base_url + request.path
+        body = request.body or None
         try:
-            async with connection.session.post(
-                self.base_url + path, data=body, headers=headers, allow_redirects=False
+            async with connection.session.request(
+                request.method, url, data=body, headers=headers, allow_redirects=False
             ) as response:
                 data = await response.read()
         except aiohttp.ConnectionTimeoutError:
             raise Unreachable(f"no connection within {self.limits.connect_s:g} s") from None
         except TimeoutError:
             raise NoAnswer(f"no answer within {self.limits.timeout_s:g} s") from None
+        except aiohttp.ClientHttpProxyError as error:
+            raise judge(error.status, error.headers or {}, f"the proxy says: {error.message}".encode()) from error
         except aiohttp.ClientConnectorError as error:
             raise Unreachable(describe(error)) from error
         except aiohttp.ClientError as error:
             raise NoAnswer(describe(error)) from error
-        if response.status == 200:
+        if not 200 <= response.status < 300 or response.status in WITHOUT_ANSWER:
+            verdict: Temporary | Refused | None = judge(response.status, response.headers, data)
+        elif request.method == "POST":
+            verdict = error_in_good_answer(data, response.headers, request.media_type)
+        else:
             return data
-        reason = f"HTTP {response.status}: {' '.join(data.decode('utf-8', 'replace').split())[:300]}"
-        if response.status not in TEMPORARY:
-            raise Refused(reason)
-        if response.status in TOO_MANY:
-            connection.limiter.refused(sent_in)
-        retry_after_s = retry_after(response.headers.get("Retry-After"))
-        if retry_after_s > LONGEST_RETRY_AFTER_S:
-            raise Refused(f"{reason} (Retry-After: {retry_after_s:g} s)")
-        raise Temporary(reason, retry_after_s)
+        if verdict is None:
+            return data
+        wait_s = verdict.wait_s if isinstance(verdict, Temporary) else 0.0
+        if wait_s > LONGEST_RETRY_AFTER_S and not isinstance(verdict, RateLimited):
+            raise Refused(f"{verdict} (Retry-After: {wait_s:g} s)")
+        raise verdict
 
     def hear_queue(self, running: float, waiting: float) -> None:
         """The server says how many requests it runs and how many wait there; to be called from another thread."""
@@ -280,18 +336,3 @@ class HttpClient(InProcess):
             closing = asyncio.run_coroutine_threadsafe(self.aclose(), self.connection.loop)
             with contextlib.suppress(TimeoutError):
                 closing.result(timeout=5)
-
-
-def describe(error: aiohttp.ClientError) -> str:
-    """A connection's error in a few words."""
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return f"cannot connect: {error.os_error.strerror or error.os_error}"
-    return f"{type(error).__name__}: {error}"
-
-
-def retry_after(value: str | None) -> float:
-    """The seconds of a Retry-After header; 0 where it is missing or a date, which model servers do not send."""
-    try:
-        return max(float(value or 0), 0.0)
-    except ValueError:
-        return 0.0

@@ -6,25 +6,32 @@ A wrong address, label, model name or schema would fail every row alike: it is f
 from __future__ import annotations
 
 import asyncio
+import difflib
 import io
 import json
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
-import aiohttp
 from PIL import Image
 
+from pipeline.clients.answer_text import shown
 from pipeline.clients.connect import model_headers
 from pipeline.clients.detector import BadReply, Detected, DetectorClient
-from pipeline.clients.http import HttpClient, Limits, RequestFailed, describe
+from pipeline.clients.http import HttpClient, Limits, RequestFailed
 from pipeline.clients.model import BadAnswer, ModelClient
+from pipeline.clients.remedies import CONNECT_S, Asked, explained
+from pipeline.clients.retries import MODEL, PROXY, REDIRECT, UNREACHABLE
 from pipeline.errors import UsageError
 from pipeline.job import Job
 from pipeline.settings import Settings
 
-# A service that is up takes a connection at once; a model's first answer may take a while.
-CONNECT_S = 3.0
-ANSWER_S = 60.0
-ONE_TRY = Limits(concurrency=1, timeout_s=ANSWER_S, attempts=1, connect_s=CONNECT_S)
+# A service that is up takes a connection at once; a model's first answer may take a while. A gateway may have a bad
+# moment, or have used up its rate of a minute.
+ANSWER_S, RATE_LIMIT_S = 60.0, 75.0
+LIMITS = Limits(concurrency=1, timeout_s=ANSWER_S, attempts=4, connect_s=CONNECT_S, rate_limit_s=RATE_LIMIT_S)
+
+# So many names of models a message shows.
+SHOWN_MODELS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +48,17 @@ class Services:
     """What the detector says of how it chooses boxes; a threshold that the job names is in the job."""
 
 
+@dataclass(frozen=True, slots=True)
+class Served:
+    """The model to ask."""
+
+    model: str
+    root: str | None
+    """Where the server has it from, if it tells."""
+    listed: dict[str, str | None] | None
+    """All models that the server lists, and where it has them from; None where it lists none."""
+
+
 def blank_jpeg() -> bytes:
     """A grey picture of 64 x 64 pixels."""
     encoded = io.BytesIO()
@@ -48,42 +66,61 @@ def blank_jpeg() -> bytes:
     return encoded.getvalue()
 
 
-async def find_model(settings: Settings) -> tuple[str, str | None]:
-    """The name of the model to ask, and where the server has it from.
+def detector_asked(settings: Settings) -> Asked:
+    """The detector, for messages."""
+    return Asked("detector", str(settings.detector_url).rstrip("/"), "SPOTTER_DETECTOR_URL")
+
+
+def model_asked(settings: Settings) -> Asked:
+    """The model server, for messages."""
+    return Asked("model server", str(settings.model_url).rstrip("/"), "SPOTTER_MODEL_URL", settings.api_key is not None)
+
+
+def model_client(settings: Settings) -> HttpClient:
+    """The connection to the model server."""
+    headers = model_headers(settings)
+    return HttpClient(str(settings.model_url), LIMITS, name="model server", headers=headers, ca_file=settings.ca_file)
+
+
+async def find_model(settings: Settings) -> Served:
+    """The model to ask: the one that the settings name, or the only one that the server lists.
+
+    A gateway may list none, or patterns, or leave out names that it serves: a name that is set is asked, not looked up.
 
     Raises:
-        UsageError: the server cannot be reached, is none of this kind, or does not serve the model.
+        UsageError: the server cannot be reached, or none is named and the server does not list exactly one.
     """
-    url = str(settings.model_url).rstrip("/") + "/models"
-    timeout = aiohttp.ClientTimeout(total=ANSWER_S, sock_connect=CONNECT_S)
-    hint = "start the stack with 'make up', or set SPOTTER_MODEL_URL"
+    asked, http = model_asked(settings), model_client(settings)
+    kind = "expected an OpenAI-compatible API, whose address ends in /v1: check SPOTTER_MODEL_URL, or set SPOTTER_MODEL"
     try:
-        async with (
-            aiohttp.ClientSession(timeout=timeout, headers=model_headers(settings)) as session,
-            session.get(url) as response,
-        ):
-            status, body = response.status, await response.read()
-    except TimeoutError as error:
-        raise UsageError(f"model server {url} cannot be reached (no answer in time): {hint}") from error
-    except aiohttp.ClientError as error:
-        raise UsageError(f"model server {url} cannot be reached ({describe(error)}): {hint}") from error
-    if status in (401, 403):
-        raise UsageError(f"model server {url} refuses the key (HTTP {status}): set SPOTTER_API_KEY")
-    kind = "an OpenAI-compatible API, whose address ends in /v1: check SPOTTER_MODEL_URL"
-    if status != 200:
-        raise UsageError(f"model server {url} answers HTTP {status}: expected {kind}")
-    try:
-        served = {entry["id"]: entry.get("root") for entry in json.loads(body)["data"]}
-    except (ValueError, LookupError, TypeError) as error:
-        raise UsageError(f"model server {url} does not list models: expected {kind}") from error
-    names = ", ".join(served) or "none"
-    if settings.model is None and len(served) == 1:
-        return next(iter(served.items()))
-    if settings.model is None:
-        raise UsageError(f"model server {url} serves several models ({names}): choose one with SPOTTER_MODEL")
-    if settings.model not in served:
-        raise UsageError(f"model server {url} does not serve {settings.model!r}, but {names}: correct SPOTTER_MODEL")
-    return settings.model, served[settings.model]
+        reply = await http.get("/models")
+        listed = {str(entry["id"]): entry.get("root") for entry in json.loads(reply.body)["data"]}
+    except RequestFailed as error:
+        unasked = error.cause in (UNREACHABLE, REDIRECT, PROXY)
+        if settings.model is not None and not unasked:
+            return Served(settings.model, None, None)
+        if (line := explained(error, asked, "/models")) is not None:
+            raise line from error
+        raise UsageError(f"{asked.said()}/models answers {error}: {kind}") from error
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        if settings.model is not None:
+            return Served(settings.model, None, None)
+        raise UsageError(f"{asked.said()}/models does not list models: {kind} ({shown(reply.body)})") from error
+    finally:
+        await http.aclose()
+    if settings.model is not None:
+        return Served(settings.model, listed.get(settings.model), listed)
+    if len(listed) == 1 and "*" not in next(iter(listed)):
+        return Served(*next(iter(listed.items())), listed)
+    raise UsageError(f"{asked.said()} serves {names(listed)}: choose one with SPOTTER_MODEL")
+
+
+def names(listed: dict[str, str | None], wanted: str = "") -> str:
+    """Some names of models, those first that are most like the wanted one."""
+    near = difflib.get_close_matches(wanted, listed, SHOWN_MODELS, 0.4) if wanted else []
+    some = list(dict.fromkeys([*near, *listed]))[:SHOWN_MODELS]
+    more = f" and {len(listed) - len(some)} more" if len(listed) > len(some) else ""
+    return (", ".join(name[:60] for name in some) or "no model") + more
 
 
 async def try_detector(settings: Settings, job: Job) -> Detected:
@@ -92,32 +129,46 @@ async def try_detector(settings: Settings, job: Job) -> Detected:
     Raises:
         UsageError: the service cannot be reached or does not know the job's label.
     """
-    http = HttpClient(str(settings.detector_url), ONE_TRY)
+    asked = detector_asked(settings)
+    http = HttpClient(asked.url, LIMITS, name="detector", ca_file=settings.ca_file)
     try:
         return await DetectorClient(http, job.label, job.threshold).detect(blank_jpeg())
     except RequestFailed as error:
         if str(error).startswith("HTTP 422"):
             raise UsageError(f"job {job.name}: the detector refuses label {job.label!r}: {error}") from error
+        if (line := explained(error, asked, "/detect")) is not None:
+            raise line from error
         raise UsageError(
-            f"detector {http.base_url} cannot be used ({error}): start the stack with 'make up', "
-            "or set SPOTTER_DETECTOR_URL"
+            f"{asked.said()} cannot be used ({error}): start the stack with 'make up', or set {asked.setting}"
         ) from error
     except BadReply as error:
-        raise UsageError(f"detector {http.base_url} answers in another form than Spotter's detector service") from error
+        raise UsageError(f"{asked.said()} answers in another form than Spotter's detector service") from error
     finally:
         await http.aclose()
 
 
-async def try_model(settings: Settings, job: Job, model: str) -> None:
+async def try_model(settings: Settings, job: Job, served: Served) -> None:
     """One real answer of the job's form.
 
     Raises:
         UsageError: the server refuses the job's requests, or answers in another form than the job's schema.
     """
-    http = HttpClient(str(settings.model_url), ONE_TRY, headers=model_headers(settings))
+    asked, http, path, model = model_asked(settings), model_client(settings), "/chat/completions", served.model
     try:
         await ModelClient(http, model, job).ask(blank_jpeg())
     except RequestFailed as error:
+        if error.cause == MODEL or (unknown(served) and "HTTP 404" in str(error)):
+            lists = f", but lists {names(served.listed, model)}" if served.listed else ""
+            raise UsageError(
+                f"{asked.said()} does not serve {model!r}{lists}: correct SPOTTER_MODEL ({error})"
+            ) from error
+        if (remedy := explained(error, asked, path)) is not None:
+            raise remedy from error
+        if "HTTP 404" in str(error) or "HTTP 405" in str(error):
+            raise UsageError(
+                f"{asked.said()}{path} answers {error}: expected an OpenAI-compatible API, whose address ends in /v1: "
+                "check SPOTTER_MODEL_URL"
+            ) from error
         raise UsageError(f"model {model} refuses the requests of job {job.name}: {error}") from error
     except BadAnswer as error:
         raise UsageError(f"model {model} does not answer in the form of job {job.name}: {error}") from error
@@ -125,13 +176,18 @@ async def try_model(settings: Settings, job: Job, model: str) -> None:
         await http.aclose()
 
 
+def unknown(served: Served) -> bool:
+    """Whether the server lists its models, and not this one."""
+    return served.listed is not None and not any(fnmatchcase(served.model, pattern) for pattern in served.listed)
+
+
 async def probe_all(settings: Settings, job: Job) -> Services:
     """See `probe`."""
-    detected, (model, root) = await asyncio.gather(try_detector(settings, job), find_model(settings))
-    await try_model(settings, job, model)
+    detected, served = await asyncio.gather(try_detector(settings, job), find_model(settings))
+    await try_model(settings, job, served)
     chosen = {name: value for name, value in detected.settings.items() if name != "threshold" or job.threshold is None}
     told = ", ".join(f"{name} {value}" for name, value in sorted(chosen.items()))
-    return Services(model, root, detected.model, detected.revision, told)
+    return Services(served.model, served.root, detected.model, detected.revision, told)
 
 
 def probe(settings: Settings, job: Job) -> Services:

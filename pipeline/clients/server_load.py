@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
+
+from pipeline.clients.network import opener
 
 # A busy server answers within this time, or the next reading will do.
 TIMEOUT_S = 2.0
@@ -53,14 +55,14 @@ def parse(text: str) -> Reading:
     return reading
 
 
-def fetch(url: str) -> Reading:
-    """Read a server's metrics.
+def fetch(url: str, ca_file: Path | None = None) -> Reading:
+    """Read a server's metrics, on the same way as requests go to it.
 
     Raises:
         OSError: nobody answers, or not with 200.
         ValueError: the page holds none of the services' metrics.
     """
-    with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:
+    with opener(url, ca_file).open(url, timeout=TIMEOUT_S) as response:
         text: str = response.read().decode()
     return parse(text)
 

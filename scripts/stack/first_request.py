@@ -19,8 +19,7 @@ from scripts.vllm.startup_causes import remedy_for
 
 async def ask_model(settings: Settings) -> None:
     """Send one image with the job's question; the answer must match the job's schema."""
-    model, _ = await probe.find_model(settings)
-    await probe.try_model(settings, load_job(settings.job), model)
+    await probe.try_model(settings, load_job(settings.job), await probe.find_model(settings))
 
 
 def ask(service: Service, job: Settings) -> None:

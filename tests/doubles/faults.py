@@ -40,6 +40,22 @@ async def unavailable(request: web.Request) -> web.StreamResponse:
     return web.Response(status=503, text="unavailable")
 
 
+async def cdn_timeout(request: web.Request) -> web.StreamResponse:
+    """524, a CDN's word for a server behind it that took too long, as a page."""
+    page = "<!DOCTYPE html><html><head><title>models.example | 524: A timeout occurred</title></head></html>"
+    return web.Response(status=524, text=page, content_type="text/html")
+
+
+async def error_in_200(request: web.Request) -> web.StreamResponse:
+    """200, and a gateway's error in place of an answer."""
+    return web.json_response({"error": {"message": "Provider returned error", "code": 502}})
+
+
+async def empty(request: web.Request) -> web.StreamResponse:
+    """200, and nothing."""
+    return web.Response()
+
+
 async def hang(request: web.Request) -> web.StreamResponse:
     """No answer at all."""
     await asyncio.sleep(NEVER_S)
@@ -124,12 +140,17 @@ HEALING: dict[str, Misbehaviour] = {
     "slow-body": slow_body,
     "reset": reset,
     "broken-off": broken_off,
+    "cdn-timeout": cdn_timeout,
+    "error-in-200": error_in_200,
+    "empty": empty,
+    "garbage": garbage,
 }
+# A try that these struck does not count.
+UNCOUNTED = frozenset({"rate-limit"})
 MODEL_FAULTS: dict[str, Misbehaviour] = HEALING | {
     "truncated": truncated,
     "wrong-schema": wrong_schema,
     "cut": cut,
-    "garbage": garbage,
 }
 # With these the image has detections, which fail when they are to be cut out.
 BAD_BOXES: dict[str, Misbehaviour] = {
@@ -145,7 +166,6 @@ DETECTOR_FAULTS: dict[str, Misbehaviour] = (
         "wrong-boxes": sends(boxes=[{"box": [0, 0, "9"], "label": 1, "score": "high"}]),
         "wrong-score": sends(boxes=[{"box": [0, 0, 9, 9], "label": "dog", "score": math.nan}]),
         "wrong-size": sends(width=0),
-        "garbage": garbage,
     }
 )
 

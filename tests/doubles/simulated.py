@@ -152,6 +152,9 @@ class Simulated:
             self.model.bodies.append(body)
 
         def answer() -> web.Response:
+            if body and body.get("model") not in self.models:
+                said = f"The model `{body.get('model')}` does not exist."
+                return web.json_response({"error": {"message": said, "type": "NotFoundError", "code": 404}}, status=404)
             if self.answer is None:
                 return completion(json.dumps(ANSWER))
             url = body["messages"][0]["content"][0]["image_url"]["url"]

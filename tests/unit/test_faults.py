@@ -15,7 +15,16 @@ from rich.console import Console
 from pipeline import settings as pipeline_settings
 from pipeline.output.manifest import Result
 from pipeline.run import run
-from tests.doubles.faults import BAD_BOXES, DETECTOR_FAULTS, HEALING, MODEL_FAULTS, grid, misbehave, parse_fault
+from tests.doubles.faults import (
+    BAD_BOXES,
+    DETECTOR_FAULTS,
+    HEALING,
+    MODEL_FAULTS,
+    UNCOUNTED,
+    grid,
+    misbehave,
+    parse_fault,
+)
 from tests.doubles.simulated import Fault, Misbehaviour, Simulated
 from tests.pictures import encoded, gradient
 
@@ -44,7 +53,7 @@ def always(kind: str, kinds: dict[str, Misbehaviour]) -> Fault:
 
 def run_with(simulated: Simulated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> Result:
     """200 rows of 20 images."""
-    monkeypatch.setattr("pipeline.clients.http.FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr("pipeline.clients.rate_limit.FIRST_PAUSE_S", 0.01)
     folder = tmp_path / "images"
     folder.mkdir()
     for number in range(IMAGES):
@@ -88,14 +97,15 @@ def test_a_model_server_that_misbehaves_now_and_then(
     attempts = [row["attempts"] for row in rows(done, "detections")]
     if kind in HEALING:
         assert counts["answered"] == ROWS
-        assert sum(attempts) == ROWS + met == simulated.model.requests - BEFORE
+        assert simulated.model.requests - BEFORE == ROWS + met
+        assert sum(attempts) == ROWS + (0 if kind in UNCOUNTED else met)
     else:
         assert (counts["failed"], counts["answered"]) == (met, ROWS - met)
         assert set(attempts) == {1}
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("kind", MODEL_FAULTS)
+@pytest.mark.parametrize("kind", [kind for kind in MODEL_FAULTS if kind not in UNCOUNTED])
 def test_a_model_server_that_always_misbehaves(
     simulated: Simulated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
@@ -130,11 +140,12 @@ def test_a_detector_that_misbehaves_now_and_then(
     assert {row["stage"] for row in rows(done, "detections")} <= {None, "crop"}
     images = rows(done, "images")
     assert all(row["stage"] == "detect" and row["reason"] for row in images if row["outcome"] == "failed")
-    assert sum(row["attempts"] for row in images) == simulated.detector.requests - BEFORE
+    uncounted = met if kind in UNCOUNTED else 0
+    assert sum(row["attempts"] for row in images) == simulated.detector.requests - BEFORE - uncounted
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("kind", DETECTOR_FAULTS)
+@pytest.mark.parametrize("kind", [kind for kind in DETECTOR_FAULTS if kind not in UNCOUNTED])
 def test_a_detector_that_always_misbehaves(
     simulated: Simulated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
@@ -154,6 +165,24 @@ def test_a_detector_that_always_misbehaves(
         assert not detections
         assert all(row["stage"] == "detect" and row["reason"] for row in images)
         assert {row["attempts"] for row in images} == {TRIES_ALWAYS if kind in HEALING else 1}
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("service", ["detector", "model server"])
+def test_a_rate_limit_that_never_ends_stops_the_run(
+    simulated: Simulated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, service: str
+) -> None:
+    """No row fails by it: a later run does them all."""
+    fault = always("rate-limit", HEALING)
+    if service == "detector":
+        simulated.detector_fault = fault
+    else:
+        simulated.model_fault = fault
+    done = run_with(simulated, tmp_path, monkeypatch, "--outage-limit-s", "1")
+    assert f"the {service} limits the rate of requests" in done.manifest["reason"]
+    assert "HTTP 429: too many requests" in done.manifest["reason"]
+    counts = done.manifest["counts"]
+    assert counts["images"]["failed"] == counts["detections"]["failed"] == 0
 
 
 @pytest.mark.timeout(120)

@@ -180,7 +180,7 @@ def test_one_bad_row_does_not_take_its_batch_along(run_job: RunJob, simulated: S
 
 @pytest.mark.slow
 def test_passing_trouble_costs_attempts_but_no_row(run_job: RunJob, simulated: Simulated, photos: Path) -> None:
-    simulated.detector_fault = lambda number: web.Response(status=429) if number == 2 else None
+    simulated.detector_fault = lambda number: web.Response(status=524) if number == 2 else None
     simulated.model_fault = lambda number: web.Response(status=503) if number == 3 else None
     done = run_job(photos)
     assert done.failures == 0

@@ -71,8 +71,14 @@ def children_cpu_s() -> float:
         pytest.param(
             ["--detector-url", "http://127.0.0.1:9"], "detector http://127.0.0.1:9 .*make up", id="no detector"
         ),
-        pytest.param(["--model-url", "{url}"], "HTTP 404: expected an OpenAI-compatible API", id="URL without /v1"),
-        pytest.param(["--model", "gpt-9"], "does not serve 'gpt-9', but simulated", id="model not served"),
+        pytest.param(
+            ["--model-url", "{url}"], "HTTP 404: .*expected an OpenAI-compatible API, .* /v1", id="URL without /v1"
+        ),
+        pytest.param(
+            ["--model", "gpt-9"],
+            "does not serve 'gpt-9', but lists simulated: correct SPOTTER_MODEL",
+            id="model not served",
+        ),
         pytest.param(["--job", "dog_breads"], "no job 'dog_breads': .* dog_breeds", id="unknown job"),
         pytest.param(["--job", "{place}/no-schema.yaml"], "schema is not a JSON Schema", id="no JSON Schema"),
         pytest.param(["--job", "{place}/cats.yaml"], "refuses label 'owl': .* known are dog, cat", id="unknown label"),

@@ -1,0 +1,107 @@
+"""The rules for each request to a service: which proxy it takes, whose certificates it trusts, and errors in words."""
+
+from __future__ import annotations
+
+import ipaddress
+import ssl
+import urllib.request
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from pipeline.errors import UsageError
+
+# The services' names in compose.yaml, and Docker's name for the host: no proxy knows them.
+CONTAINERS = frozenset({"detector", "vllm", "host.docker.internal"})
+
+
+def proxy_for(url: str) -> str | None:
+    """The proxy for an address by HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY; None: it is reached directly.
+
+    Loopback and the services' containers are always reached directly. NO_PROXY may hold networks, such as 10.0.0.0/8.
+
+    Raises:
+        UsageError: the proxy is of a kind that Spotter does not speak.
+    """
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if host in CONTAINERS or is_loopback(host):
+        return None
+    proxies = urllib.request.getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if not proxy or urllib.request.proxy_bypass(parts.netloc.rpartition("@")[2]) or in_network(host, proxies.get("no")):
+        return None
+    proxy = proxy if "://" in proxy else f"http://{proxy}"
+    if urlsplit(proxy).scheme not in ("http", "https"):
+        raise UsageError(
+            f"the proxy for {host} is {urlsplit(proxy).scheme}://, expected http:// or https://: correct "
+            f"{parts.scheme.upper()}_PROXY, or name {host} in NO_PROXY"
+        )
+    return proxy
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this one."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+    return address.is_loopback or address.is_unspecified
+
+
+def in_network(host: str, spared: str | None) -> bool:
+    """Whether an address is in a network that NO_PROXY names."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    for entry in (spared or "").split(","):
+        try:
+            if "/" in entry and address in ipaddress.ip_network(entry.strip(), strict=False):
+                return True
+        except ValueError:
+            continue
+    return False
+
+
+def tls_context(ca_file: Path | None) -> ssl.SSLContext | bool:
+    """How to verify servers: by the system's certificates, and those of a file if there is one.
+
+    Raises:
+        UsageError: the file holds no certificates.
+    """
+    if ca_file is None:
+        return True
+    context = ssl.create_default_context()
+    try:
+        context.load_verify_locations(cafile=ca_file.expanduser())
+    except (OSError, ssl.SSLError) as error:
+        reason = f"SPOTTER_CA_FILE={ca_file} holds no certificates in PEM form ({describe_os(error)})"
+        raise UsageError(reason) from error
+    return context
+
+
+def opener(url: str, ca_file: Path | None = None) -> urllib.request.OpenerDirector:
+    """The same rules for urllib."""
+    proxy, context = proxy_for(url), tls_context(ca_file)
+    proxies = {urlsplit(url).scheme: proxy} if proxy else {}
+    https = urllib.request.HTTPSHandler(context=context if isinstance(context, ssl.SSLContext) else None)
+    return urllib.request.build_opener(urllib.request.ProxyHandler(proxies), https)
+
+
+def describe(error: BaseException) -> str:
+    """A connection's error in a few words."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return f"cannot connect: {describe_os(error.certificate_error)}"
+    if isinstance(error, aiohttp.ClientProxyConnectionError):
+        return f"cannot connect to the proxy: {describe_os(error.os_error)}"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return f"cannot connect: {describe_os(error.os_error)}"
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+def describe_os(error: BaseException) -> str:
+    """An error of the system or of OpenSSL without its number and place in the source."""
+    words = getattr(error, "verify_message", None) or getattr(error, "reason", None)
+    return str(words or getattr(error, "strerror", None) or error)
