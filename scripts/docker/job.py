@@ -80,8 +80,9 @@ def tell(job: JobCommand, environment: Mapping[str, str], secrets: Path) -> Told
     folders, runs = image_folders(settings), runs_folder(settings)
     user = owner_of(runs)
     mounts = [Mount(folder, folder, read_only=True) for folder in sorted(folders - {runs})]
-    if (job_file := Path(settings.job).expanduser().absolute()).is_file():
-        mounts.append(Mount(job_file, job_file, read_only=True))
+    for single in (settings.job, settings.ca_file):
+        if single and (file := Path(single).expanduser().absolute()).is_file():
+            mounts.append(Mount(file, file, read_only=True))
     mounts.append(Mount(runs, runs, read_only=False))
     for mount in mounts:
         refuse_mount(mount.here)
@@ -99,6 +100,8 @@ def tell(job: JobCommand, environment: Mapping[str, str], secrets: Path) -> Told
     for name in ("job", "work", "images", "output"):
         given = str(getattr(settings, name))
         places += [f"--{name}", given if is_object(given) else str(Path(given).expanduser())]
+    if settings.ca_file:
+        places += ["--ca-file", str(settings.ca_file.expanduser())]
     return Told(overlay(user, Path.cwd(), mounts), [*arguments, "pipeline", *job.options, *places])
 
 
