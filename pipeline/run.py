@@ -49,7 +49,7 @@ from pipeline.sources.objects import Objects
 from pipeline.sources.reader import Reader
 from pipeline.stages.ask import ask
 from pipeline.stages.batches import BATCH
-from pipeline.stages.cut import crop
+from pipeline.stages.crop import crop
 from pipeline.stages.detect import detect
 from pipeline.stages.read import held_bytes, listed, read
 from pipeline.stages.store import store

@@ -6,10 +6,10 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pipeline.stages.crop import cut
+from pipeline.stages.boxes import cut
 from samples.scenes import SceneObject, make_scene
 
-# The pipeline's defaults: see `pipeline/stages/crop.py`.
+# The pipeline's defaults: see `pipeline/stages/boxes.py`.
 MARGIN = 0.05
 MAX_SIDE = 512
 

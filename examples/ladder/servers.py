@@ -10,7 +10,7 @@ import msgpack
 
 from pipeline import job as jobs
 from pipeline.clients.model import data_url
-from pipeline.stages.crop import padded_box
+from pipeline.stages.boxes import padded_box
 
 JOB = jobs.load("dog_breeds")
 MSGPACK = {"Content-Type": "application/msgpack"}

@@ -20,7 +20,7 @@ from pipeline.sources.images import BadImage, decode
 from pipeline.sources.listing import Source
 from pipeline.sources.objects import StoreError
 from pipeline.sources.reader import Reader
-from pipeline.stages.crop import BadBox, check_box
+from pipeline.stages.boxes import BadBox, check_box
 
 # Large enough to read a caption on, small enough that 200 of them make a page.
 MAX_SIDE = 960

@@ -14,7 +14,7 @@ from pipeline.clients.model import BadAnswer, ModelClient
 from pipeline.metrics.stage import ASK, STORE
 from pipeline.runtime.runtime import Runtime
 from pipeline.stages.batches import ask_batch, in_flight_batches
-from pipeline.stages.crop import encoded_size
+from pipeline.stages.boxes import encoded_size
 from pipeline.stages.reusable import ReusableAnswers
 from pipeline.stages.schema import answer_type
 from pipeline.tables import answer_struct

@@ -1,100 +1,85 @@
-"""Cut detections out of an image and encode them for the model."""
+"""The third stage: cut each detection out of its image; from here on a row is a detection."""
 
 from __future__ import annotations
 
-import io
-import math
-from collections.abc import Sequence
+import time
+from typing import Any
 
+import daft
+from daft import col
+from daft.functions import coalesce
 from PIL import Image
 
-from pipeline.errors import RowError
-
-# Quality 90 keeps a crop about 30 kB; the model's processor rescales it anyway.
-JPEG_QUALITY = 90
-
-# Processors refuse crops smaller than one merged patch, with HTTP 400 or 500: 28 pixels for Qwen2-VL and Qwen2.5-VL, 32
-# for Qwen3-VL. They also refuse sides of more than 200:1, which 32 pixels of at most 4096 exclude.
-MIN_SIDE = 32
-FILL = (128, 128, 128)
+from pipeline.job import Crop
+from pipeline.metrics.stage import ASK, COLLECT, CROP
+from pipeline.runtime.runtime import Runtime, failure
+from pipeline.sources.images import decode
+from pipeline.stages.boxes import BadBox, cut
+from pipeline.stages.schema import CROPPED
 
 
-class BadBox(RowError):
-    """A box that holds nothing of its image; the message says why."""
+class CropBoxes:
+    """Cuts the boxes out of the image at full resolution."""
+
+    def __init__(self, crop: Crop, runtime: Runtime) -> None:
+        self.crop = crop
+        self.runtime = runtime
+
+    @daft.method(return_dtype=CROPPED)
+    def __call__(
+        self, path: bytes, data: bytes | None, boxes: list[dict[str, Any]] | None, key: str | None
+    ) -> dict[str, Any] | None:
+        """Each box with its JPEG; the image's bytes are released."""
+        cropped = self.cut(data, boxes, key) if data and boxes else None
+        found = (cropped or {}).get("detections", [])
+        self.runtime.budget.cropped(path, sum(len(each.get("jpeg", b"")) for each in found))
+        return cropped
+
+    def cut(self, data: bytes, boxes: list[dict[str, Any]], key: str | None) -> dict[str, Any]:
+        """Each box with its JPEG, or why it has none."""
+        cropped: dict[str, Any] = {}
+        with self.runtime.step(CROP, key) as step:
+            step.bytes_in = len(data)
+            pixels = decode(data).pixels
+            cropped["detections"] = [self.cut_one(pixels, box) for box in boxes]
+            jpegs = [found["jpeg"] for found in cropped["detections"] if "jpeg" in found]
+            step.bytes_out = sum(map(len, jpegs))
+            if jpegs:
+                step.hand_on(ASK, len(jpegs))
+                self.runtime.metrics.stages[COLLECT].arrive(time.perf_counter(), len(boxes) - len(jpegs))
+            else:
+                step.hand_on(COLLECT, len(boxes))
+        return cropped | {"seconds": step.seconds, "failure": step.failure}
+
+    def cut_one(self, pixels: Image.Image, box: dict[str, Any]) -> dict[str, Any]:
+        """A box with its JPEG, or why it has none; the image's other boxes are cut all the same."""
+        try:
+            return box | {"jpeg": cut(pixels, box["box"], self.crop.margin, self.crop.max_side, self.crop.min_side)}
+        except BadBox as error:
+            return box | {"failure": failure(CROP, error)}
 
 
-def check_box(box: Sequence[float], size: tuple[int, int]) -> None:
-    """See that a box (`xyxy`, pixels) holds something of an image of `size` (width, height).
+def crop(detected: daft.DataFrame, settings: Crop, runtime: Runtime) -> daft.DataFrame:
+    """`image`, `detected` -> one row a `detection` (box and JPEG); an image without a detection keeps one row.
 
-    Raises:
-        BadBox: it is no box of numbers, has no area, or lies outside.
+    The image's bytes are dropped before the explode, which would copy them to each detection: 40 images of 3 boxes took
+    2.0 GB decoded and 449 MB encoded.
     """
-    x1, y1, x2, y2 = box
-    shown = ", ".join(f"{value:g}" for value in box)
-    if not all(math.isfinite(value) for value in box):
-        raise BadBox(f"box [{shown}] is not of numbers")
-    if x1 >= x2 or y1 >= y2:
-        raise BadBox(f"box [{shown}] has no area")
-    if x2 <= 0 or y2 <= 0 or x1 >= size[0] or y1 >= size[1]:
-        raise BadBox(f"box [{shown}] lies outside the image of {size[0]} x {size[1]} pixels")
-
-
-def padded_box(box: Sequence[float], margin: float, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Grow a box by `margin` of its own width and height on each side, then clip it to the image.
-
-    `box` is `xyxy` in pixels, `size` is `(width, height)` in pixels. The result holds whole pixels and is at least
-    one pixel wide and high, also for a box without area.
-    """
-    x1, y1, x2, y2 = box
-    width, height = size
-    pad_x, pad_y = (x2 - x1) * margin, (y2 - y1) * margin
-    left = min(max(math.floor(x1 - pad_x), 0), width - 1)
-    top = min(max(math.floor(y1 - pad_y), 0), height - 1)
-    right = min(max(math.ceil(x2 + pad_x), left + 1), width)
-    bottom = min(max(math.ceil(y2 + pad_y), top + 1), height)
-    return left, top, right, bottom
-
-
-def cut(image: Image.Image, box: Sequence[float], margin: float, max_side: int, min_side: int = MIN_SIDE) -> bytes:
-    """Return the JPEG of one box of an upright RGB image.
-
-    The box (`xyxy`, pixels) is padded and clipped by `padded_box`. A crop with a side above `max_side` pixels is scaled
-    down to it. One with a side below `min_side` is scaled up, until its longer side has `max_side`; what is missing
-    then at the shorter side is filled with grey.
-
-    Raises:
-        BadBox: the box holds nothing of the image.
-    """
-    check_box(box, image.size)
-    crop = image.crop(padded_box(box, margin, image.size))
-    crop.thumbnail((max_side, max_side), Image.Resampling.BICUBIC)
-    if min(crop.size) < min_side:
-        crop = enlarged(crop, max_side, min(min_side, max_side))
-    encoded = io.BytesIO()
-    crop.save(encoded, "JPEG", quality=JPEG_QUALITY)
-    return encoded.getvalue()
-
-
-def enlarged(crop: Image.Image, max_side: int, min_side: int) -> Image.Image:
-    """A small crop with at least `min_side` and at most `max_side` pixels on each side; its shape is kept."""
-    scale = max(min(min_side / min(crop.size), max_side / max(crop.size)), 1)
-    width, height = (round(side * scale) for side in crop.size)
-    larger = crop.resize((width, height), Image.Resampling.BICUBIC)
-    if min(larger.size) >= min_side:
-        return larger
-    padded = Image.new("RGB", (max(width, min_side), max(height, min_side)), FILL)
-    padded.paste(larger, ((padded.width - width) // 2, (padded.height - height) // 2))
-    return padded
-
-
-def encoded_size(jpeg: bytes) -> tuple[int, int] | None:
-    """Width and height in pixels of what `cut` returned, from its frame header; None for bytes that have none.
-
-    Pillow takes ten times as long to open a JPEG for that: too long for what is looked at while rows go by.
-    """
-    at = 2
-    while at + 9 <= len(jpeg) and jpeg[at] == 0xFF:
-        if jpeg[at + 1] in (0xC0, 0xC1, 0xC2):  # start of frame: length, precision, height, width
-            return int.from_bytes(jpeg[at + 7 : at + 9]), int.from_bytes(jpeg[at + 5 : at + 7])
-        at += 2 + int.from_bytes(jpeg[at + 2 : at + 4])
-    return None
+    stage = daft.cls(CropBoxes, use_process=False)(settings, runtime)
+    cropped = detected.with_column(
+        "cropped", stage(col("path"), col("image")["data"], col("detected")["boxes"], col("image")["key"])
+    )
+    image, found, cut_out = col("image"), col("detected"), col("cropped")
+    slim = cropped.select(
+        col("path"),
+        col("version"),
+        *(image[name] for name in ("key", "duplicate", "width", "height", "format", "frames", "file_bytes")),
+        image["seconds"].alias("read_s"),
+        found["seconds"].alias("detect_s"),
+        cut_out["seconds"].alias("crop_s"),
+        found["attempts"].alias("detect_attempts"),
+        coalesce(image["failure"], found["failure"], cut_out["failure"]).alias("image_failure"),
+        cut_out["detections"].length().alias("detections"),
+        cut_out["detections"].alias("detection"),
+    )
+    return slim.explode("detection")

@@ -29,7 +29,7 @@ from rich.table import Table
 
 from examples.ladder.servers import JOB, question
 from pipeline.sources.images import decode
-from pipeline.stages.crop import cut
+from pipeline.stages.boxes import cut
 from scripts import environments
 from scripts.bench import command, machine, running
 from scripts.bench.clients import CLIENTS, read_crops

@@ -27,7 +27,7 @@ from pipeline.metrics.profiler import cores
 from pipeline.output import rows
 from pipeline.run import run
 from pipeline.sources import images
-from pipeline.stages import crop, cut, read
+from pipeline.stages import boxes, crop, read
 from tests.doubles.simulated import ANSWER, Fault, Simulated, completion
 from tests.pictures import encoded, gradient
 
@@ -115,7 +115,7 @@ def delay_detect(delay: Delay, simulated: Simulated, monkeypatch: pytest.MonkeyP
 
 
 def delay_crop(delay: Delay, simulated: Simulated, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cut, "cut", delay.before(crop.cut))
+    monkeypatch.setattr(crop, "cut", delay.before(boxes.cut))
 
 
 def delay_ask(delay: Delay, simulated: Simulated, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from pipeline import job
-from pipeline.stages import crop
+from pipeline.stages import boxes
 from tests.services import gemma3n_server
 from tests.services.gemma3n_server import Server
 
@@ -55,7 +55,7 @@ def text(content: str) -> dict[str, Any]:
 def image(width: int, height: int) -> dict[str, Any]:
     """A crop as the pipeline cuts it, of the given size in pixels."""
     picture = Image.effect_noise((width, height), 90).convert("RGB")
-    jpeg = crop.cut(picture, (0, 0, width, height), JOB.crop.margin, JOB.crop.max_side)
+    jpeg = boxes.cut(picture, (0, 0, width, height), JOB.crop.margin, JOB.crop.max_side)
     return {"type": "image_url", "image_url": {"url": "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()}}
 
 

@@ -5,7 +5,7 @@ import io
 import pytest
 from PIL import Image
 
-from pipeline.stages.crop import BadBox, cut, encoded_size, padded_box
+from pipeline.stages.boxes import BadBox, cut, encoded_size, padded_box
 from tests.pictures import gradient
 
 
