@@ -13,7 +13,7 @@ import jsonschema_rs
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StringConstraints, ValidationError, model_validator
 
 from pipeline.answer_schema import SchemaError, check_ends, check_names
-from pipeline.errors import UsageError
+from pipeline.errors import NotFound
 from pipeline.job_file import JobFile
 from pipeline.tables import DETECTION_COLUMNS, shown_path
 
@@ -157,7 +157,7 @@ def find(name_or_path: str) -> Path:
     """The file of a bundled job, by its name, or of any job, by its path.
 
     Raises:
-        UsageError: there is no such file.
+        NotFound: there is no such file.
     """
     try:
         for path in (BUNDLED / f"{name_or_path}.yaml", Path(name_or_path).expanduser()):
@@ -166,7 +166,7 @@ def find(name_or_path: str) -> Path:
         reason = "it is not a file" if path.exists() else "there is no such file"
     except (OSError, RuntimeError) as error:  # a name that is too long, a home that nobody has
         reason = getattr(error, "strerror", None) or str(error)
-    raise UsageError(
+    raise NotFound(
         f"no job {name_or_path!r}: {reason}: give a job file's path, or one of the bundled jobs: "
         + ", ".join(bundled_names())
     )
@@ -176,7 +176,8 @@ def load(name_or_path: str) -> Job:
     """Load a bundled job by its name, or any job file by its path.
 
     Raises:
-        UsageError: there is no such job, or its file is not a valid one.
+        NotFound: there is no such job.
+        InvalidJob: its file is invalid.
     """
     path = find(name_or_path)
     file = JobFile(path, file_schema())

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import yaml
 
 from pipeline.answer_schema import KINDS, NUMBERS, kind, kinds
-from pipeline.errors import UsageError
+from pipeline.errors import InvalidJob
 
 # Keys and list positions from the top of the file: ("schema", "properties", "color", "enum", 2).
 Where = tuple[str | int, ...]
@@ -73,7 +73,7 @@ class JobFile:
         """Read a file whose keys and values have a JSON `schema`, with its references inlined.
 
         Raises:
-            UsageError: it cannot be read, or a value can mean two things; says where and what to do.
+            InvalidJob: it cannot be read, or a value can mean two things; says where and what to do.
         """
         self.file = file
         self.lines: dict[Where, int] = {}
@@ -99,13 +99,13 @@ class JobFile:
         """Say what is wrong with a value of the file.
 
         Raises:
-            UsageError: always.
+            InvalidJob: always.
         """
         known = next((where[:end] for end in range(len(where), -1, -1) if where[:end] in self.lines), None)
         line = "" if known is None else f", line {self.lines[known]}"
         name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).removeprefix(".")
         text = f"job file {self.file}{line}: {name}{': ' if name else ''}{message}"
-        raise UsageError(" ".join(text.encode("utf-8", "backslashreplace").decode().split()))
+        raise InvalidJob(" ".join(text.encode("utf-8", "backslashreplace").decode().split()))
 
     def note(self, node: yaml.Node, where: Where) -> None:
         """Remember a value's line."""

@@ -22,7 +22,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from pipeline.errors import UsageError
+from pipeline.errors import InvalidSetting
 from pipeline.locations import is_object
 
 PREFIX = "SPOTTER_"
@@ -166,26 +166,26 @@ def refuse_unknown(environment: dict[str, str | None]) -> None:
     """Refuse a SPOTTER_ variable that nothing reads, so that a misspelt one is not dropped.
 
     Raises:
-        UsageError: names the variable and the nearest one that exists.
+        InvalidSetting: names the variable and the nearest one that exists.
     """
     known = variables()
     for name in environment:
         if name.upper().startswith(PREFIX) and name.upper() not in known:
             near = difflib.get_close_matches(name.upper(), known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-            raise UsageError(f"unknown variable {name} (environment or {ENV_FILE}): {hint}")
+            raise InvalidSetting(f"unknown variable {name} (environment or {ENV_FILE}): {hint}")
 
 
 def load(arguments: list[str]) -> Settings:
     """Read the settings; `--help` prints them and exits.
 
     Raises:
-        UsageError: a value that cannot be, with its name, the value, what is accepted and where it came from.
+        InvalidSetting: a value is invalid; gives its name, its source, the value and what is accepted.
     """
     from_file = dotenv_values(ENV_FILE) if ENV_FILE.is_file() else {}
     refuse_unknown({**from_file, **os.environ})
     if any(argument.partition("=")[0] == "--api-key" for argument in arguments):
-        raise UsageError(f"--api-key: any user of this host can read a command line: set {PREFIX}API_KEY instead")
+        raise InvalidSetting(f"--api-key: any user of this host can read a command line: set {PREFIX}API_KEY instead")
     try:
         return CliApp.run(Settings, cli_args=arguments)
     except ValidationError as error:
@@ -199,4 +199,4 @@ def load(arguments: list[str]) -> Settings:
         else:
             where = f"{variable} in {ENV_FILE}"
         value = "(hidden)" if field == "api_key" or first["type"] == CREDENTIALS else repr(first["input"])
-        raise UsageError(f"{where}: {value} will not do: {first['msg']}") from error
+        raise InvalidSetting(f"{where}: {value} is invalid: {first['msg']}") from error

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import RunStopped, UsageError
+from pipeline.errors import OtherRun, RunStopped
 from pipeline.files import write_atomically
 from pipeline.output.run_folder import COMMITTED, CONTENTS, MANIFEST, PUBLISHED, read_manifest, remove_run
 from pipeline.sources.objects import NoObject, Objects, StoreError, refuse
@@ -47,7 +47,8 @@ class Publication:
         Returns what a person should know of it, if anything.
 
         Raises:
-            UsageError: the store cannot be used, or the run was gone on with both here and elsewhere.
+            BucketUnusable: the store cannot be reached or refuses.
+            OtherRun: the run continued both here and on another host.
         """
         try:
             manifest, known = self._there(MANIFEST), self._known()
@@ -59,9 +60,9 @@ class Publication:
             if digest(manifest) in known["manifests"]:
                 return None  # what is here was published, or comes after it
             if digest(self._here(COMMITTED) or None) not in (None, known["committed"]):
-                raise UsageError(
-                    f"output: {self.address} holds this run as another host went on with it, and {self.folder} has "
-                    "work that is not in it: give another --run-name, or remove one of the two"
+                raise OtherRun(
+                    f"output: another host continued this run in {self.address}, and {self.folder} has work that is "
+                    "not there: give another --run-name, or remove one of the two"
                 )
             self._replace()
         except StoreError as error:
@@ -79,7 +80,7 @@ class Publication:
         Of a run that begins anew, parts of an earlier one do not count there from now on.
 
         Raises:
-            UsageError: we may not.
+            BucketUnusable: it cannot be written.
         """
         try:
             if self._here(COMMITTED) is None and self._there(COMMITTED):
@@ -100,7 +101,7 @@ class Publication:
         changed = [name for name, version in files.items() if known["files"].get(name) != version]
         try:
             if digest(self._there(MANIFEST)) not in known["manifests"]:
-                raise RunStopped(f"{self.address} was written by another run meanwhile, and is left alone; {safe}")
+                raise RunStopped(f"another run wrote to {self.address} meanwhile: nothing was changed there; {safe}")
             self._copy([name for name in changed if name not in LAST], moved)
             for name in LAST[:-1]:
                 self._copy([name] if name in changed else [])

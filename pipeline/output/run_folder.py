@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UsageError
+from pipeline.errors import FolderInUse, OtherRun, Unwritable
 from pipeline.files import partial, sync_folder, write_atomically
 from pipeline.output.formats import FORMATS
 
@@ -76,7 +76,9 @@ def open_run_folder(
     files from elsewhere before they are looked at.
 
     Raises:
-        UsageError: another run writes there, the folder holds something else, or it cannot be locked or written.
+        FolderInUse: another run writes there.
+        Unwritable: it cannot be written or locked.
+        OtherRun: it holds something else.
     """
     cannot = f"output: {folder} cannot be written"
     remedy = "give a folder that you can write with OUTPUT=... or --output"
@@ -84,14 +86,14 @@ def open_run_folder(
         folder.mkdir(parents=True, exist_ok=True)
         handle = (folder / LOCK).open("w")
     except OSError as error:
-        raise UsageError(f"{cannot}: {error.strerror}: {remedy}") from error
+        raise Unwritable(f"{cannot}: {error.strerror}: {remedy}") from error
     with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UsageError(f"output: another run writes to {folder}: wait for it, or give a --run-name") from error
+            raise FolderInUse(f"output: another run writes to {folder}: wait for it, or give a --run-name") from error
         except OSError as error:
-            raise UsageError(
+            raise Unwritable(
                 f"output: {folder} cannot be locked ({error.strerror}), so two runs could write there at once: give a "
                 "folder on a file system with locks, with OUTPUT=... or --output"
             ) from error
@@ -99,7 +101,7 @@ def open_run_folder(
             fetch()
             prepare(folder, identity, force)
         except OSError as error:
-            raise UsageError(f"{cannot}: {error.strerror}: {remedy}") from error
+            raise Unwritable(f"{cannot}: {error.strerror}: {remedy}") from error
         yield folder
 
 
@@ -107,7 +109,7 @@ def prepare(folder: Path, identity: dict[str, Any], force: bool) -> None:
     """See that the folder is new, or holds the same run; make what a run needs in it.
 
     Raises:
-        UsageError: it holds something else.
+        OtherRun: it holds something else.
     """
     for name in (*CONTENTS, PUBLISHED):  # of a write that was cut short
         partial(folder / name).unlink(missing_ok=True)
@@ -115,14 +117,14 @@ def prepare(folder: Path, identity: dict[str, Any], force: bool) -> None:
     if manifest is None:
         strange = [path.name for path in folder.iterdir() if path.name not in (LOCK, PUBLISHED, *CONTENTS)]
         if strange:
-            raise UsageError(f"output: {folder} holds other things ({strange[0]}): give another --run-name or --output")
+            raise OtherRun(f"output: {folder} holds other files ({strange[0]}): give another --run-name or --output")
         if (folder / COMMITTED).exists() and not force:
-            raise UsageError(
-                f"output: {folder} holds rows, and no {MANIFEST} that says of which run: give another --run-name, or "
-                "begin it anew with --force"
+            raise OtherRun(
+                f"output: {folder} holds rows but no {MANIFEST}, which names their run: give another --run-name, or "
+                "begin anew with --force"
             )
     elif not force and (changed := differences(identity, manifest.get("identity", {}))):
-        raise UsageError(
+        raise OtherRun(
             f"output: {folder} holds a run with another {', '.join(changed)}: give another --run-name, or begin it "
             "anew with --force"
         )

@@ -17,7 +17,7 @@ from daft.daft import io_glob
 from daft.functions import download, upload
 from daft.io import IOConfig, S3Config
 
-from pipeline.errors import RowError, UsageError
+from pipeline.errors import BucketUnusable, RowError
 
 # Daft's own limits (25 tries, 30 s to connect) let a wrong address hang for minutes. With its back-off of 1 s and more,
 # these get over a passing fault and tell a lasting one within 20 s.
@@ -159,6 +159,6 @@ def parent(address: str) -> str:
     return address[: address.rindex("/") + 1]
 
 
-def refuse(what: str, place: str, error: StoreError) -> UsageError:
+def refuse(what: str, place: str, error: StoreError) -> BucketUnusable:
     """The one line for a place that a person gave and that cannot be used."""
-    return UsageError(f"{what}: {place}: {error}: correct the address, the credentials or SPOTTER_S3_ENDPOINT")
+    return BucketUnusable(f"{what}: {place}: {error}: correct the address, the credentials or SPOTTER_S3_ENDPOINT")

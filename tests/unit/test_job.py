@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from pipeline import job
-from pipeline.errors import UsageError
+from pipeline.errors import InvalidJob, NotFound
 
 GOOD: dict[str, Any] = {
     "description": "Count cats.",
@@ -48,27 +48,27 @@ def with_schema(**properties: object) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        pytest.param("a: [1", "cannot be read as YAML", id="no YAML"),
-        pytest.param("just text", "must hold keys", id="no mapping"),
-        pytest.param({**GOOD, "labell": "x"}, "labell: unknown key: did you mean 'label'", id="unknown key"),
-        pytest.param({k: v for k, v in GOOD.items() if k != "question"}, "question: Field required", id="missing key"),
-        pytest.param(GOOD | {"max_tokens": 0}, "max_tokens: Input should be greater", id="value out of range"),
-        pytest.param(GOOD | {"schema": {"type": "objekt"}}, "not a JSON Schema: at type", id="no JSON Schema"),
-        pytest.param(with_schema(a={"$ref": "http://127.0.0.1:9/a"}), "write the schema into the job", id="elsewhere"),
+        pytest.param("a: [1", "YAML", id="no YAML"),
+        pytest.param("just text", "dog_breeds.yaml", id="no mapping"),
+        pytest.param({**GOOD, "labell": "x"}, "labell: .*'label'", id="unknown key"),
+        pytest.param({k: v for k, v in GOOD.items() if k != "question"}, "question: ", id="missing key"),
+        pytest.param(GOOD | {"max_tokens": 0}, "max_tokens: ", id="value out of range"),
+        pytest.param(GOOD | {"schema": {"type": "objekt"}}, "schema.type: .*JSON Schema", id="no JSON Schema"),
+        pytest.param(with_schema(a={"$ref": "http://127.0.0.1:9/a"}), "a: .*http://127.0.0.1:9/a", id="elsewhere"),
         pytest.param(GOOD | {"schema": {"type": "string"}}, "must have 'type: object'", id="no object"),
-        pytest.param(with_schema(note={"type": "string"}), "string without an end", id="unbounded string"),
-        pytest.param(with_schema(score={"type": "number"}), "name of a column", id="name of a column"),
-        pytest.param(GOOD | {"summary": "size"}, "'size' is not a property", id="summary of nothing"),
+        pytest.param(with_schema(note={"type": "string"}), "'note'.* string", id="unbounded string"),
+        pytest.param(with_schema(score={"type": "number"}), "'score'", id="name of a column"),
+        pytest.param(GOOD | {"summary": "size"}, "summary: .*'size'", id="summary of nothing"),
     ],
 )
 def test_a_wrong_job_is_refused_in_one_line(tmp_path: Path, content: object, message: str) -> None:
     path = write(tmp_path, content)
-    with pytest.raises(UsageError, match=message) as raised:
+    with pytest.raises(InvalidJob, match=message) as raised:
         job.load(path)
     assert "\n" not in str(raised.value)
     assert path in str(raised.value)
 
 
 def test_an_unknown_job_names_the_known_ones() -> None:
-    with pytest.raises(UsageError, match="dog_breeds"):
+    with pytest.raises(NotFound, match=r"'dog_breads'.* dog_breeds"):
         job.load("dog_breads")

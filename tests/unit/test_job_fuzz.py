@@ -18,7 +18,7 @@ from pipeline.answer_schema import KINDS
 from pipeline.clients.completion import completion_request
 from pipeline.clients.http import HttpClient, Limits
 from pipeline.clients.model import Answer, BadAnswer, ModelClient
-from pipeline.errors import UsageError
+from pipeline.errors import InvalidJob
 from pipeline.job_file import KEYWORDS, Where
 from pipeline.tables import answer_struct, detections_schema
 
@@ -113,7 +113,7 @@ def load(folder: Path, text: str) -> job.Job | None:
     loaded, said = None, ""
     try:
         loaded = job.load(str(path))
-    except UsageError as error:
+    except InvalidJob as error:
         said = str(error)
     if loaded is None:
         assert str(path) in said

@@ -26,7 +26,7 @@ from rich.console import Console
 from pipeline import run as run_module
 from pipeline import settings as pipeline_settings
 from pipeline.clients.connect import Clients
-from pipeline.errors import RunStopped, UsageError
+from pipeline.errors import FolderInUse, OtherRun, RunStopped
 from pipeline.output.manifest import Result
 from pipeline.output.parts import Parts
 from pipeline.run import run
@@ -252,7 +252,7 @@ def test_another_job_is_another_run_and_is_said(run_job: RunJob, tmp_path: Path)
 def test_a_named_folder_does_not_mix_two_runs(run_job: RunJob, simulated: Simulated) -> None:
     run_job("--run-name", "mine")
     simulated.models = ("other",)
-    with pytest.raises(UsageError, match=r"mine holds a run with another model \(simulated -> other\).*--force"):
+    with pytest.raises(OtherRun, match=r"mine .*model \(simulated -> other\).*--force"):
         run_job("--run-name", "mine")
     done, _ = run_job("--run-name", "mine", "--force")
     assert done.manifest["services"]["model"]["name"] == "other"
@@ -262,7 +262,7 @@ def test_a_folder_with_other_things_is_left_alone(run_job: RunJob, tmp_path: Pat
     (tmp_path / "runs" / "mine").mkdir(parents=True)
     precious = tmp_path / "runs" / "mine" / "thesis.txt"
     precious.write_text("do not touch")
-    with pytest.raises(UsageError, match=r"holds other things \(thesis\.txt\)"):
+    with pytest.raises(OtherRun, match=r"thesis\.txt"):
         run_job("--run-name", "mine", "--force")
     assert precious.read_text() == "do not touch"
 
@@ -404,7 +404,7 @@ def test_two_runs_do_not_write_into_one_folder(run_job: RunJob, start: Start, si
     simulated.hold = lambda traffic, number: traffic is simulated.model and number == 3  # it cannot end meanwhile
     child = start("--model-concurrency", "1")
     wait_until(lambda: simulated.model.requests >= 3)
-    with pytest.raises(UsageError, match="another run writes to"):
+    with pytest.raises(FolderInUse):
         run_job()
     child.kill()  # a crash does not leave the lock behind
     child.communicate(timeout=30)
@@ -554,7 +554,7 @@ def test_an_error_in_the_tables_is_told_in_one_line_and_costs_no_rows(
 
     with monkeypatch.context() as patched:
         patched.setattr(Parts, "merge", breaks)
-        with pytest.raises(RunStopped, match="unexpected ArrowInvalid: offset overflow"):
+        with pytest.raises(RunStopped, match="ArrowInvalid: offset overflow"):
             run_job("--run-name", "mine")
     manifest = json.loads((tmp_path / "runs" / "mine" / "run.json").read_text())
     assert manifest["status"] == "stopped"
@@ -620,6 +620,6 @@ def test_a_disk_that_is_full_from_the_beginning_is_no_trouble_when_there_is_room
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
-        with pytest.raises(RunStopped, match="No space left on device: make room, then"):
+        with pytest.raises(RunStopped, match="No space left on device"):
             run_job()
     assert run_job()[0].status == "complete"

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import UsageError
+from pipeline.errors import OtherRun, Unwritable
 from pipeline.files import sync_disk, write_atomically
 from pipeline.output.parts import Parts
 from pipeline.output.run_folder import COMMITTED, CONTENTS, open_run_folder, prepare, read_manifest, write_manifest
@@ -92,7 +92,7 @@ def test_beginning_anew_that_is_cut_short_leaves_the_old_run_or_nothing_that_cou
 
 def test_rows_do_not_count_where_nobody_knows_whose_they_are(finished: Path) -> None:
     (finished / "run.json").unlink()
-    with pytest.raises(UsageError, match=r"holds rows, and no run\.json that says of which run.*--force"):
+    with pytest.raises(OtherRun, match=r"run\.json.*--force"):
         prepare(finished, MINE, force=False)
     prepare(finished, MINE, force=True)
     assert Parts(finished, {}).names == []
@@ -134,7 +134,7 @@ def test_a_file_system_without_locks_is_told(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     with (
-        pytest.raises(UsageError, match=r"cannot be locked \(No locks available\).*OUTPUT"),
+        pytest.raises(Unwritable, match=r"No locks available.*OUTPUT="),
         open_run_folder(tmp_path / "run", MINE, force=False),
     ):
         pass

@@ -66,25 +66,19 @@ def children_cpu_s() -> float:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        pytest.param(["--model-url", "http://127.0.0.1:9/v1"], "cannot be reached .*make up", id="nobody at the URL"),
-        pytest.param(["--model-url", "not a url"], "--model-url: 'not a url' will not do", id="no URL"),
+        pytest.param(["--model-url", "http://127.0.0.1:9/v1"], ":9/v1.*make up", id="nobody at the URL"),
+        pytest.param(["--model-url", "not a url"], "--model-url: 'not a url'", id="no URL"),
         pytest.param(
             ["--detector-url", "http://127.0.0.1:9"], "detector http://127.0.0.1:9 .*make up", id="no detector"
         ),
-        pytest.param(
-            ["--model-url", "{url}"], "HTTP 404: .*expected an OpenAI-compatible API, .* /v1", id="URL without /v1"
-        ),
-        pytest.param(
-            ["--model", "gpt-9"],
-            "does not serve 'gpt-9', but lists simulated: correct SPOTTER_MODEL",
-            id="model not served",
-        ),
-        pytest.param(["--job", "dog_breads"], "no job 'dog_breads': .* dog_breeds", id="unknown job"),
-        pytest.param(["--job", "{place}/no-schema.yaml"], "schema is not a JSON Schema", id="no JSON Schema"),
-        pytest.param(["--job", "{place}/cats.yaml"], "refuses label 'owl': .* known are dog, cat", id="unknown label"),
-        pytest.param(["--images", "{place}/empty"], "no image in the folder", id="empty folder"),
-        pytest.param(["--output", "{place}/file/runs"], "cannot be written: .*OUTPUT=", id="output cannot be written"),
-        pytest.param(["--attempts", "0"], "--attempts: '0' will not do", id="value out of range"),
+        pytest.param(["--model-url", "{url}"], "HTTP 404.*/v1", id="URL without /v1"),
+        pytest.param(["--model", "gpt-9"], "'gpt-9'.*simulated.*SPOTTER_MODEL", id="model not served"),
+        pytest.param(["--job", "dog_breads"], "'dog_breads': .* dog_breeds", id="unknown job"),
+        pytest.param(["--job", "{place}/no-schema.yaml"], "no-schema.yaml, line 5: schema.type: ", id="no JSON Schema"),
+        pytest.param(["--job", "{place}/cats.yaml"], "'owl'.* dog, cat", id="unknown label"),
+        pytest.param(["--images", "{place}/empty"], "{place}/empty", id="empty folder"),
+        pytest.param(["--output", "{place}/file/runs"], "{place}/file/runs.*OUTPUT=", id="output cannot be written"),
+        pytest.param(["--attempts", "0"], "--attempts: '0'", id="value out of range"),
     ],
 )
 def test_one_line_and_exit_code_2(
@@ -102,7 +96,7 @@ def test_one_line_and_exit_code_2(
     assert done.returncode == 2, done.stdout + done.stderr
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
-    assert re.search(message, line), line
+    assert re.search(message.format(place=place), line), line
     assert cpu_s + waited_s < 5
 
 
@@ -112,7 +106,7 @@ def test_a_server_that_ignores_the_schema_is_found_before_the_first_image(
     simulated.answer = lambda crop, request: "This is a lovely poodle."
     done = cli("--images", str(place / "photos"), "--output", str(place / "runs"), env=simulated.settings)
     assert done.returncode == 2
-    assert "does not answer in the form of job dog_breeds" in done.stderr
+    assert "job dog_breeds" in done.stderr
     assert simulated.model.requests == 1
     assert not (place / "runs").exists()
 
