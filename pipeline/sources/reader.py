@@ -6,6 +6,7 @@ import os
 import stat
 
 from pipeline.locations import is_object, is_utf8, located
+from pipeline.runtime.in_process import InProcess
 from pipeline.sources.columns import inline
 from pipeline.sources.images import BadImage
 from pipeline.sources.listing import Row
@@ -17,16 +18,12 @@ from pipeline.sources.rows import Rows
 MAX_FILE_BYTES = 512 * 1024**2
 
 
-class Reader:
+class Reader(InProcess):
     """Reads the bytes of sources; safe from several threads."""
 
     def __init__(self, objects: Objects) -> None:
         self.objects = objects
         self.rows = Rows(objects)
-
-    def __reduce__(self) -> tuple[type[Reader], tuple[Objects]]:
-        """A copy elsewhere opens its own files."""
-        return Reader, (self.objects,)
 
     def read(self, path: bytes, row: Row | None, size: int | None = None, fetched: bytes | None = None) -> bytes:
         """An encoded image, unless what was `fetched` is it; one whose `size` is known to be too large is not read.

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
+from pipeline.runtime.in_process import InProcess
 from pipeline.sources.columns import pick
 from pipeline.sources.objects import Objects
 from pipeline.sources.table_files import open_table
@@ -59,17 +60,13 @@ class Cursor:
         self.table.close()
 
 
-class Rows:
+class Rows(InProcess):
     """The values of rows in tables, two files at a time; safe from several threads."""
 
     def __init__(self, objects: Objects) -> None:
         self.objects = objects
         self._lock = threading.Lock()
         self._open: OrderedDict[tuple[str, str], Cursor] = OrderedDict()
-
-    def __reduce__(self) -> tuple[type[Rows], tuple[Objects]]:
-        """A copy elsewhere opens its own files."""
-        return Rows, (self.objects,)
 
     def get(self, place: str, column: str, row: int) -> bytes | str | None:
         """The bytes in a row, or the text about them; None: neither.
