@@ -230,7 +230,7 @@ def build(image: Image, logs: Path, console: Console) -> None:
             builder.terminate()  # after an interrupt; to one that has ended it does nothing
             builder.wait()
     if builder.returncode:
-        end = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+        end = "\n".join(lines_of(log)[-15:])
         without_registry = f"where no container registry can be reached: {way_without_registry(image)}"
         raise StackError(
             f"image {image.name} cannot be built. The builder's last lines:\n{end}\nWhole log: {log}\n"
@@ -239,14 +239,18 @@ def build(image: Image, logs: Path, console: Console) -> None:
     console.print(f"image {image.name}: {size(image)}, {time.monotonic() - started:.0f} s")
 
 
+def lines_of(log: Path) -> list[str]:
+    """The lines of a builder's log that show something, without the colours of Docker's classic builder."""
+    return [line for line in Text.from_ansi(log.read_text(errors="replace")).plain.splitlines() if line.strip()]
+
+
 def follow(builder: subprocess.Popen[bytes], log: Path, image: Image, console: Console) -> None:
     """Show a builder's last line, and for how long it runs, until it ends."""
     begin = time.monotonic()
     next_line = begin + PLAIN_LINE_S
     with Live(console=console, refresh_per_second=2, transient=True) as live:
         while builder.poll() is None:
-            lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-            shown = f"image {image.name}, {time.monotonic() - begin:.0f} s  {lines[-1] if lines else ''}"
+            shown = f"image {image.name}, {time.monotonic() - begin:.0f} s  {' '.join(lines_of(log)[-1:])}"
             if console.is_terminal:
                 live.update(Text(shown[: console.width - 1], style="dim"))
             elif time.monotonic() >= next_line:

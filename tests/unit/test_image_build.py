@@ -17,6 +17,7 @@ import pytest
 from rich.console import Console
 
 from scripts.docker import images
+from scripts.settings import StackError
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow
@@ -123,6 +124,25 @@ def test_a_build_says_when_its_base_is_another(name: str, tmp_path: Path, monkey
     asked = (tmp_path / f"build-{name}.log").read_text()
     for argument in ("ENVIRONMENT=pipeline", "BASE_IMAGE=spotter-base", "BUILD_IMAGE=spotter-build-base"):
         assert f"--build-arg {argument} " in asked
+
+
+def test_a_builder_that_colours_its_log_is_quoted_in_plain_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Docker's classic builder shows a step's stderr in red, and ends it with a line of the escape alone."""
+    fake, told = tmp_path / "docker", io.StringIO()
+    fake.write_text(
+        """#!/bin/sh\n[ "$1" = build ] || { echo '[]'; exit 0; }\n"""
+        r"""printf ' ---> Running in ad8f\n\033[91mpreparing environment\n\033[0m\n'; sleep 1; exit 1"""
+    )
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(images, "substitutes", dict)
+    monkeypatch.setattr(images, "PLAIN_LINE_S", 0.5)
+    with pytest.raises(StackError) as refused:
+        images.build(images.IMAGES["pipeline"], tmp_path, Console(file=told, width=200))
+    assert re.search(r"^image pipeline, \d s  preparing environment$", told.getvalue(), re.MULTILINE)
+    assert "Running in ad8f\npreparing environment\nWhole log: " in str(refused.value)
 
 
 def test_a_build_that_is_interrupted_is_done_anew(tmp_path: Path) -> None:
