@@ -22,6 +22,8 @@ BUNDLED = Path(__file__).parent / "jobs"
 # Fields of a request that a job cannot add: Spotter sets them, or the job file has a key for them.
 FIXED_FIELDS = {"model", "messages", "response_format", "stream", "n"}
 OWN_KEYS = {"max_tokens", "temperature"}
+# Arguments of OpenAI's Python client, which never reach a server.
+CLIENT_KEYS = {"extra_body", "extra_headers", "extra_query", "timeout"}
 # Newer servers want this in the place of max_tokens.
 MAX_COMPLETION_TOKENS = "max_completion_tokens"
 
@@ -101,6 +103,8 @@ class Job(BaseModel):
         for name in request:
             if name in FIXED_FIELDS:
                 raise SchemaError(("request", name), "Spotter sets this field of a request itself: remove it")
+            if name in CLIENT_KEYS:
+                raise SchemaError(("request", name), "is an argument of a client: write the request's own fields here")
             if name in OWN_KEYS:
                 raise SchemaError(("request", name), f"write {name} at the top level of the job file")
         if MAX_COMPLETION_TOKENS not in request:

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from pipeline.answer_schema import KINDS, NUMBERS, kind, kinds
+from pipeline.answer_schema import KINDS, NUMBERS, as_list, kind, kinds
 from pipeline.errors import InvalidJob
 
 # Keys and list positions from the top of the file: ("schema", "properties", "color", "enum", 2).
@@ -197,7 +197,8 @@ class JobFile:
         if "string" not in types or value is None:
             found = f"{text or 'an empty value'} is {ONE[kind(value)]}, but must be {one_of(types)}"
             remedy = ': quote it, or add "null" to the type' if where[0] == "schema" else ": quote it"
-            self.refuse(where, found + (remedy if "string" in types else ""))
+            remedy = remedy if "string" in types else ""
+            self.refuse(where, found + (remedy if text else ": give it a value, or remove the key"))
         return text
 
     def schema(self, node: yaml.Node, outer: frozenset[str], where: Where) -> Any:
@@ -222,12 +223,20 @@ class JobFile:
             elif key in ONE_VALUE:
                 found[key] = self.value(child, {**found, "type": sorted(types)}, place)
             elif key in VALUES and isinstance(child, yaml.SequenceNode):
-                each_type = {**found, "type": sorted(types)}
-                found[key] = [self.value(each, each_type, at) for at, each in self.items(child, place)]
+                each_type, found[key] = {**found, "type": sorted(types)}, []
+                for at, each in self.items(child, place):
+                    if key == "enum" and types == KINDS and isinstance(each, yaml.MappingNode):
+                        self.refuse(at, "is a mapping: quote a text that holds ': ', or add 'type: object'")
+                    found[key].append(self.value(each, each_type, at))
             elif key in TEXT:
                 found[key] = self.text(child, place)
+                if key == "type" and (strange := [each for each in as_list(found[key]) if each not in list(KINDS)]):
+                    names = ", ".join(sorted(KINDS))
+                    self.refuse(place, f"{strange[0]!r} is not a JSON Schema type: write one of {names}")
             else:
                 expected = {"type": "number"} if key in NUMBER else {"type": "boolean"} if key in BOOLEAN else {}
+                if place == ("schema", "schema"):
+                    self.refuse(place, "is a schema in a schema: write its content here, without a name or strict")
                 if key not in KEYWORDS and (near := get_close_matches(key, KEYWORDS, n=1, cutoff=0.8)):
                     self.refuse(place, f"is not a keyword of JSON Schema: did you mean {near[0]!r}?")
                 found[key] = self.value(child, expected, place)

@@ -38,6 +38,7 @@ from pipeline.runtime.cancellation import CancellationToken
 from pipeline.runtime.display import Display
 from pipeline.runtime.interrupts import INTERRUPTED, OneInterrupt
 from pipeline.runtime.memory_budget import MemoryBudget
+from pipeline.runtime.open_files import allow_open_files
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.runtime import Runtime
 from pipeline.runtime.stream import Stream
@@ -116,6 +117,7 @@ class JobRun:
             UsageError: invalid input.
         """
         settings = self.settings
+        allow_open_files(settings.detector_concurrency + settings.model_concurrency)
         self.profiler.phase(profiler.LIST)
         self.job = load_job(settings.job)
         with display.waiting(self.console, f"listing {settings.images}"):

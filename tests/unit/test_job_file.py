@@ -209,6 +209,11 @@ def test_a_number_is_written_in_decimals(tmp_path: Path, number: str) -> None:
         ("request: [seed]", "request: ... list ... mapping"),
         ("request: {max_completion_tokens: 0}", "request.max_completion_tokens: "),
         ("request: {max_tokens: 5}", "request.max_tokens: "),
+        ("request: {extra_body: {top_k: 1}}", "request.extra_body: ... client"),
+        ("crop:", "crop: ... empty ... remove the key"),
+        ("    that: {type: bool}", "that.type: 'bool' ... boolean"),
+        ("    that: {enum: [a, {b: c}]}", "that.enum[1]: ... mapping ... quote"),
+        ("  schema: {type: object}", "schema.schema: ... write its content here"),
         *((f"request: {{{name}: 1}}", f"request.{name}: ") for name in sorted(job.FIXED_FIELDS)),
     ],
 )  # fmt: skip
