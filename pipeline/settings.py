@@ -6,6 +6,7 @@ Nothing else in the pipeline reads the environment.
 from __future__ import annotations
 
 import difflib
+import io
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +28,7 @@ from pipeline.locations import is_object
 
 PREFIX = "SPOTTER_"
 ENV_FILE = Path(".env")
+ENV_ENCODING = "utf-8-sig"  # UTF-8 with or without a byte order mark
 
 # The type of the error for an address with a password in it.
 CREDENTIALS = "credentials"
@@ -53,6 +55,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
         env_file=ENV_FILE,
+        env_file_encoding=ENV_ENCODING,
         extra="ignore",  # .env holds the stack's settings too; `refuse_unknown` looks after misspelt ones
         cli_prog_name="python -m pipeline",
         cli_kebab_case=True,
@@ -162,6 +165,26 @@ def variables() -> list[str]:
     return [PREFIX + name.upper() for name in Settings.model_fields]
 
 
+def read_env_file(path: Path) -> dict[str, str | None]:
+    """The variables of an .env file; none where there is no file.
+
+    Raises:
+        UsageError: it cannot be read, or is not UTF-8.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        content = path.read_bytes()
+        if b"\0" in content:  # also UTF-16 without a byte order mark
+            raise UsageError(f"{path} is not UTF-8 text but UTF-16 or binary: save it as UTF-8")
+        return dotenv_values(stream=io.StringIO(content.decode(ENV_ENCODING)))
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UsageError(f"{path} is not UTF-8 text (line {line}): save it as UTF-8") from error
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+
+
 def refuse_unknown(environment: dict[str, str | None]) -> None:
     """Refuse a SPOTTER_ variable that nothing reads, so that a misspelt one is not dropped.
 
@@ -182,7 +205,7 @@ def load(arguments: list[str]) -> Settings:
     Raises:
         InvalidSetting: a value is invalid; gives its name, its source, the value and what is accepted.
     """
-    from_file = dotenv_values(ENV_FILE) if ENV_FILE.is_file() else {}
+    from_file = read_env_file(ENV_FILE)
     refuse_unknown({**from_file, **os.environ})
     if any(argument.partition("=")[0] == "--api-key" for argument in arguments):
         raise InvalidSetting(f"--api-key: any user of this host can read a command line: set {PREFIX}API_KEY instead")

@@ -11,9 +11,9 @@ from types import ModuleType
 from typing import Any
 
 from python_on_whales import DockerException
-from rich.console import Console
 
 from pipeline.errors import UsageError
+from pipeline.runtime.terminal import make_console, open_standard_streams
 from scripts.commands.job_options import located
 from scripts.docker.client import explain
 from scripts.environments import ROOT
@@ -83,7 +83,8 @@ def module_of(command: str) -> ModuleType:
 
 def main(arguments: list[str]) -> int:
     """0: done. 1: the stack could not do it. 2: a usage error. 130: interrupted. `run` ends with the job's own code."""
-    console = Console(highlight=False)  # numbers in a sentence need no colour
+    open_standard_streams()
+    console = make_console(highlight=False)  # numbers in a sentence need no colour
     if not console.is_terminal:
         console.width = 160  # a file or a pipe needs no narrow lines
     try:

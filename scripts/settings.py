@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dotenv import dotenv_values
 from pydantic import ByteSize, Field, PrivateAttr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -54,7 +53,13 @@ class StackError(Exception):
 class StackSettings(BaseSettings):
     """Where and how the services run. Immutable; it also holds the user's variables as they were when it was made."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=ENV_FILE, extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_file=ENV_FILE,
+        env_file_encoding=job_settings.ENV_ENCODING,
+        extra="ignore",
+        frozen=True,
+    )
 
     engine: Literal["auto", "compose", "process"] = Field(
         "auto", description="auto: compose where Docker answers and has the images or can build them, else process"
@@ -142,7 +147,7 @@ def variables() -> list[str]:
 
 def read_variables(path: Path) -> dict[str, str]:
     """The variables of an .env file; none where there is no file."""
-    return {name: value or "" for name, value in dotenv_values(path).items()} if path.is_file() else {}
+    return {name: value or "" for name, value in job_settings.read_env_file(path).items()}
 
 
 def load() -> StackSettings:
@@ -150,7 +155,9 @@ def load() -> StackSettings:
 
     Raises:
         StackError: an invalid value, or a STACK_ variable that nothing reads.
+        UsageError: `.env` is not UTF-8.
     """
+    read_variables(ENV_FILE)
     try:
         settings = StackSettings()
     except ValidationError as error:

@@ -43,18 +43,20 @@ class Display:
             TextColumn("elapsed"),
             TimeElapsedColumn(),
             TextColumn("[{task.fields[color]}]{task.fields[failures]} failed"),
-            TextColumn("[yellow]{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", style="yellow", markup=False),
             console=console,
             disable=not console.is_terminal,
         )
         self.last_note = ""
+        self.printed_notes = set[str]()
         self.shown = 0.0
         self.task = self.bar.add_task("", total=progress.total, rate=0.0, failures=0, color="green", note="")
 
     def note(self, text: str) -> None:
-        """Say what is being waited for: at the line's end, elsewhere once."""
-        if not self.console.is_terminal and text != self.last_note:
-            self.console.print(text, highlight=False)
+        """Say what is being waited for, if anything: at the line's end, elsewhere once."""
+        if text and not self.console.is_terminal and text not in self.printed_notes:
+            self.printed_notes.add(text)
+            self.console.print(text, highlight=False, markup=False)
         self.last_note = text
 
     def update(self, at_once: bool = False) -> None:
@@ -158,9 +160,11 @@ def show_summary(console: Console, manifest: dict[str, Any]) -> None:
     label = escaped(manifest["job"]["label"])
     console.print(
         f"{images['total']} images: {images['detected']} with a {label}, {images['no_object']} without, "
-        f"{images['failed']} failed" + (f", {images['not_reached']} not reached" if images["not_reached"] else "")
+        f"{images['failed']} failed" + (f", {images['not_reached']} not reached" if images["not_reached"] else ""),
+        markup=False,
     )
-    console.print(f"{found['total']} {label} detections: {found['answered']} answered, {found['failed']} failed")
+    line = f"{found['total']} {label} detections: {found['answered']} answered, {found['failed']} failed"
+    console.print(line, markup=False)
     if several := manifest["several_frames"]:
         console.print(f"images with several pages or frames: {several}; only the first is used")
     if "reason" in manifest:
@@ -181,4 +185,4 @@ def show_next(console: Console, folder: Path, manifest: dict[str, Any]) -> None:
     else:
         advice = "open the report; then your own: make run IMAGES=folder"
     for name, text in (("rows", folder / "detections.parquet"), ("report", folder / "report.html"), ("next", advice)):
-        console.print(escaped(f"{name + ':':8}{text}"), soft_wrap=True, highlight=False)
+        console.print(escaped(f"{name + ':':8}{text}"), soft_wrap=True, highlight=False, markup=False)

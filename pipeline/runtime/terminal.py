@@ -57,9 +57,9 @@ def open_standard_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def make_console() -> Console:
-    """A console on standard output."""
-    return Console(file=cast(IO[str], Output(sys.stdout)), markup=False, emoji=False)
+def make_console(*, highlight: bool = True) -> Console:
+    """A console on standard output; `highlight`: numbers and paths get colours."""
+    return Console(file=cast(IO[str], Output(sys.stdout)), markup=False, emoji=False, highlight=highlight)
 
 
 def escaped(text: str) -> str:

@@ -34,7 +34,7 @@ class Options(argparse.ArgumentParser):
 
 def make_console() -> Console:
     """The terminal; a file or pipe gets lines of 160 characters, because nothing has to fit a window there."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
     if not console.is_terminal:
         console.width = 160
     return console

@@ -180,7 +180,7 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=512, help="questions to each preset (default: 512)")
     parser.add_argument("--port", type=int, default=8000, help="port for vLLM (default: 8000)")
     arguments = parser.parse_args()
-    console = Console()
+    console = Console(markup=False)
     gpus = find_gpus(StackSettings().gpu)
     if not gpus:
         print("error: nvidia-smi finds no GPU: nothing was checked", file=sys.stderr)

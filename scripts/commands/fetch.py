@@ -57,7 +57,7 @@ class Display:
         self.total = self.first = 0
         self.begun = self.next_line = time.monotonic()
         columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-        self.bar = Progress(TextColumn("{task.description}"), *columns, console=console, transient=True)
+        self.bar = Progress(TextColumn("{task.description}", markup=False), *columns, console=console, transient=True)
         self.task = self.bar.add_task(what, total=None)
 
     def __enter__(self) -> Display:

@@ -120,7 +120,10 @@ class ComposeEngine(ContainerEngine):
     def ensure_images(self, wanted: Sequence[images.Image]) -> None:
         """Build the images that are missing or old."""
         images.ensure(
-            [image.name for image in wanted], self.logs, Console(highlight=False), offline=self.settings.offline
+            [image.name for image in wanted],
+            self.logs,
+            Console(highlight=False, markup=False),
+            offline=self.settings.offline,
         )
 
     def refuse_folder(self, service: Service) -> None:

@@ -54,12 +54,13 @@ def test_a_log_file_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) ->
             progress.image("detected", [{"outcome": "answered"}])
             time.sleep(0.06)
             shown.update()
-        for _ in range(3):
-            shown.note("waiting for the detector to come back")
+        for note in ("waiting for the detector to come back", "", "waiting for the detector to come back"):
+            shown.note(note)
     assert isinstance(console.file, io.StringIO)
     lines = console.file.getvalue().splitlines()
     assert any("images 1/4" in line and "0 failed" in line and "s left" in line for line in lines)
     assert lines.count("waiting for the detector to come back") == 1
+    assert "" not in lines
 
 
 def test_a_terminal_gets_a_live_line() -> None:
@@ -68,11 +69,11 @@ def test_a_terminal_gets_a_live_line() -> None:
     with live(console, progress) as shown:
         progress.row("ask")
         progress.image("detected", [{"outcome": "failed"}])
-        shown.note("waiting")
+        shown.note("waiting [/red]")
         shown.update(at_once=True)
     assert isinstance(console.file, io.StringIO)
     text = console.file.getvalue()
-    for part in ("1/2", "rows/s", "1 failed", "waiting"):
+    for part in ("1/2", "rows/s", "1 failed", "waiting [/red]"):
         assert part in text
 
 

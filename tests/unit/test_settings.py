@@ -8,6 +8,7 @@ import pytest
 from pipeline import settings
 from pipeline.errors import InvalidSetting
 from scripts.settings import StackSettings
+from scripts.settings import load as load_stack_settings
 
 
 @pytest.fixture(autouse=True)
@@ -81,3 +82,43 @@ def test_the_key_is_not_written_down(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = settings.load([])
     assert "s3cret" not in f"{loaded!r} {loaded.public()}"
     assert loaded.public()["api_key"] == "set"
+
+
+ENTRIES = "# Köln\nSPOTTER_JOB=cars\nSTACK_VLLM_PORT=8123\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_byte_order_mark_in_the_file_is_no_part_of_a_name(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    first = ENTRIES.partition("\n")[2]  # the mark would stick to the first variable's name
+    (elsewhere / ".env").write_text(first, encoding=encoding)
+    assert settings.load([]).job == "cars"
+    monkeypatch.setitem(StackSettings.model_config, "env_file", elsewhere / ".env")
+    assert StackSettings().vllm_port == 8123
+
+
+@pytest.mark.parametrize(
+    ("encoding", "reason"),
+    [("utf-16", "UTF-16 or binary"), ("utf-16-le", "UTF-16 or binary"), ("latin-1", r"not UTF-8 text \(line 1\)")],
+)
+def test_a_file_in_another_encoding_is_one_line(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, reason: str
+) -> None:
+    (elsewhere / ".env").write_text(ENTRIES, encoding=encoding)
+    with pytest.raises(UsageError, match=rf"^\.env is .*{reason}.*: save it as UTF-8$"):
+        settings.load([])
+    monkeypatch.setattr("scripts.settings.ENV_FILE", elsewhere / ".env")
+    with pytest.raises(UsageError, match=reason):
+        load_stack_settings()
+
+
+def test_a_file_that_cannot_be_read_is_one_line(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (elsewhere / ".env").write_text(ENTRIES)
+
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(UsageError, match=r"^\.env cannot be read: Permission denied$"):
+        settings.load([])

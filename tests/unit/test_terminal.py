@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 from pipeline.runtime.display import show_summary
 from pipeline.runtime.terminal import Output, make_console
-from tests.conftest import Cli
+from tests.conftest import ROOT, Cli
 from tests.doubles.simulated import Simulated
 from tests.pictures import encoded, gradient
 
@@ -74,3 +75,16 @@ def test_a_run_ends_well_whatever_becomes_of_what_it_prints(
     assert manifest["status"] == "complete"
     if target == "ascii":
         assert f"chiens-tr\\xe8s{os.sep}report.html" in done.stdout
+
+
+def test_no_console_of_the_product_reads_markup() -> None:
+    """Only `make_console` and consoles that say so; those that nobody sees do not matter."""
+    unseen = re.compile(r"\bConsole\((?!.*(markup=False|StringIO\(\)|quiet=True)).*\)")
+    made = {
+        f"{path.relative_to(ROOT)}:{number}"
+        for folder in ("pipeline", "scripts", "samples", "examples")
+        for path in (ROOT / folder).rglob("*.py")
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if unseen.search(line)
+    }
+    assert not made
