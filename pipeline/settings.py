@@ -23,7 +23,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from pipeline.errors import InvalidSetting
+from pipeline.errors import InvalidSetting, Unreadable
 from pipeline.locations import is_object
 
 PREFIX = "SPOTTER_"
@@ -169,20 +169,20 @@ def read_env_file(path: Path) -> dict[str, str | None]:
     """The variables of an .env file; none where there is no file.
 
     Raises:
-        UsageError: it cannot be read, or is not UTF-8.
+        Unreadable: it cannot be read, or is not UTF-8.
     """
     if not path.is_file():
         return {}
     try:
         content = path.read_bytes()
         if b"\0" in content:  # also UTF-16 without a byte order mark
-            raise UsageError(f"{path} is not UTF-8 text but UTF-16 or binary: save it as UTF-8")
+            raise Unreadable(f"{path} is not UTF-8 text but UTF-16 or binary: save it as UTF-8")
         return dotenv_values(stream=io.StringIO(content.decode(ENV_ENCODING)))
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise UsageError(f"{path} is not UTF-8 text (line {line}): save it as UTF-8") from error
+        raise Unreadable(f"{path} is not UTF-8 text (line {line}): save it as UTF-8") from error
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+        raise Unreadable(f"{path} cannot be read: {error.strerror}") from error
 
 
 def refuse_unknown(environment: dict[str, str | None]) -> None:

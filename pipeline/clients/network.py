@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from pipeline.errors import UsageError
+from pipeline.errors import InvalidSetting
 
 # The services' names in compose.yaml, and Docker's name for the host: no proxy knows them.
 CONTAINERS = frozenset({"detector", "vllm", "host.docker.internal"})
@@ -22,7 +22,7 @@ def proxy_for(url: str) -> str | None:
     Loopback and the services' containers are always reached directly. NO_PROXY may hold networks, such as 10.0.0.0/8.
 
     Raises:
-        UsageError: the proxy is of a kind that Spotter does not speak.
+        InvalidSetting: the proxy is of a kind that Spotter does not speak.
     """
     parts = urlsplit(url)
     host = parts.hostname or ""
@@ -34,7 +34,7 @@ def proxy_for(url: str) -> str | None:
         return None
     proxy = proxy if "://" in proxy else f"http://{proxy}"
     if urlsplit(proxy).scheme not in ("http", "https"):
-        raise UsageError(
+        raise InvalidSetting(
             f"the proxy for {host} is {urlsplit(proxy).scheme}://, expected http:// or https://: correct "
             f"{parts.scheme.upper()}_PROXY, or name {host} in NO_PROXY"
         )
@@ -69,7 +69,7 @@ def tls_context(ca_file: Path | None) -> ssl.SSLContext | bool:
     """How to verify servers: by the system's certificates, and those of a file if there is one.
 
     Raises:
-        UsageError: the file holds no certificates.
+        InvalidSetting: the file holds no certificates.
     """
     if ca_file is None:
         return True
@@ -78,7 +78,7 @@ def tls_context(ca_file: Path | None) -> ssl.SSLContext | bool:
         context.load_verify_locations(cafile=ca_file.expanduser())
     except (OSError, ssl.SSLError) as error:
         reason = f"SPOTTER_CA_FILE={ca_file} holds no certificates in PEM form ({describe_os(error)})"
-        raise UsageError(reason) from error
+        raise InvalidSetting(reason) from error
     return context
 
 

@@ -21,7 +21,7 @@ from pipeline.clients.http import HttpClient, Limits, RequestFailed
 from pipeline.clients.model import BadAnswer, ModelClient
 from pipeline.clients.remedies import CONNECT_S, Asked, explained
 from pipeline.clients.retries import MODEL, PROXY, REDIRECT, UNREACHABLE
-from pipeline.errors import UsageError
+from pipeline.errors import ModelNotServed, ServiceRefuses
 from pipeline.job import Job
 from pipeline.settings import Settings
 
@@ -88,7 +88,8 @@ async def find_model(settings: Settings) -> Served:
     A gateway may list none, or patterns, or leave out names that it serves: a name that is set is asked, not looked up.
 
     Raises:
-        UsageError: the server cannot be reached, or none is named and the server does not list exactly one.
+        ServiceUnreachable, ServiceRefuses: the server does not answer, or not as an API does.
+        ModelNotServed: none is named and the server does not list exactly one.
     """
     asked, http = model_asked(settings), model_client(settings)
     kind = "expected an OpenAI-compatible API, whose address ends in /v1: check SPOTTER_MODEL_URL, or set SPOTTER_MODEL"
@@ -101,18 +102,18 @@ async def find_model(settings: Settings) -> Served:
             return Served(settings.model, None, None)
         if (line := explained(error, asked, "/models")) is not None:
             raise line from error
-        raise UsageError(f"{asked.said()}/models answers {error}: {kind}") from error
+        raise ServiceRefuses(f"{asked.said()}/models answers {error}: {kind}") from error
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         if settings.model is not None:
             return Served(settings.model, None, None)
-        raise UsageError(f"{asked.said()}/models does not list models: {kind} ({shown(reply.body)})") from error
+        raise ServiceRefuses(f"{asked.said()}/models does not list models: {kind} ({shown(reply.body)})") from error
     finally:
         await http.aclose()
     if settings.model is not None:
         return Served(settings.model, listed.get(settings.model), listed)
     if len(listed) == 1 and "*" not in next(iter(listed)):
         return Served(*next(iter(listed.items())), listed)
-    raise UsageError(f"{asked.said()} serves {names(listed)}: choose one with SPOTTER_MODEL")
+    raise ModelNotServed(f"{asked.said()} serves {names(listed)}: choose one with SPOTTER_MODEL")
 
 
 def names(listed: dict[str, str | None], wanted: str = "") -> str:
@@ -127,7 +128,7 @@ async def try_detector(settings: Settings, job: Job) -> Detected:
     """One real detection.
 
     Raises:
-        UsageError: the service cannot be reached or does not know the job's label.
+        ServiceUnreachable, ServiceRefuses: the service does not answer, or does not know the job's label.
     """
     asked = detector_asked(settings)
     http = HttpClient(asked.url, LIMITS, name="detector", ca_file=settings.ca_file)
@@ -135,14 +136,14 @@ async def try_detector(settings: Settings, job: Job) -> Detected:
         return await DetectorClient(http, job.label, job.threshold).detect(blank_jpeg())
     except RequestFailed as error:
         if str(error).startswith("HTTP 422"):
-            raise UsageError(f"job {job.name}: the detector refuses label {job.label!r}: {error}") from error
+            raise ServiceRefuses(f"job {job.name}: the detector refuses label {job.label!r}: {error}") from error
         if (line := explained(error, asked, "/detect")) is not None:
             raise line from error
-        raise UsageError(
+        raise ServiceRefuses(
             f"{asked.said()} cannot be used ({error}): start the stack with 'make up', or set {asked.setting}"
         ) from error
     except BadReply as error:
-        raise UsageError(f"{asked.said()} answers in another form than Spotter's detector service") from error
+        raise ServiceRefuses(f"{asked.said()} answers in another form than Spotter's detector service") from error
     finally:
         await http.aclose()
 
@@ -151,7 +152,8 @@ async def try_model(settings: Settings, job: Job, served: Served) -> None:
     """One real answer of the job's form.
 
     Raises:
-        UsageError: the server refuses the job's requests, or answers in another form than the job's schema.
+        ServiceRefuses: the server refuses the job's requests, or answers in another form than the job's schema.
+        ModelNotServed: it does not serve the model.
     """
     asked, http, path, model = model_asked(settings), model_client(settings), "/chat/completions", served.model
     try:
@@ -159,19 +161,19 @@ async def try_model(settings: Settings, job: Job, served: Served) -> None:
     except RequestFailed as error:
         if error.cause == MODEL or (unknown(served) and "HTTP 404" in str(error)):
             lists = f", but lists {names(served.listed, model)}" if served.listed else ""
-            raise UsageError(
+            raise ModelNotServed(
                 f"{asked.said()} does not serve {model!r}{lists}: correct SPOTTER_MODEL ({error})"
             ) from error
         if (remedy := explained(error, asked, path)) is not None:
             raise remedy from error
         if "HTTP 404" in str(error) or "HTTP 405" in str(error):
-            raise UsageError(
+            raise ServiceRefuses(
                 f"{asked.said()}{path} answers {error}: expected an OpenAI-compatible API, whose address ends in /v1: "
                 "check SPOTTER_MODEL_URL"
             ) from error
-        raise UsageError(f"model {model} refuses the requests of job {job.name}: {error}") from error
+        raise ServiceRefuses(f"model {model} refuses the requests of job {job.name}: {error}") from error
     except BadAnswer as error:
-        raise UsageError(f"model {model} does not answer in the form of job {job.name}: {error}") from error
+        raise ServiceRefuses(f"model {model} does not answer in the form of job {job.name}: {error}") from error
     finally:
         await http.aclose()
 

@@ -12,7 +12,7 @@ import aiohttp
 from pipeline.clients.http import RequestFailed
 from pipeline.clients.network import proxy_for
 from pipeline.clients.retries import KEY, PROXY, QUOTA, REDIRECT, UNREACHABLE, Refused
-from pipeline.errors import UsageError
+from pipeline.errors import ServiceRefuses, ServiceUnreachable, UsageError
 
 CONNECT_S = 3.0
 # Errors of OpenSSL at a server that answers in plain text.
@@ -46,23 +46,25 @@ def explained(error: RequestFailed, asked: Asked, path: str) -> UsageError | Non
     """One line with the remedy for a request to `path` that failed for a reason that lies between job and service;
     None for another reason."""
     if error.cause == KEY and asked.key_set is None:
-        return UsageError(f"{asked.said()} asks for a key, and Spotter sends none: set {asked.setting} to one without")
+        return ServiceRefuses(
+            f"{asked.said()} asks for a key, and Spotter sends none: set {asked.setting} to one without"
+        )
     if error.cause == KEY:
         word = "correct" if asked.key_set else "set"
-        return UsageError(f"{asked.said()} refuses the key: {word} SPOTTER_API_KEY ({error})")
+        return ServiceRefuses(f"{asked.said()} refuses the key: {word} SPOTTER_API_KEY ({error})")
     if error.cause == QUOTA:
-        return UsageError(f"{asked.said()} refuses for lack of quota: see to the account there ({error})")
+        return ServiceRefuses(f"{asked.said()} refuses for lack of quota: see to the account there ({error})")
     if error.cause == PROXY:
-        return UsageError(
+        return ServiceRefuses(
             f"the proxy {host_of(proxy_for(asked.url) or '')} asks for a user and a password: write them into "
             f"HTTPS_PROXY or HTTP_PROXY, or name {host_of(asked.url)} in NO_PROXY ({error})"
         )
     if error.cause == REDIRECT:
-        return UsageError(f"{asked.said()} {elsewhere(error, asked, path)}")
+        return ServiceRefuses(f"{asked.said()} {elsewhere(error, asked, path)}")
     if asked.url.startswith("http:") and (error.cause == UNREACHABLE or "HTTP 400" in str(error)) and speaks_tls(asked):
-        return UsageError(f"{asked.said()} speaks https: set {asked.setting}=https{asked.url[4:]}")
+        return ServiceRefuses(f"{asked.said()} speaks https: set {asked.setting}=https{asked.url[4:]}")
     if error.cause == UNREACHABLE:
-        return UsageError(f"{asked.said()} cannot be reached ({error}): {remedy(error, asked)}")
+        return ServiceUnreachable(f"{asked.said()} cannot be reached ({error}): {remedy(error, asked)}")
     return None
 
 

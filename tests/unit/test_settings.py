@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import settings
-from pipeline.errors import InvalidSetting
+from pipeline.errors import InvalidSetting, Unreadable
 from scripts.settings import StackSettings
 from scripts.settings import load as load_stack_settings
 
@@ -106,10 +106,10 @@ def test_a_file_in_another_encoding_is_one_line(
     elsewhere: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, reason: str
 ) -> None:
     (elsewhere / ".env").write_text(ENTRIES, encoding=encoding)
-    with pytest.raises(UsageError, match=rf"^\.env is .*{reason}.*: save it as UTF-8$"):
+    with pytest.raises(Unreadable, match=rf"^\.env is .*{reason}.*: save it as UTF-8$"):
         settings.load([])
     monkeypatch.setattr("scripts.settings.ENV_FILE", elsewhere / ".env")
-    with pytest.raises(UsageError, match=reason):
+    with pytest.raises(Unreadable, match=reason):
         load_stack_settings()
 
 
@@ -120,5 +120,5 @@ def test_a_file_that_cannot_be_read_is_one_line(elsewhere: Path, monkeypatch: py
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
-    with pytest.raises(UsageError, match=r"^\.env cannot be read: Permission denied$"):
+    with pytest.raises(Unreadable, match=r"^\.env cannot be read: Permission denied$"):
         settings.load([])
