@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import psutil
@@ -193,7 +194,8 @@ class Sampler:
                 moment = it.since(self._sample[name])
                 values |= {f"{name}.working": moment.working, f"{name}.waiting": moment.waiting}
             self._sample = integrals
-            values |= self._usage.now()
+            with suppress(OSError, psutil.Error):  # the kernel does not tell: no reason to end a run
+                values |= self._usage.now()
             if (gpu := self.gpus.now()) is not None:
                 values |= {"gpu.utilisation": gpu[0], "gpu.memory_bytes": gpu[1]}
             for server in self.servers.values():

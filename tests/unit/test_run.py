@@ -1,12 +1,13 @@
 """Whole runs against simulated servers: what is asked, and what becomes of every image."""
 
+import errno
 import io
 import json
 import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +18,7 @@ from rich.console import Console
 
 from pipeline import settings as pipeline_settings
 from pipeline.errors import UsageError
+from pipeline.metrics.sampler import Usage
 from pipeline.output.manifest import Result
 from pipeline.run import run
 from tests.conftest import Cli
@@ -283,6 +285,20 @@ def test_a_log_that_cannot_be_written_ends_no_run(run_job: RunJob, photos: Path,
         log.symlink_to("/dev/full")
     done = run_job(photos, "--run-name", "mine")
     assert (done.status, done.answered) == ("complete", 3)
+
+
+def test_a_host_that_cannot_be_measured_ends_no_run(
+    run_job: RunJob, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Usage) -> NoReturn:
+        raise OSError(errno.EMFILE, "Too many open files", "/proc/meminfo")
+
+    monkeypatch.setattr(Usage, "now", refuse)
+    done = run_job(photos)
+    assert (done.status, done.answered) == ("complete", 3)
+    profile = json.loads((done.folder / "profile" / "profile.json").read_text())
+    assert "ask.working" in profile["samples"]["series"]
+    assert "host.cpu" not in profile["samples"]["series"]
 
 
 def test_measuring_changes_nothing(run_job: RunJob, photos: Path, simulated: Simulated) -> None:
