@@ -14,15 +14,18 @@ from typing import Any, ClassVar
 import daft
 from daft import col
 from daft.daft import io_glob
+from daft.exceptions import DaftTransientError
 from daft.functions import download, upload
-from daft.io import IOConfig, S3Config
+from daft.io import HTTPConfig, IOConfig, S3Config
 
 from pipeline.errors import BucketUnusable, RowError
 
 # Daft's own limits (25 tries, 30 s to connect) let a wrong address hang for minutes. With its back-off of 1 s and more,
-# these get over a passing fault and tell a lasting one within 20 s.
+# these survive a passing fault and report a lasting one within 20 s.
 TRIES = 4
 CONNECT_MS = 5_000
+# The longest that a web server may send nothing.
+SILENT_MS = 10_000
 
 WILDCARD = re.compile(r"[*?\[{]")
 
@@ -34,6 +37,10 @@ class StoreError(RowError):
     """The store of an object did not do what it was asked; the message is one line."""
 
     stage: ClassVar[str | None] = "fetch"
+
+
+class Unreachable(StoreError):
+    """The store did not answer, or was too busy, at all tries."""
 
 
 class NoObject(StoreError):
@@ -53,8 +60,8 @@ def explain(error: BaseException) -> StoreError:
             f"access is refused ({code[1]}): see AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
         )
     causes = [line.split(": ", 1)[-1] for line in text.splitlines() if re.match(r"\s*\d+: ", line)]
-    if re.search(r"SocketError|dispatch failure|ConnectTimeout", type(error).__name__ + text):
-        return StoreError(f"the store cannot be reached ({causes[-1] if causes else 'no answer in time'})")
+    if isinstance(error, DaftTransientError) or "dispatch failure" in text:
+        return Unreachable(f"the store cannot be reached ({causes[-1] if causes else 'no answer in time'})")
     return StoreError(" ".join((code[1] if code else causes[-1] if causes else text).split())[:300])
 
 
@@ -68,7 +75,14 @@ class Objects:
     def config(self) -> IOConfig:
         """Daft's configuration. The endpoint has to be in it: by a variable alone Daft would look for a bucket of a
         server `store:9000` at `bucket.store:9000`."""
-        return IOConfig(s3=S3Config(endpoint_url=self.endpoint, num_tries=TRIES, connect_timeout_ms=CONNECT_MS))
+        return IOConfig(
+            s3=S3Config(endpoint_url=self.endpoint, num_tries=TRIES, connect_timeout_ms=CONNECT_MS),
+            http=HTTPConfig(
+                num_tries=TRIES - 1,  # those after the first
+                connect_timeout_ms=CONNECT_MS,
+                read_timeout_ms=SILENT_MS,
+            ),
+        )
 
     def glob(self, pattern: str, limit: int | None = None) -> list[tuple[str, int]]:
         """Address and size in bytes of the objects that match a glob, or of `limit` of them, sorted.

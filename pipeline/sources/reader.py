@@ -8,6 +8,7 @@ import stat
 from pipeline.locations import is_object, is_utf8, located
 from pipeline.runtime.in_process import InProcess
 from pipeline.sources.columns import inline
+from pipeline.sources.hosts import Hosts
 from pipeline.sources.images import BadImage
 from pipeline.sources.listing import Row
 from pipeline.sources.objects import Objects
@@ -24,6 +25,7 @@ class Reader(InProcess):
     def __init__(self, objects: Objects) -> None:
         self.objects = objects
         self.rows = Rows(objects)
+        self.hosts = Hosts()
 
     def read(self, path: bytes, row: Row | None, size: int | None = None, fetched: bytes | None = None) -> bytes:
         """An encoded image, unless what was `fetched` is it; one whose `size` is known to be too large is not read.
@@ -56,7 +58,8 @@ class Reader(InProcess):
             return read_file(name)
         if not is_utf8(name):
             raise BadImage("the address is no UTF-8")
-        return self.objects.read(name, MAX_FILE_BYTES + 1)
+        with self.hosts.asked(name):
+            return self.objects.read(name, MAX_FILE_BYTES + 1)
 
 
 def too_large(size: int | None) -> bool:

@@ -8,8 +8,10 @@ import logging
 import os
 import signal
 import subprocess
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from pipeline.files import write_atomically
 from pipeline.output.manifest import Result
 from pipeline.run import run
 from pipeline.runtime.display import show_summary
+from pipeline.sources.hosts import MOST_FAILED
+from pipeline.sources.objects import TRIES
 from tests.conftest import ROOT, Cli
 from tests.doubles.simulated import Simulated
 from tests.killed_runs import committed, pipeline
@@ -200,6 +204,65 @@ def test_pages_beyond_the_first_are_said(run_job: RunJob, tmp_path: Path) -> Non
     printed = io.StringIO()
     show_summary(Console(file=printed, width=200), done.manifest)
     assert "images with several pages or frames: 1; only the first is used" in printed.getvalue()
+
+
+class Web:
+    """A web server of pictures, which may close each connection instead of answering."""
+
+    def __init__(self) -> None:
+        self.dead, self.requests = True, 0
+        web = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                web.requests += 1
+                if web.dead:
+                    self.close_connection = True
+                    return
+                picture = encoded(gradient(100 + int(self.path.strip("/.jpg")), 80))
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(picture)))
+                self.end_headers()
+                if self.command == "GET":
+                    self.wfile.write(picture)
+
+            do_HEAD = do_GET
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.host = f"127.0.0.1:{self.server.server_address[1]}"
+
+
+@pytest.fixture
+def web() -> Iterator[Web]:
+    """A web server that is dead at first."""
+    web = Web()
+    thread = threading.Thread(target=web.server.serve_forever, daemon=True)
+    thread.start()
+    yield web
+    web.server.shutdown()
+    thread.join()
+    web.server.server_close()
+
+
+def test_a_dead_host_of_images_costs_seconds(run_job: RunJob, web: Web, tmp_path: Path) -> None:
+    """Each of 40 images would be asked for 30 times in 110 s by Daft's own rules."""
+    (tmp_path / "a.jpg").write_bytes(PICTURES[0])
+    addresses = "".join(f"http://{web.host}/{number}.jpg\n" for number in range(40))
+    (tmp_path / "l.txt").write_text(f"{addresses}a.jpg\n")
+    done, _ = run_job(tmp_path / "l.txt")
+    failed = [row for row in rows(done) if row["outcome"] == "failed"]
+    assert (len(failed), outcomes(done)["a.jpg"]) == (40, "detected")
+    assert {row["stage"] for row in failed} == {"fetch"}
+    at_once = sum(f"{web.host} gave none of the last" in row["reason"] for row in failed)
+    asked_for = MOST_FAILED + (os.cpu_count() or 1)  # images that threads had begun with
+    assert at_once >= 40 - asked_for
+    assert web.requests <= asked_for * TRIES
+    web.dead = False
+    done, _ = run_job(tmp_path / "l.txt", "--retry-failed")
+    assert set(outcomes(done).values()) == {"detected"}
 
 
 # --- buckets -------------------------------------------------------------------------------------------------------
