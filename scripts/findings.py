@@ -10,6 +10,8 @@ from typing import Literal
 from rich.console import Console
 from rich.text import Text
 
+from scripts.settings import ChecksFailed
+
 Severity = Literal["error", "warning", "unchecked", "ok"]
 """error: it cannot work. warning: it may fail or answer badly. unchecked: the check was not possible."""
 
@@ -60,6 +62,16 @@ def ok(check: str, found: str) -> Finding:
 def errors(findings: Iterable[Finding]) -> list[Finding]:
     """The findings of severity `error`."""
     return [finding for finding in findings if finding.severity == "error"]
+
+
+def refuse(findings: Iterable[Finding], reason: str) -> None:
+    """Stop a start that has an error among its findings.
+
+    Raises:
+        ChecksFailed: the reason, and one line for each error.
+    """
+    if wrong := errors(findings):
+        raise ChecksFailed("\n  ".join([reason, *map(str, wrong)]))
 
 
 def exit_code(findings: Iterable[Finding]) -> int:

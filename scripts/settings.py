@@ -36,8 +36,8 @@ OFFLINE = {
 class StackError(Exception):
     """The stack cannot do what was asked; the message says what, why and what to do.
 
-    In the rooms stack, docker and commands any function may pass on one that it did not raise; docstrings name those
-    that the function raises itself.
+    Raise one of the kinds below. In the rooms stack, docker and commands any function may pass on one that it did not
+    raise; docstrings name those that the function raises itself.
     """
 
     told = False
@@ -48,6 +48,54 @@ class StackError(Exception):
         if not self.told:
             print(f"error: {self}", file=sys.stderr, flush=True)
         self.told = True
+
+
+class InvalidStackSetting(StackError):
+    """A setting of the stack, a key or a preset is invalid or does not exist, or contradicts another."""
+
+
+class ChecksFailed(StackError):
+    """A check before a start found an error, so nothing was started."""
+
+
+class NoEngine(StackError):
+    """No container engine that can be used answers."""
+
+
+class NoGpu(StackError):
+    """There is no such GPU, or it is too small."""
+
+
+class BuildFailed(StackError):
+    """An image, an environment or a file that a start needs cannot be made."""
+
+
+class FetchFailed(StackError):
+    """A model cannot be fetched."""
+
+
+class OtherStack(StackError):
+    """Another checkout or engine runs these services."""
+
+
+class PortTaken(StackError):
+    """Another program listens on a service's port."""
+
+
+class ServiceDied(StackError):
+    """A service cannot start, has ended, or is unhealthy."""
+
+
+class NotReady(StackError):
+    """A service is not ready in time, or fails the job's first request."""
+
+
+class NotRunning(StackError):
+    """A service does not run on this host."""
+
+
+class NotRemoved(StackError):
+    """A volume or network cannot be removed."""
 
 
 class StackSettings(BaseSettings):
@@ -154,8 +202,8 @@ def load() -> StackSettings:
     """Read the settings; with STACK_OFFLINE, forbid the network to every program that this process starts.
 
     Raises:
-        StackError: an invalid value, or a STACK_ variable that nothing reads.
-        UsageError: `.env` is not UTF-8.
+        InvalidStackSetting: an invalid value, or a STACK_ variable that nothing reads.
+        InvalidSetting: `.env` is not UTF-8.
     """
     read_variables(ENV_FILE)
     try:
@@ -163,14 +211,16 @@ def load() -> StackSettings:
     except ValidationError as error:
         first = error.errors()[0]
         name = PREFIX + str(first["loc"][0]).upper()
-        raise StackError(f"{name}={first['input']!r} is invalid: {first['msg']}") from error
+        raise InvalidStackSetting(f"{name}={first['input']!r} is invalid: {first['msg']}") from error
     known = variables()
     for name in settings.user_variables(PREFIX):
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1) or known
-            raise StackError(f"unknown variable {name} (environment or .env): did you mean {' or '.join(near)}?")
+            meant = f"did you mean {' or '.join(near)}?"
+            raise InvalidStackSetting(f"unknown variable {name} (environment or .env): {meant}")
     if settings.vllm_port == settings.detector_port:
-        raise StackError(f"STACK_VLLM_PORT and STACK_DETECTOR_PORT are both {settings.vllm_port}: give them two ports")
+        same = settings.vllm_port
+        raise InvalidStackSetting(f"STACK_VLLM_PORT and STACK_DETECTOR_PORT are both {same}: give them two ports")
     if settings.offline:
         os.environ |= OFFLINE
     return settings

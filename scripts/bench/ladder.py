@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.errors import UsageError
+from pipeline.errors import InvalidSetting
 from pipeline.settings import Settings
 from scripts.bench import command, running
 from scripts.environments import ROOT
@@ -268,7 +268,7 @@ def real(images: Path, settings: Settings, name: str, console: Console) -> list[
 def measure(options: argparse.Namespace, console: Console) -> list[str]:
     """Climb on both kinds of servers; one line for each rung with other rows than the first."""
     if not options.scale > 0:
-        raise UsageError(f"--scale {options.scale:g}: expected a number above 0")
+        raise InvalidSetting(f"--scale {options.scale:g}: expected a number above 0")
     settings = running.settings()
     wrong = differences(blog(options.scale, console)) if options.only != "real" else []
     if options.only != "blog" and (model := running.find_model(settings, console, options.only == "real")):

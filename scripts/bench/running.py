@@ -10,7 +10,7 @@ from rich.console import Console
 
 from pipeline import settings as job_settings
 from pipeline.clients.probe import Services, probe
-from pipeline.errors import UsageError
+from pipeline.errors import InvalidSetting, UsageError
 from pipeline.job import load as load_job
 from pipeline.settings import Settings
 from scripts import settings as stack_settings
@@ -22,7 +22,7 @@ def settings() -> Settings:
     """The job's settings as `make run` has them.
 
     Raises:
-        UsageError: a setting is invalid.
+        InvalidSetting: a setting of the job or the stack is invalid.
     """
     given = job_settings.load([])
     try:
@@ -30,7 +30,7 @@ def settings() -> Settings:
         of_stack = stack_settings.load()
         stack = make_stack(of_stack, "cpu", "cpu", of_stack.user_variables(job_settings.PREFIX))
     except stack_settings.StackError as error:
-        raise UsageError(str(error)) from error
+        raise InvalidSetting(str(error)) from error
     here: dict[str, Any] = {
         name: AnyHttpUrl(stack.job_variables[job_settings.PREFIX + name.upper()])
         for name in ("detector_url", "model_url")
@@ -49,7 +49,7 @@ def find(settings: Settings) -> Services:
     try:
         return probe(settings, load_job(settings.job))
     except UsageError as error:
-        raise UsageError(f"{error} (containers: with STACK_PUBLISH=True)") from error
+        raise type(error)(f"{error} (containers: with STACK_PUBLISH=True)") from error
 
 
 def find_model(settings: Settings, console: Console, required: bool) -> str | None:

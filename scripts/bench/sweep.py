@@ -25,7 +25,7 @@ from pipeline import settings as pipeline_settings
 from pipeline.clients.connect import model_headers
 from pipeline.clients.http import HttpClient, Limits, RequestFailed
 from pipeline.clients.model import Answer, BadAnswer, ModelClient
-from pipeline.errors import UsageError
+from pipeline.errors import NotFound
 from pipeline.job import Job
 from pipeline.job import load as load_job
 from pipeline.settings import Settings
@@ -151,11 +151,11 @@ def find_crops(given: Path | None, settings: Settings, scratch: Path) -> tuple[P
     """A folder of JPEGs to ask about, and its description: the given one, the latest run's crops, or the bundled dogs.
 
     Raises:
-        UsageError: the given folder has no files.
+        NotFound: the given folder has no files.
     """
     if given is not None:
         if not given.is_dir() or not any(given.iterdir()):
-            raise UsageError(f"--crops {given}: no folder with files in it: give JPEGs, such as a run's crops/")
+            raise NotFound(f"--crops {given}: no folder with files in it: give JPEGs, such as a run's crops/")
         return given, f"the crops of {given}"
     latest = Path(settings.output).expanduser() / "latest" / "crops"
     if latest.is_dir() and any(latest.iterdir()):

@@ -29,7 +29,7 @@ from pipeline.clients.model import BadAnswer, ModelClient
 from pipeline.clients.probe import blank_jpeg
 from scripts import environments
 from scripts.environments import ROOT, STATE
-from scripts.settings import StackError, StackSettings
+from scripts.settings import BuildFailed, StackError, StackSettings
 from scripts.stack import api_key, warmup
 from scripts.stack.devices import PRESETS, Gpu, find_gpus
 from scripts.stack.process_engine import ProcessEngine
@@ -92,7 +92,7 @@ def stand_in(folder: Path, python: Path) -> Path:
     """The production architecture without weights; made once.
 
     Raises:
-        StackError: the tests' builder failed.
+        BuildFailed: the tests' builder failed.
     """
     checkpoint = folder / "gemma3n-e4b-dummy"
     if checkpoint.exists():
@@ -103,7 +103,7 @@ def stand_in(folder: Path, python: Path) -> Path:
     corpus = ROOT / "pipeline" / "jobs" / f"{JOB}.yaml"
     done = subprocess.run([python, BUILDER, partial, corpus], capture_output=True, text=True)
     if done.returncode:
-        raise StackError(f"the stand-in for the model cannot be made: {done.stderr[-2000:]}")
+        raise BuildFailed(f"the stand-in for the model cannot be made: {done.stderr[-2000:]}")
     widen(partial)
     partial.rename(checkpoint)
     return checkpoint
@@ -150,7 +150,7 @@ def measure(preset: str, service: Service, model: str, state: Path, count: int, 
     """Start vLLM, send the questions, stop it.
 
     Raises:
-        StackError: it cannot start.
+        ServiceDied, NotReady: it cannot start.
     """
     engine = ProcessEngine(StackSettings(state=state))
     engine.start(service)

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from pipeline import job as jobs
 from pipeline import settings as job_settings
-from pipeline.errors import UsageError
+from pipeline.errors import InvalidSetting, NotFound, Unreadable, Unwritable
 from pipeline.files import write_atomically
 from pipeline.metrics.profile import FILE, Profile
 from scripts import foreground
@@ -35,11 +35,12 @@ def run(_: StackSettings, console: Console, *, existing: str | None, compare: st
     Returns the job's exit code, or 0 for an existing run.
 
     Raises:
-        UsageError: there is no such run, it has no profile, or a setting of the job is invalid.
+        InvalidSetting: the job has options, but `existing` runs nothing.
+        NotFound: there is no such run, or it has no profile.
     """
     settings = job.settings
     if existing is not None and job.options:
-        raise UsageError(f"{job.options[0]}: with RUN (--run) nothing is run: drop the job's options")
+        raise InvalidSetting(f"{job.options[0]}: RUN (--run) shows an old run and starts none: drop the job's options")
     other = read(find(compare, settings.runs)) if compare is not None else None  # before the run takes minutes
     if existing is not None:
         show(console, find(existing, settings.runs), other)
@@ -61,7 +62,7 @@ def fresh_folder(settings: job_settings.Settings) -> Path:
     """A new run's folder, so that no work is reused: the job's name and a number.
 
     Raises:
-        UsageError: there is no such job.
+        NotFound: there is no such job.
     """
     name = settings.run_name or jobs.load(settings.job).name
     return next(
@@ -73,30 +74,31 @@ def find(run: str, runs: Path) -> Path:
     """A run's folder, by its path or by its name among the runs.
 
     Raises:
-        UsageError: there is no such folder.
+        NotFound: there is no such folder.
     """
     places = [Path(run).expanduser(), runs / run]
     for place in places:
         if place.is_dir():
             return place.resolve()
-    raise UsageError(f"no run {run}: neither {places[0]} nor {places[1]} is a folder")
+    raise NotFound(f"no run {run}: neither {places[0]} nor {places[1]} is a folder")
 
 
 def read(folder: Path) -> Profile:
     """A run's profile.
 
     Raises:
-        UsageError: it has no profile, or none of this version.
+        NotFound: it has no profile.
+        Unreadable: its profile is of another version.
     """
     try:
         return Profile.of(folder)
     except OSError as error:
-        raise UsageError(
+        raise NotFound(
             f"run {folder}: no profile ({FILE}: {error.strerror}): runs that were cut short or made by an older "
             "version have none; 'make profile' makes a new run"
         ) from error
     except ValueError as error:
-        raise UsageError(
+        raise Unreadable(
             f"run {folder}: {FILE} is not a profile of this version of Spotter: 'make profile' makes a new run"
         ) from error
 
@@ -105,14 +107,15 @@ def show(console: Console, folder: Path, other: Profile | None) -> None:
     """Print a run's profile; write its pages and its trace.
 
     Raises:
-        UsageError: it has no profile, or its folder cannot be written.
+        NotFound, Unreadable: it has no profile of this version.
+        Unwritable: its folder cannot be written.
     """
     profile = read(folder)
     compared = Comparison(other, profile) if other is not None else None
     try:
         write(folder / FILE.parent, profile, compared)
     except OSError as error:
-        raise UsageError(f"run {folder}: its profile's pages cannot be written: {error.strerror or error}") from error
+        raise Unwritable(f"run {folder}: its profile's pages cannot be written: {error.strerror or error}") from error
     terminal.show(console, profile)
     if compared is not None:
         terminal.show_comparison(console, compared)

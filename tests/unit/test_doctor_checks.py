@@ -37,7 +37,7 @@ from scripts.checks.doctor.context import Context
 from scripts.docker import project as compose_project
 from scripts.environments import LOCKS, ROOT
 from scripts.findings import Finding, exit_code
-from scripts.settings import StackError, StackSettings
+from scripts.settings import ChecksFailed, StackSettings
 from tests.configurations import cache_model
 from tests.disks import read_only, small_disk
 from tests.ports import free_port, taken_port
@@ -256,7 +256,7 @@ def test_a_cache_on_a_read_only_disk(host: Hosts, tmp_path: Path, monkeypatch: p
         finding = one(caches.check(host(engine="process")), "error")
         assert finding.found == f"{tmp_path / 'cache'} is on a read-only file system"
         assert "VLLM_CACHE_ROOT" in finding.remedy
-        with pytest.raises(StackError, match=r"nothing was started.*\n.*read-only file system"):
+        with pytest.raises(ChecksFailed, match="read-only"):
             caches.require(host(engine="process"))
 
 
@@ -264,7 +264,7 @@ def test_a_disk_that_is_full(host: Hosts, tmp_path: Path) -> None:
     with small_disk(tmp_path / "state", 1024) as full:
         (full / "filler").write_bytes(bytes(1000 * 1024))
         assert "0.00 GiB free" in one(disk.check(host(engine="process")), "error").found
-        with pytest.raises(StackError, match=r"nothing was started.*\n.*0\.00 GiB free.*set STACK_STATE elsewhere"):
+        with pytest.raises(ChecksFailed, match=r"0\.00 GiB.*STACK_STATE"):
             caches.require(host(engine="process"))
 
 

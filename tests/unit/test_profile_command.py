@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from pipeline import settings as job_settings
-from pipeline.errors import UsageError
+from pipeline.errors import InvalidSetting, NotFound, Unreadable
 from scripts import foreground
 from scripts.__main__ import parse
 from scripts.profile import command
@@ -125,9 +125,9 @@ def test_a_wrong_option_or_run_to_compare_with_is_told_before_anything_runs(
 ) -> None:
     job = FakeJob(tmp_path)
     monkeypatch.setattr(command, "run_job", job)
-    with pytest.raises(UsageError, match=r"--model-concurrency: '0' will not do"):
+    with pytest.raises(InvalidSetting, match="--model-concurrency: '0'"):
         profile(console, tmp_path, "--model-concurrency", "0")
-    with pytest.raises(UsageError, match=r"no run nowhere: neither"):
+    with pytest.raises(NotFound, match="nowhere"):
         profile(console, tmp_path, compare="nowhere")
     assert job.options == []
 
@@ -141,7 +141,7 @@ def test_a_run_that_was_is_shown_by_name_or_path_without_running(
     for name in ("old", str(folder)):
         assert profile(console, tmp_path, existing=name) == 0
     assert {path.name for path in (folder / "profile").iterdir()} == PAGES
-    with pytest.raises(UsageError, match="nothing is run"):
+    with pytest.raises(InvalidSetting, match=r"--force.*--run"):
         profile(console, tmp_path, "--force", existing="old")
 
 
@@ -162,10 +162,10 @@ def test_two_runs_are_shown_side_by_side_on_all_pages(
 
 def test_a_run_without_a_profile_is_an_error_with_a_remedy(console: Console, tmp_path: Path) -> None:
     (tmp_path / "profile").mkdir()
-    with pytest.raises(UsageError, match=r"no profile .*'make profile' makes a new run"):
+    with pytest.raises(NotFound, match=r"profile\.json.*'make profile'"):
         profile(console, tmp_path, existing=str(tmp_path))
     (tmp_path / "profile" / "profile.json").write_text('{"run": "of another version"}')
-    with pytest.raises(UsageError, match=r"not a profile of this version"):
+    with pytest.raises(Unreadable, match=r"profile\.json.*'make profile'"):
         profile(console, tmp_path, existing=str(tmp_path))
 
 

@@ -11,10 +11,9 @@ from scripts.docker.client import ask
 from scripts.docker.images import IMAGES, OF_DEVICE, has
 from scripts.docker.project import project_name
 from scripts.environments import ROOT
-from scripts.findings import Finding, error, errors, ok, unchecked
+from scripts.findings import Finding, error, errors, ok, refuse, unchecked
 from scripts.models.model_files import hub_cache, is_hub_name, is_offline
 from scripts.programs import ANSWER_S
-from scripts.settings import StackError
 from scripts.stack.services import cache_root
 
 # The containers' volumes, their place in a container, and the loss if one is removed; see compose.yaml.
@@ -65,7 +64,7 @@ def require(context: Context) -> None:
     """Allow a start only if the services can write their folders.
 
     Raises:
-        StackError: they cannot; names the folder and the remedy.
+        ChecksFailed: they cannot; names the folder and the remedy.
     """
     findings = on_host(context)
     if not errors(findings):
@@ -75,9 +74,7 @@ def require(context: Context) -> None:
             for path, other in places.items()
             if not context.in_containers
         ]
-    if wrong := errors(findings):
-        lines = "".join(f"\n  {each}" for each in wrong)
-        raise StackError(f"nothing was started: this host has no room for it:{lines}")
+    refuse(findings, "nothing was started: this host has no room for it:")
 
 
 def volumes(context: Context) -> list[Finding]:

@@ -21,11 +21,13 @@ from pipeline.settings import Settings
 from scripts.checks.preflight import full, static
 from scripts.checks.preflight.memory import Host, Part, shown_gib
 from scripts.environments import ROOT
-from scripts.findings import Finding, as_json, error, errors, exit_code, ok, show, unchecked
-from scripts.settings import StackError, StackSettings, read_variables
+from scripts.findings import Finding, as_json, error, exit_code, ok, refuse, show, unchecked
+from scripts.settings import StackSettings, read_variables
 from scripts.stack.devices import Gpu, choose, find_gpus
 from scripts.stack.services import DETECTOR_PRESETS, preset_file, start_arguments
 from scripts.vllm.checker import CHECKER, Place
+
+UNABLE = "nothing was started: the model server could not do the job:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,8 @@ def chosen_server(settings: StackSettings) -> tuple[str, static.Server]:
     """The preset and the model server of this host.
 
     Raises:
-        StackError: there is no such preset, or no such device.
+        InvalidStackSetting: there is no such preset.
+        NoGpu: there is no such device.
     """
     gpus = find_gpus(settings.gpu) if settings.device != "cpu" else []
     device, preset, _ = choose(settings, gpus)
@@ -74,7 +77,7 @@ def user_job(settings: StackSettings) -> Job:
     """The job that the user's variables name.
 
     Raises:
-        UsageError: its file is invalid.
+        InvalidJob: its file is invalid.
     """
     return load_job(settings.user_variables("SPOTTER_").get("SPOTTER_JOB", Settings.model_fields["job"].default))
 
@@ -86,7 +89,8 @@ def preflight(settings: StackSettings, *, place: Place | None = None, in_contain
     `in_containers`: the hub's models are in a volume that this host does not see, so none is missing here.
 
     Raises:
-        StackError: there is no such preset, or no such device.
+        InvalidStackSetting: there is no such preset.
+        NoGpu: there is no such device.
     """
     begin = time.monotonic()
     user = settings.user_variables("SPOTTER_")
@@ -112,17 +116,6 @@ def preflight(settings: StackSettings, *, place: Place | None = None, in_contain
     return Report(findings or [ok("model", f"preset {preset} fits job {asked.job}")], checked.budget, static_s, full_s)
 
 
-def refuse(findings: Sequence[Finding]) -> None:
-    """Stop a start that has an error among its findings.
-
-    Raises:
-        StackError: one line for each error.
-    """
-    if wrong := errors(findings):
-        lines = "".join(f"\n  {each}" for each in wrong)
-        raise StackError(f"nothing was started: the model server could not do the job:{lines}")
-
-
 def warn(findings: Iterable[Finding], console: Console) -> None:
     """Show the findings that do not stop a start."""
     for each in findings:
@@ -133,12 +126,12 @@ def require(settings: StackSettings, console: Console, *, in_containers: bool = 
     """Allow a start only if options and files fit the job; show the warnings.
 
     Raises:
-        StackError: they do not fit; one line for each error.
+        ChecksFailed: they do not fit.
     """
     findings = preflight(settings, in_containers=in_containers).findings
     # `fetch` gets a missing model next, and its files are checked then.
     warn((each for each in findings if each.severity == "warning" and each.check != "model"), console)
-    refuse(findings)
+    refuse(findings, UNABLE)
 
 
 def require_full(settings: StackSettings, console: Console, place: Place, state: Path) -> None:
@@ -147,7 +140,7 @@ def require_full(settings: StackSettings, console: Console, place: Place, state:
     The check takes some ten seconds, so the folder `state` remembers a success.
 
     Raises:
-        StackError: it cannot do the job.
+        ChecksFailed: it cannot do the job.
     """
     _, server = chosen_server(settings)
     asked = asked_of(user_job(settings), settings.user_variables("SPOTTER_").get("SPOTTER_MODEL"))
@@ -157,7 +150,7 @@ def require_full(settings: StackSettings, console: Console, place: Place, state:
         return
     console.print("vllm: checking options, files and a request of this job with its own code", highlight=False)
     findings = full.check(server, asked, ROOT, place)
-    refuse(findings)
+    refuse(findings, UNABLE)
     warn((each for each in findings if each.severity != "ok"), console)
     if not any(each.severity == "unchecked" for each in findings):
         state.mkdir(parents=True, exist_ok=True)
@@ -188,7 +181,8 @@ def run(
     """`preflight`: check, report; 1 when the server cannot do the job.
 
     Raises:
-        StackError: there is no such preset, or no such device.
+        InvalidStackSetting: there is no such preset.
+        NoGpu: there is no such device.
     """
     report = preflight(settings, place=place, in_containers=in_containers)
     if json_output:
