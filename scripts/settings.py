@@ -203,7 +203,7 @@ def load() -> StackSettings:
 
     Raises:
         InvalidStackSetting: an invalid value, or a STACK_ variable that nothing reads.
-        InvalidSetting: `.env` is not UTF-8.
+        Unreadable: `.env` is not UTF-8.
     """
     read_variables(ENV_FILE)
     try:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.types as pat
 
 from imaging.kinds import HEAD_BYTES, IMAGE_SUFFIXES, image_format, suffix_of
-from pipeline.errors import UsageError
+from pipeline.errors import InvalidSetting, NotFound
 from pipeline.locations import is_object
 from pipeline.sources.images import BadImage
 
@@ -193,13 +193,14 @@ def choose(place: str, schema: pa.Schema, column: str | None, samples: dict[str,
     images or name images. Of several, one of bytes is preferred.
 
     Raises:
-        UsageError: there is no such column, or several.
+        NotFound: there is no such column.
+        InvalidSetting: there are several.
     """
     usable = usable_columns(schema)
     if column is not None:
         kind = column_type(schema, column)
         if kind is None or holds(kind) is None:
-            raise UsageError(f"images: {place} has no column {column!r} of bytes or text: {listed(schema)}")
+            raise NotFound(f"images: {place} has no column {column!r} of bytes or text: {listed(schema)}")
         return column
     strength = {name: max(map(likeness, samples.get(name, [])), default=0) for name in usable}
     most = max(strength.values(), default=0)
@@ -209,8 +210,8 @@ def choose(place: str, schema: pa.Schema, column: str | None, samples: dict[str,
     if len(candidates) == 1:
         return candidates[0]
     if not candidates:
-        raise UsageError(f"images: {place} has no column of bytes or text: {listed(schema)}")
-    raise UsageError(
+        raise NotFound(f"images: {place} has no column of bytes or text: {listed(schema)}")
+    raise InvalidSetting(
         f"images: {place} has several columns that may hold images ({', '.join(candidates)}): name one with "
         f"SPOTTER_COLUMN; {listed(schema)}"
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imaging.kinds import IMAGE_SUFFIXES, REMEDIES, image_format, other_kind, suffix_of
-from pipeline.errors import UsageError
+from pipeline.errors import InvalidSetting, NotFound, Unreadable
 from pipeline.locations import SCHEME, is_object, located
 from pipeline.sources import columns, table_files, text_tables
 from pipeline.sources.objects import WILDCARD, Objects, StoreError, refuse
@@ -84,22 +84,24 @@ def list_images(place: str, column: str | None = None, objects: Objects | None =
     exist is a source too: it fails when it is read.
 
     Raises:
-        UsageError: there are no images, the place cannot be listed, or it is something else.
+        NotFound: there are no images.
+        Unreadable, BucketUnusable: the place cannot be listed, or is of an unsupported kind.
+        InvalidSetting: a column is named, and there is no table.
     """
     objects, left_out = objects or Objects(), LeftOut()
     if is_object(place):
         found, expected = list_objects(place, objects, left_out)
     elif re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", place) and not place.startswith("file:"):
-        raise UsageError(f"images: {place}: only {SCHEME} is understood of such addresses: {GIVE}")
+        raise Unreadable(f"images: {place}: only {SCHEME} is understood of such addresses: {GIVE}")
     else:
         found, expected = list_files(Path(os.path.expanduser(place)), left_out)  # noqa: PTH111 `~x.jpg` may be a file
     if column is not None and not any(is_table(name, table_suffixes(place)) for name, _ in found):
-        raise UsageError(f"images: {place!r} is no table and has no columns: leave SPOTTER_COLUMN empty")
+        raise InvalidSetting(f"images: {place!r} is no table and has no columns: leave SPOTTER_COLUMN empty")
     sources = (source for file in found for source in expand(*file, place, column, objects))
     unique = {source.path: source for source in sources}
     if not unique:
         also = f"; {left_out.summary()}" if left_out else ""
-        raise UsageError(f"images: {expected}{also}: {GIVE}")
+        raise NotFound(f"images: {expected}{also}: {GIVE}")
     return Listing(list(unique.values()), left_out)
 
 
@@ -107,11 +109,11 @@ def list_files(place: Path, left_out: LeftOut) -> tuple[list[tuple[str, str | No
     """Path and version of the files of a folder, a glob or a path; and what to say if there are none.
 
     Raises:
-        UsageError: the folder may not be listed, or the file is neither an image nor a list or table.
+        Unreadable: the folder may not be listed, or the file is neither an image nor a list or table.
     """
     if place.is_dir():
         if not os.access(place, os.R_OK | os.X_OK):
-            raise UsageError(f"images: no permission to list the folder {str(place)!r}")
+            raise Unreadable(f"images: no permission to list the folder {str(place)!r}")
         names, expected = in_folder(place, left_out), f"no image in the folder {str(place)!r}"
     elif place.exists():
         try:
@@ -143,7 +145,7 @@ def refuse_other(place: str, content: bytes) -> None:
     """See that a single file with these first bytes is an image, a list or a table; without bytes its name tells.
 
     Raises:
-        UsageError: it is something else; the message says what to do.
+        Unreadable: it is something else; the message says what to do.
     """
     suffix = suffix_of(place)
     raw = suffix in REMEDIES  # a camera's raw file begins as a TIFF
@@ -152,14 +154,14 @@ def refuse_other(place: str, content: bytes) -> None:
     kind, remedy = other_kind(content, place) or (None, None)
     if kind or content:
         kind = kind or f"no image, and no list ({LIST_SUFFIX}) or table by its name"
-        raise UsageError(f"images: {place!r} is {kind}: {remedy or GIVE}")
+        raise Unreadable(f"images: {place!r} is {kind}: {remedy or GIVE}")
 
 
 def list_objects(place: str, objects: Objects, left_out: LeftOut) -> tuple[list[tuple[str, str | None]], str]:
     """The same for a bucket. Objects of unknown endings are left out: a look at each would cost a request.
 
     Raises:
-        UsageError: the store cannot be reached, refuses the credentials or has no such bucket.
+        BucketUnusable: the store cannot be reached, refuses the credentials or has no such bucket.
     """
     expected = f"{place} is no object, no prefix and matches nothing as a glob"
     if not place.lower().startswith(SCHEME):  # a web server has no listing
@@ -214,7 +216,8 @@ def rows(place: str, seen: str | None, column: str | None, objects: Objects) -> 
     """The images of a table: its rows, or the files that these name.
 
     Raises:
-        UsageError: the table cannot be read, or has no column of images.
+        Unreadable, BucketUnusable: the table cannot be read.
+        NotFound, InvalidSetting: it has no column of images, or several.
     """
     table, column = table_files.examine(place, column, objects)
 
@@ -238,19 +241,19 @@ def lines(name: str, objects: Objects) -> list[str]:
     """A list's entries. Its bytes are kept, since names of files need not be UTF-8; UTF-16 with a BOM is understood.
 
     Raises:
-        UsageError: it cannot be read, or is no text.
+        Unreadable: it cannot be read, or is no text.
     """
     try:
         content = objects.read(name) if is_object(name) else Path(name).read_bytes()
     except StoreError as error:
         raise refuse("images", name, error) from error
     except OSError as error:
-        raise UsageError(f"images: the list {name} cannot be read: {error.strerror or error}") from error
+        raise Unreadable(f"images: the list {name} cannot be read: {error.strerror or error}") from error
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         content = content.decode("utf-16", "replace").encode()
     found = [line.strip() for line in os.fsdecode(content.removeprefix(codecs.BOM_UTF8)).split("\n")]
     if any("\0" in line for line in found):
-        raise UsageError(
+        raise Unreadable(
             f"images: the list {name} holds NUL characters: write one path on each line as UTF-8; "
             f"'tr \"\\\\0\" \"\\\\n\"' does so with the output of 'find -print0'"
         )

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import UsageError
+from pipeline.errors import Unreadable, UsageError
 from pipeline.locations import is_object
 from pipeline.sources import columns, text_tables
 from pipeline.sources.objects import Objects, StoreError, refuse
@@ -77,7 +77,8 @@ def examine(place: str, column: str | None, objects: Objects) -> tuple[Table, st
     """An open table and the name of its column of images, see `columns.choose`.
 
     Raises:
-        UsageError: it cannot be read, or has no such column, or several.
+        Unreadable, BucketUnusable: it cannot be read.
+        NotFound, InvalidSetting: it has no such column, or several.
     """
     with refused(place):
         table = open_table(place, objects)
@@ -106,7 +107,7 @@ def refused(place: str) -> Iterator[None]:
     """Turn an error while a table is read in the block into one line.
 
     Raises:
-        UsageError: the table cannot be read.
+        Unreadable, BucketUnusable: the table cannot be read.
     """
     try:
         yield
@@ -118,7 +119,7 @@ def refused(place: str) -> Iterator[None]:
         kinds = {PARQUET_SUFFIXES: "Parquet", ARROW_SUFFIXES: "Arrow", text_tables.JSON_SUFFIXES: "JSON Lines"}
         kind = next((name for suffixes, name in kinds.items() if is_table(place, suffixes)), "CSV")
         reason = " ".join(str(error).split())[:200]
-        raise UsageError(f"images: {place} cannot be read as {kind}: {reason}: write it anew") from error
+        raise Unreadable(f"images: {place} cannot be read as {kind}: {reason}: write it anew") from error
 
 
 def arrow_values(array: pa.Array, path: list[str]) -> list[Any]:

@@ -12,7 +12,7 @@ import pyarrow.feather as feather
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import UsageError
+from pipeline.errors import NotFound, Unreadable
 from pipeline.sources.images import BadImage
 from pipeline.sources.listing import Source, has_entries, list_images
 from pipeline.sources.objects import Objects
@@ -263,7 +263,7 @@ def test_two_columns_of_one_name_are_refused_where_they_are_wanted(folder: Path)
     picture = pa.array(PICTURES[:1])
     pq.write_table(pa.table([picture, picture], names=["a", "a"]), folder / "t.parquet")
     for column in (None, "a"):
-        with pytest.raises(UsageError, match="two of its columns are called 'a'"):
+        with pytest.raises(Unreadable, match=r"two .*'a'"):
             find(folder / "t.parquet", column)
     pq.write_table(pa.table([pa.array([1]), pa.array([2]), picture], names=["n", "n", "a"]), folder / "t.parquet")
     assert read(find(folder / "t.parquet")) == PICTURES[:1]
@@ -274,31 +274,34 @@ def test_columns_that_cannot_be_used_say_what_they_lack(folder: Path, column: st
     pixels = pa.array([[[1, 2], [3, 4]]], pa.list_(pa.list_(pa.float32())))
     table = pa.table({"n": [1], "pixels": pixels, "size": [{"w": 1, "h": 2}]})
     pq.write_table(table, folder / "t.parquet")
-    with pytest.raises(UsageError) as raised:
+    with pytest.raises(NotFound) as raised:
         find(folder / "t.parquet", column)
-    assert "n (int64, neither bytes nor text), pixels (list<element: list<element: float>>, neither" in str(
-        raised.value
-    )
-    assert "size (struct<w: int64, h: int64>, no field of bytes or one of text)" in str(raised.value)
+    for fact in ("n (int64,", "pixels (list<element: list<element: float>>,", "size (struct<w: int64, h: int64>,"):
+        assert fact in str(raised.value)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
         ("t.jsonl", b'{"p": "a.jpg"}\n{"p": ', r"JSON Lines: line 2"),
-        ("t.jsonl", b'"a.jpg"\n', r"line 1 is no object"),
+        ("t.jsonl", b'"a.jpg"\n', "line 1 "),
         ("coco.json", b'{\n "images": []}', r"JSON Lines: line 1"),
         ("t.arrow", b"no table", "read as Arrow"),
         ("t.feather", b"", "read as Arrow"),
-        ("t.json", b'[{"p": "a.jpg"}, null]', "element 2 of the list is no object"),
-        ("t.csv", b"", "no columns"),
-        ("t.csv", b"p,n,p\na.jpg,1,b.jpg\n", "two of its columns are called 'p'"),
-        ("t.csv", b"p\na.jpg\nb, c.jpg\n", "row 2 has more cells than the first: quote each that holds ','"),
-        ("t.csv", b"a,b\n", "is empty|several columns|no column"),
+        ("t.json", b'[{"p": "a.jpg"}, null]', "element 2 "),
+        ("t.csv", b"p,n,p\na.jpg,1,b.jpg\n", "two .*'p'"),
+        ("t.csv", b"p\na.jpg\nb, c.jpg\n", "row 2 .*','"),
     ],
 )
 def test_a_table_that_cannot_be_read_is_one_line(folder: Path, name: str, content: bytes, said: str) -> None:
     (folder / name).write_bytes(content)
-    with pytest.raises(UsageError, match=said) as raised:
+    with pytest.raises(Unreadable, match=said) as raised:
         find(folder / name)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("content", ["", "a,b\n"])
+def test_a_table_without_values_has_no_column_of_images(folder: Path, content: str) -> None:
+    (folder / "t.csv").write_text(content)
+    with pytest.raises(NotFound, match=r"t\.csv"):
+        find(folder / "t.csv")

@@ -466,15 +466,15 @@ def test_a_bucket_that_takes_nothing_is_told_before_anything_is_asked(
 
 
 def test_a_store_that_cannot_be_used_ends_with_one_line(cli: Cli, simulated: Simulated, store: Store) -> None:
-    for place, code, said in (("s3://nobody/p", 2, "there is no such bucket"), (THERE, 2, "matches nothing")):
+    for place in ("s3://nobody/p", THERE):
         done = cli("--images", place, env=simulated.settings)
-        assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
-        assert done.stderr.startswith(f"error: images: {place}")
-        assert said in done.stderr
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert done.stderr.startswith("error: images: ")
+        assert place in done.stderr
     store.check_credentials()
     done = cli("--images", THERE, env=simulated.settings)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-    assert "access is refused (InvalidAccessKeyId)" in done.stderr
+    assert "InvalidAccessKeyId" in done.stderr
     assert "its-secret" not in done.stderr
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from rich.console import Console
 
 from pipeline import settings as pipeline_settings
-from pipeline.errors import UsageError
+from pipeline.errors import Unwritable
 from pipeline.metrics.sampler import Usage
 from pipeline.output.manifest import Result
 from pipeline.run import run
@@ -273,7 +273,7 @@ def test_the_level_of_the_log_is_a_setting(
 
 def test_a_name_that_is_too_long_is_said(run_job: RunJob, photos: Path) -> None:
     run_job(photos)
-    with pytest.raises(UsageError, match="cannot be written: File name too long"):
+    with pytest.raises(Unwritable, match="File name too long"):
         run_job(photos, "--run-name", 300 * "x")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import UsageError
+from pipeline.errors import ServiceUnreachable
 from scripts.bench import running
 from tests.doubles.simulated import Simulated
 
@@ -42,7 +42,7 @@ def test_a_server_elsewhere_does_not_get_the_stacks_key(monkeypatch: pytest.Monk
 
 def test_a_stack_that_is_not_up_says_what_to_do(simulated: Simulated, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPOTTER_DETECTOR_URL", simulated.url)
-    with pytest.raises(UsageError, match=r"127\.0\.0\.1:9001.*make up"):
+    with pytest.raises(ServiceUnreachable, match=r"127\.0\.0\.1:9001.*make up"):
         running.find(running.settings())
     monkeypatch.setenv("SPOTTER_MODEL_URL", f"{simulated.url}/v1")
     assert running.find(running.settings()).model == "simulated"

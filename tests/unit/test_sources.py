@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import UsageError
+from pipeline.errors import BucketUnusable, InvalidSetting, NotFound, Unreadable
 from pipeline.sources import reader as sources
 from pipeline.sources.images import BadImage
 from pipeline.sources.listing import Source, canonical, list_images
@@ -70,19 +71,16 @@ def test_a_name_that_looks_like_a_glob_is_a_file(photos: Path) -> None:
     assert names(find(str(photos / "[1].jpg")), photos) == ["[1].jpg"]
 
 
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [("empty", "no image in the folder"), ("missing", "matches nothing"), ("*.tiff", "matches nothing")],
-)
-def test_nothing_there(photos: Path, source: str, message: str) -> None:
+@pytest.mark.parametrize("source", ["empty", "missing", "*.tiff"])
+def test_nothing_there(photos: Path, source: str) -> None:
     (photos / "empty").mkdir()
-    with pytest.raises(UsageError, match=message) as raised:
-        find(str(photos / source))
-    assert "IMAGES=" in str(raised.value)
+    place = str(photos / source)
+    with pytest.raises(NotFound, match=f"{re.escape(place)}.*IMAGES="):
+        find(place)
 
 
 def test_only_addresses_that_are_understood() -> None:
-    with pytest.raises(UsageError, match="gs://bucket/a: only s3:// is understood"):
+    with pytest.raises(Unreadable, match=r"gs://bucket/a: .*s3://"):
         find("gs://bucket/a")
 
 
@@ -138,7 +136,7 @@ def test_a_list_is_only_what_was_named_as_one(photos: Path) -> None:
 
 def test_an_empty_list(photos: Path) -> None:
     (photos / "l.txt").write_text("\n# nothing\n")
-    with pytest.raises(UsageError, match="is empty"):
+    with pytest.raises(NotFound, match=r"l\.txt"):
         find(str(photos / "l.txt"))
 
 
@@ -245,22 +243,22 @@ def test_a_null_among_the_bytes(tmp_path: Path) -> None:
 def test_which_column_is_said_or_has_to_be(tmp_path: Path) -> None:
     place = str(tmp_path / "t.parquet")
     pq.write_table(pa.table({"a": ["x.jpg"], "b": ["y.jpg"], "n": [1]}), place)
-    with pytest.raises(UsageError, match=r"several columns that may hold images \(a, b\).*SPOTTER_COLUMN"):
+    with pytest.raises(InvalidSetting, match=r"\(a, b\).*SPOTTER_COLUMN"):
         find(place)
     assert names(find(place, "b"), tmp_path) == ["y.jpg"]
-    with pytest.raises(UsageError, match=r"no column 'n' of bytes or text: its columns are a \(string\), b"):
+    with pytest.raises(NotFound, match=r"'n'.* a \(string\), b"):
         find(place, "n")
     pq.write_table(pa.table({"n": [1]}), place)
-    with pytest.raises(UsageError, match=r"no column of bytes or text: its columns are n \(int64, neither"):
+    with pytest.raises(NotFound, match=r" n \(int64"):
         find(place)
     (tmp_path / "p.jpg").touch()
-    with pytest.raises(UsageError, match="is no table and has no columns"):
+    with pytest.raises(InvalidSetting, match=r"p\.jpg.*SPOTTER_COLUMN"):
         find(str(tmp_path / "p.jpg"), "b")
 
 
 def test_what_only_calls_itself_parquet(tmp_path: Path) -> None:
     (tmp_path / "t.parquet").write_bytes(b"PAR1 and no more")
-    with pytest.raises(UsageError, match="cannot be read as Parquet"):
+    with pytest.raises(Unreadable, match=r"t\.parquet .*Parquet"):
         find(str(tmp_path))
 
 
@@ -376,18 +374,18 @@ def test_an_address_of_the_web_is_read(photos: Path) -> None:
 
 
 def test_nothing_under_a_prefix(store: Store, bucket: str) -> None:
-    with pytest.raises(UsageError, match="matches nothing"):
+    with pytest.raises(NotFound, match="/nothing/"):
         listed(f"{bucket}/nothing/", store)
 
 
 @pytest.mark.slow
 def test_a_store_that_cannot_be_used_is_one_line(store: Store, bucket: str) -> None:
-    with pytest.raises(UsageError, match=r"s3://nobody/p: there is no such bucket: .*SPOTTER_S3_ENDPOINT"):
+    with pytest.raises(BucketUnusable, match=r"s3://nobody/p: .*SPOTTER_S3_ENDPOINT"):
         listed("s3://nobody/p", store)
-    with pytest.raises(UsageError, match=r"cannot be reached.*Connection refused"):
+    with pytest.raises(BucketUnusable, match="Connection refused"):
         find(bucket, None, Objects("http://127.0.0.1:1"))
     store.check_credentials()
-    with pytest.raises(UsageError, match=r"access is refused.*AWS_ACCESS_KEY_ID"):
+    with pytest.raises(BucketUnusable, match="AWS_ACCESS_KEY_ID"):
         listed(bucket, store)
 
 
