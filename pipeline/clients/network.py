@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import aiohttp
+from yarl import URL
 
 from pipeline.errors import InvalidSetting
 
@@ -33,10 +34,17 @@ def proxy_for(url: str) -> str | None:
     if not proxy or urllib.request.proxy_bypass(parts.netloc.rpartition("@")[2]) or in_network(host, proxies.get("no")):
         return None
     proxy = proxy if "://" in proxy else f"http://{proxy}"
-    if urlsplit(proxy).scheme not in ("http", "https"):
+    try:
+        scheme, place = urlsplit(proxy).scheme, URL(proxy).host
+    except ValueError:  # a password with a character such as `]` or `/`
+        scheme, place = "", None
+    if scheme not in ("http", "https") or not place:  # it may hold a password: not shown
+        said = (
+            f"is {scheme}://" if place and scheme else "is not an address (%-encode the password's special characters)"
+        )
         raise InvalidSetting(
-            f"the proxy for {host} is {urlsplit(proxy).scheme}://, expected http:// or https://: correct "
-            f"{parts.scheme.upper()}_PROXY, or name {host} in NO_PROXY"
+            f"the proxy for {host} {said}, expected http://host:port: correct {parts.scheme.upper()}_PROXY or "
+            f"ALL_PROXY, or name {host} in NO_PROXY"
         )
     return proxy
 

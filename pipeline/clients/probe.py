@@ -94,8 +94,7 @@ async def find_model(settings: Settings) -> Served:
     asked, http = model_asked(settings), model_client(settings)
     kind = "expected an OpenAI-compatible API, whose address ends in /v1: check SPOTTER_MODEL_URL, or set SPOTTER_MODEL"
     try:
-        reply = await http.get("/models")
-        listed = {str(entry["id"]): entry.get("root") for entry in json.loads(reply.body)["data"]}
+        body = (await http.get("/models")).body
     except RequestFailed as error:
         unasked = error.cause in (UNREACHABLE, REDIRECT, PROXY)
         if settings.model is not None and not unasked:
@@ -103,12 +102,14 @@ async def find_model(settings: Settings) -> Served:
         if (line := explained(error, asked, "/models")) is not None:
             raise line from error
         raise ServiceRefuses(f"{asked.said()}/models answers {error}: {kind}") from error
+    finally:
+        await http.aclose()
+    try:
+        listed = {str(entry["id"]): entry.get("root") for entry in json.loads(body)["data"]}
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         if settings.model is not None:
             return Served(settings.model, None, None)
-        raise ServiceRefuses(f"{asked.said()}/models does not list models: {kind} ({shown(reply.body)})") from error
-    finally:
-        await http.aclose()
+        raise ServiceRefuses(f"{asked.said()}/models does not list models: {kind} ({shown(body)})") from error
     if settings.model is not None:
         return Served(settings.model, listed.get(settings.model), listed)
     if len(listed) == 1 and "*" not in next(iter(listed)):

@@ -97,7 +97,7 @@ def remedy(error: BaseException, asked: Asked) -> str:
 def certificate_remedy(error: Exception, asked: Asked) -> str:
     """What to do about a certificate that cannot be verified; a key is never sent without."""
     code = getattr(error, "verify_code", None)
-    if code == 62:  # X509_V_ERR_HOSTNAME_MISMATCH
+    if code in (62, 64):  # another host name, another IP address
         return f"set {asked.setting} to a name that its certificate holds"
     if code in (9, 10):  # not yet valid, expired
         return "have its certificate renewed, and check this host's clock"

@@ -161,7 +161,7 @@ def error_in_good_answer(body: bytes, headers: Mapping[str, str], media_type: st
     status = status_of(error)
     words = shown(error)
     raised = judge(status, headers, words.encode()) if status else judge_words(words, headers)
-    raised.args = (f"HTTP 200 with an error in it: {words}",)
+    raised.args = (f"HTTP 200 but no answer: {words}",)
     return raised
 
 
