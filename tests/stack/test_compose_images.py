@@ -90,7 +90,8 @@ def test_ctrl_c_during_a_build_leaves_no_container(tmp_path: Path) -> None:
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What the pipeline's image is built from, as a copy to change; the copy's name for the image is its own."""
     folder = tmp_path / "checkout"
-    for part in ("images", "pipeline", "scripts/environments.py", "pyproject.toml", ".dockerignore"):
+    sources = images.IMAGES["pipeline"].sources
+    for part in ("images", *sources, "scripts/environments.py", "pyproject.toml", ".dockerignore"):
         place = folder / part
         place.parent.mkdir(parents=True, exist_ok=True)
         if (ROOT / part).is_dir():

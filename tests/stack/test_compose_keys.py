@@ -93,33 +93,33 @@ def test_keys_are_shown_nowhere(containers: RunningStack, tmp_path: Path) -> Non
 def test_the_hubs_token_reaches_the_hub_and_is_shown_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a model is fetched, and after: not by Docker, and in no log or file of the stack."""
     images.ensure(["detector-cpu"], tmp_path, Console(file=io.StringIO()))
-    engine = ComposeEngine(StackSettings(state=tmp_path / "state", engine="compose", device="cpu"), "cpu", "cpu")
     service = Service("vllm", "vllm-cpu", (), (), 0, "", "http://127.0.0.1:0/", 0.0, (), model=MODEL, revision="main")
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     hub = of_folder(TINY_VLM)
     hub.token, hub.hold_after = TOKEN, 1000
     shown = ""
-    try:
-        with serve(hub, on_bridge()), ThreadPoolExecutor() as pool:
-            monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    with serve(hub, on_bridge()), ThreadPoolExecutor() as pool:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        # After the variables: the settings keep the environment in which they are made.
+        engine = ComposeEngine(StackSettings(state=tmp_path / "state", engine="compose", device="cpu"), "cpu", "cpu")
+        try:
             ensured = pool.submit(fetch.ensure, engine, [service], Console(file=io.StringIO()), offline=False)
-            try:
-                deadline = time.monotonic() + 60
-                while not hub.asked("GET", "/cdn/"):
-                    assert not ensured.done(), ensured.result()
-                    assert time.monotonic() < deadline
-                    time.sleep(0.1)
-                (fetching,) = docker(
-                    "ps", "--quiet", "--filter", f"label=com.docker.compose.project={engine.project}"
-                ).split()
-                shown += docker("inspect", fetching) + docker("top", fetching) + docker("logs", fetching)
-            finally:
-                hub.released.set()
+            deadline = time.monotonic() + 60
+            while not hub.asked("GET", "/cdn/"):
+                assert not ensured.done(), ensured.result()
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            (fetching,) = docker(
+                "ps", "--quiet", "--filter", f"label=com.docker.compose.project={engine.project}"
+            ).split()
+            shown += docker("inspect", fetching) + docker("top", fetching) + docker("logs", fetching)
+            hub.released.set()
             (fetched,) = ensured.result()
-    finally:
-        engine.tear_down()
-        for volume in volumes(engine.project):
-            docker("volume", "rm", volume)
+        finally:
+            hub.released.set()  # the fetch ends, and so does its thread
+            engine.tear_down()
+            for volume in volumes(engine.project):
+                docker("volume", "rm", volume)
     assert fetched.came == fetched.size > 0
     assert {request.token for request in hub.requests if "/resolve/" in request.path} == {TOKEN}
     assert "hub_download.py" in shown
