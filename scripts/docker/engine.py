@@ -30,7 +30,16 @@ from scripts.docker.containers import ContainerEngine, Started
 from scripts.docker.files import VLLM_CACHE, ComposeFiles, hand_over
 from scripts.docker.project import left_over, other_checkout, volumes
 from scripts.environments import ROOT
-from scripts.settings import JobCommand, StackError, StackSettings
+from scripts.settings import (
+    InvalidStackSetting,
+    JobCommand,
+    NotRemoved,
+    NotRunning,
+    OtherStack,
+    ServiceDied,
+    StackError,
+    StackSettings,
+)
 from scripts.stack import api_key
 from scripts.stack.services import Service, Stack
 from scripts.vllm import compile_cache
@@ -107,7 +116,7 @@ class ComposeEngine(ContainerEngine):
 
     def claim(self) -> None:
         if other := other_checkout(self.project):
-            raise StackError(
+            raise OtherStack(
                 f"the containers of {self.project} belong to another checkout, {other}: `make down` there, or set "
                 "STACK_STATE to a folder of this one's, such as .spotter/own, for a stack of its own beside that"
             )
@@ -130,11 +139,11 @@ class ComposeEngine(ContainerEngine):
         """Check that a service's container can have its model: from the hub, or in its image.
 
         Raises:
-            StackError: the model is a folder of this host.
+            InvalidStackSetting: the model is a folder of this host.
         """
         inside = self.device == "cpu" and service.model in self.image(service.name).sources
         if not inside and (ROOT / service.model).is_dir():
-            raise StackError(
+            raise InvalidStackSetting(
                 f"{service.name}: the model {service.model} is a folder of this host, and its container takes models "
                 "from the hub: mount it in a compose overlay of yours, or set STACK_ENGINE=process"
             )
@@ -187,7 +196,7 @@ class ComposeEngine(ContainerEngine):
         """Start a service's container, anew where there is one.
 
         Raises:
-            StackError: Docker cannot start it; says why.
+            ServiceDied: Docker cannot start it; says why.
         """
         self.begin(service.name)
         if service.key_file:
@@ -210,18 +219,18 @@ class ComposeEngine(ContainerEngine):
             ask("rm", "--force", identifier)
         for identifier in networks:
             if ask("network", "rm", identifier)[0] is None:
-                raise StackError(f"network {identifier} cannot be removed: `docker network inspect` shows who uses it")
+                raise NotRemoved(f"network {identifier} cannot be removed: `docker network inspect` shows who uses it")
         shutil.rmtree(self.jobs, ignore_errors=True)
 
     def show_logs(self, names: Sequence[str], follow: bool) -> NoReturn:
         if not any(self.find(name) for name in names):
             stopped = [str(self.log(name)) for name in names if self.log(name).exists()]
-            raise StackError(f"nothing is running; the last logs: {', '.join(stopped) or 'none'}")
+            raise NotRunning(f"nothing is running; the last logs: {', '.join(stopped) or 'none'}")
         become(self.files.command("logs", "--tail", "100", *(["--follow"] if follow else []), *names))
 
     def open_shell(self, service: Service) -> NoReturn:
         if not self.is_running(service.name):
-            raise StackError(f"{service.name} does not run: `make up` starts it")
+            raise NotRunning(f"{service.name} does not run: `make up` starts it")
         become(self.files.command("exec", service.name, "/bin/sh"))
 
     def check_job(self, stack: Stack, job: JobCommand) -> None:
@@ -261,7 +270,7 @@ class ComposeEngine(ContainerEngine):
             overlay.unlink(missing_ok=True)
 
 
-def cannot_start(service: Service, said: str) -> StackError:
+def cannot_start(service: Service, said: str) -> ServiceDied:
     """The error for a container that Docker does not start."""
     reason = said.rstrip().rpartition("\n")[2]
     if re.search(NO_GPU, said, re.IGNORECASE):
@@ -273,7 +282,7 @@ def cannot_start(service: Service, said: str) -> StackError:
         remedy = f"end the program that listens there, or set {service.port_variable} to a free port"
     else:
         remedy = "the container's settings are in compose.yaml and services/compose"
-    return StackError(f"{service.name}: Docker cannot start its container: {reason}: {remedy}")
+    return ServiceDied(f"{service.name}: Docker cannot start its container: {reason}: {remedy}")
 
 
 def become(command: list[str]) -> NoReturn:

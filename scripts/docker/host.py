@@ -15,7 +15,7 @@ from scripts import minimum_versions as minimum
 from scripts.docker.client import ask
 from scripts.environments import STATE
 from scripts.programs import ANSWER_S, dotted, version
-from scripts.settings import StackError
+from scripts.settings import NoEngine, StackError
 
 # scripts/docker_engine.sh puts Compose here where the host's docker has none.
 OWN_CLIENT_CONFIG = STATE / "docker" / "config"
@@ -100,26 +100,26 @@ def client_config() -> Path | None:
     """The Docker client's configuration folder that has Compose: the user's own (None), or this checkout's.
 
     Raises:
-        StackError: no Docker engine answers, its containers and this host do not reach each other, or there is no
+        NoEngine: no Docker engine answers, its containers and this host do not reach each other, or there is no
             Compose that reads the compose files.
     """
     engine, reason = find_engine()
     if engine is None and DENIED in reason:
-        raise StackError(f"this user may not use the Docker engine (`docker info`): {JOIN_GROUP}")
+        raise NoEngine(f"this user may not use the Docker engine (`docker info`): {JOIN_GROUP}")
     if engine is None:
-        raise StackError("no Docker engine answers (`docker info`): start one, or set STACK_ENGINE=process")
+        raise NoEngine("no Docker engine answers (`docker info`): start one, or set STACK_ENGINE=process")
     if engine.out_of_reach:
-        raise StackError(
+        raise NoEngine(
             f"{engine.out_of_reach}: set STACK_ENGINE=process, or use a Docker Engine that root runs on this host, as "
             "its packages set it up"
         )
     compose = find_compose()
     if compose is None:
-        raise StackError(
+        raise NoEngine(
             "docker has no Compose (`docker compose version`): install its plugin, or set STACK_ENGINE=process"
         )
     if compose.is_old:
-        raise StackError(
+        raise NoEngine(
             f"docker's Compose is {compose.version}, and the compose files need {dotted(minimum.COMPOSE)} or later: "
             "update its plugin, or set STACK_ENGINE=process"
         )

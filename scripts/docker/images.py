@@ -21,7 +21,7 @@ from rich.text import Text
 
 from scripts.docker.client import ask, client, command
 from scripts.environments import LOCKS, ROOT
-from scripts.settings import StackError
+from scripts.settings import BuildFailed
 from scripts.vllm.startup_causes import remedy_for
 
 DOCKERFILE = ROOT / "images" / "Dockerfile"
@@ -91,7 +91,7 @@ def base_image(argument: str = "BASE_IMAGE") -> str:
     """The base that images/Dockerfile names in an argument."""
     match = re.search(rf"^ARG {argument}=(\S+)$", DOCKERFILE.read_text(), re.MULTILINE)
     if match is None:
-        raise StackError(f"{DOCKERFILE.relative_to(ROOT)} names no {argument}")
+        raise BuildFailed(f"{DOCKERFILE.relative_to(ROOT)} names no {argument}")
     return match[1]
 
 
@@ -203,7 +203,7 @@ def build(image: Image, logs: Path, console: Console) -> None:
     """Build an image; the builder's log goes to a file in `logs`.
 
     Raises:
-        StackError: it cannot be built; shows the log's last lines.
+        BuildFailed: it cannot be built; shows the log's last lines.
     """
     # --force-rm: a step that failed or was interrupted leaves no container.
     # python-on-whales builds with buildx alone, which a host may lack.
@@ -232,7 +232,7 @@ def build(image: Image, logs: Path, console: Console) -> None:
     if builder.returncode:
         end = "\n".join(lines_of(log)[-15:])
         without_registry = f"where no container registry can be reached: {way_without_registry(image)}"
-        raise StackError(
+        raise BuildFailed(
             f"image {image.name} cannot be built. The builder's last lines:\n{end}\nWhole log: {log}\n"
             f"What helps: {remedy_for(end) or without_registry}"
         )
@@ -263,11 +263,11 @@ def ensure(names: list[str], logs: Path, console: Console, *, offline: bool = Fa
     """Build the images that are missing, or older than their sources.
 
     Raises:
-        StackError: one cannot be built, or must be and `offline` forbids the network.
+        BuildFailed: one cannot be built, or must be and `offline` forbids the network.
     """
     old = [IMAGES[name] for name in names if not is_current(IMAGES[name])]
     if old and offline:
-        raise StackError(
+        raise BuildFailed(
             f"{', '.join(image.tag for image in old)}: not built from the files as they are now, and STACK_OFFLINE "
             "forbids the network: `make build` where there is one, or set STACK_ENGINE=process"
         )

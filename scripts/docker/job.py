@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from pydantic import ByteSize
 
-from pipeline.errors import UsageError
+from pipeline.errors import InvalidSetting, Unreadable, Unwritable
 from pipeline.locations import is_object
 from pipeline.settings import PREFIX, Settings
 from pipeline.sources.listing import has_entries, list_images
@@ -23,7 +23,7 @@ from scripts import foreground
 from scripts.docker import containers, store_access
 from scripts.docker.client import ask
 from scripts.docker.job_user import User, files, make_folder, owner_of, refuse_unreachable, some
-from scripts.settings import JobCommand, StackError
+from scripts.settings import InvalidStackSetting, JobCommand
 from scripts.stack import api_key
 
 # Links that lead to links are followed this far, as Linux does.
@@ -68,7 +68,7 @@ def tell(job: JobCommand, environment: Mapping[str, str], secrets: Path) -> Told
     the same reason the keys of a bucket go into files in the folder `secrets`.
 
     Raises:
-        StackError: a service's address leads nowhere from a container.
+        InvalidStackSetting: a service's address leads nowhere from a container.
         UsageError: images or runs' folder do not exist, or a container or its user cannot reach them.
     """
     settings, arguments = job.settings, list[str]()
@@ -129,23 +129,23 @@ def verbatim(path: Path) -> str:
 
 
 def refuse_mount(place: Path) -> None:
-    """Raise UsageError where the container has a folder of its own at a path, or Docker does not take its name."""
+    """Raise InvalidSetting where the container has its own folder at a path, Unreadable if Docker refuses it."""
     if Path(os.path.normpath(place)) in OF_CONTAINER:
-        raise UsageError(
+        raise InvalidSetting(
             f"{place}: the job's container has a {place} of its own: give a folder in it, or set STACK_ENGINE=process"
         )
     try:
         str(place).encode()
     except UnicodeEncodeError as error:
-        raise UsageError(
+        raise Unreadable(
             f"{os.fsencode(place)!r}: Docker takes only names in UTF-8: rename it, or set STACK_ENGINE=process"
         ) from error
 
 
 def refuse_loopback(name: str, address: str) -> None:
-    """Raise StackError where an address is the host's own, which a container cannot reach."""
+    """Raise InvalidStackSetting where an address is the host's own, which a container cannot reach."""
     if urlsplit(address).hostname in ("localhost", "127.0.0.1", "::1"):
-        raise StackError(
+        raise InvalidStackSetting(
             f"{name}={address}: from a container that is the container itself: give this host's address in its "
             "network, or set STACK_ENGINE=process"
         )
@@ -192,17 +192,17 @@ def runs_folder(settings: Settings) -> Path:
     """The folder for the runs, which must exist before a container can see it.
 
     Raises:
-        UsageError: it cannot be made, or written.
+        Unwritable: it cannot be made, or written.
     """
     folder = settings.runs.absolute()
     try:
         make_folder(folder)
     except OSError as error:
-        raise UsageError(
+        raise Unwritable(
             f"output: {folder} cannot be made: {error.strerror}: give a folder of yours with OUTPUT=... or --output"
         ) from error
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
-        raise UsageError(f"output: {folder} cannot be written: give a folder of yours with OUTPUT=... or --output")
+        raise Unwritable(f"output: {folder} cannot be written: give a folder of yours with OUTPUT=... or --output")
     return folder
 
 
@@ -213,7 +213,7 @@ def place_to_mount(source: str) -> Path:
     file alone.
 
     Raises:
-        UsageError: there is nothing.
+        NotFound: there is nothing.
     """
     place = Path(source).expanduser().absolute()
     if place.is_dir():

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from pipeline.errors import UsageError
+from pipeline.errors import Unreadable, Unwritable
 from pipeline.sources.search import LeftOut, may_be_image, walk
 
 # The most images that are looked at before a job starts.
@@ -74,10 +74,10 @@ def refuse_unreachable(user: User, runs: Path, places: list[Path], images: list[
     failed row, like any other.
 
     Raises:
-        UsageError: it cannot.
+        Unwritable, Unreadable: it cannot.
     """
     if not may(user, runs, os.R_OK | os.W_OK | os.X_OK):
-        raise UsageError(
+        raise Unwritable(
             f"output: {str(runs)!r} cannot be written by user {user.uid}, the job's user in its container: "
             "correct its mode, or give another folder with OUTPUT=... or --output"
         )
@@ -85,7 +85,7 @@ def refuse_unreachable(user: User, runs: Path, places: list[Path], images: list[
     if not closed and images and not any(may(user, image, os.R_OK) for image in images):
         closed = images
     if closed:
-        raise UsageError(
+        raise Unreadable(
             f"{str(closed[0])!r} cannot be read by user {user.uid}, the job's user in its container and the owner of "
             f"{str(runs)!r}: let that user read it, give the folder of a user who may with OUTPUT=... or --output, or "
             "set STACK_ENGINE=process"

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from scripts import files as whole_file
-from scripts.settings import StackError, StackSettings
+from scripts.settings import InvalidStackSetting, StackSettings
 
 # What the job and vLLM call it. Either may be set, and is then the key.
 JOB_VARIABLE = "SPOTTER_API_KEY"
@@ -40,15 +40,15 @@ def settle(settings: StackSettings) -> None:
     """Give the stack a key: the one that the user set, else the last one, else a new one.
 
     Raises:
-        StackError: two are set, or one that cannot be sent.
+        InvalidStackSetting: two are set, or one that cannot be sent.
     """
     keys = {settings.user_variables(name).get(name) for name in (JOB_VARIABLE, SERVER_VARIABLE)} - {None}
     if len(keys) > 1:
-        raise StackError(f"{JOB_VARIABLE} and {SERVER_VARIABLE} are two keys for one server: unset one of them")
+        raise InvalidStackSetting(f"{JOB_VARIABLE} and {SERVER_VARIABLE} are two keys for one server: unset one")
     file = file_in(settings.state)
     key = (keys.pop() if keys else None) or ensure(file)
     if not re.fullmatch(r"[!-~]+", key):
-        raise StackError(
+        raise InvalidStackSetting(
             f"{JOB_VARIABLE} or {SERVER_VARIABLE} holds a blank or a character outside ASCII, which no HTTP header "
             "takes: set another key, or unset it for a generated one"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from scripts.programs import nvidia_smi
-from scripts.settings import StackError, StackSettings
+from scripts.settings import NoGpu, StackSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ def choose(settings: StackSettings, gpus: list[Gpu]) -> tuple[str, str, str]:
     """Device, preset and the reason for them, from what was asked and what was found.
 
     Raises:
-        StackError: a GPU was asked for and there is none, or it is too small for every preset.
+        NoGpu: a GPU was asked for and there is none, or it is too small for every preset.
     """
     device = settings.device
     if device == "auto":
@@ -40,7 +40,7 @@ def choose(settings: StackSettings, gpus: list[Gpu]) -> tuple[str, str, str]:
         why = "STACK_DEVICE=cpu" if settings.device == "cpu" else "no GPU found"
         return device, "cpu" if settings.preset == "auto" else settings.preset, why
     if not gpus:
-        raise StackError(
+        raise NoGpu(
             f"nvidia-smi finds no GPU {settings.gpu}: install the driver, or set STACK_GPU to one that it shows, or "
             "STACK_DEVICE=cpu"
         )
@@ -51,7 +51,7 @@ def choose(settings: StackSettings, gpus: list[Gpu]) -> tuple[str, str, str]:
     for preset, memory_mib in PRESETS:
         if gpu.memory_mib >= memory_mib:
             return device, preset, why
-    raise StackError(
+    raise NoGpu(
         f"{why}: too small for the presets (the smallest, l4, needs {PRESETS[-1][1]} MiB): set STACK_PRESET to a "
         "preset of yours with a smaller model, or STACK_DEVICE=cpu for the tiny one"
     )

@@ -11,7 +11,7 @@ from pipeline.clients import probe
 from pipeline.errors import UsageError
 from pipeline.job import load as load_job
 from pipeline.settings import Settings
-from scripts.settings import StackError
+from scripts.settings import NotReady
 from scripts.stack import api_key
 from scripts.stack.services import Service
 from scripts.vllm.startup_causes import remedy_for
@@ -26,7 +26,7 @@ def ask(service: Service, job: Settings) -> None:
     """Send a service one request of the job's shape; a service that the job does not use is not asked.
 
     Raises:
-        StackError: it was refused, or answered in another form than the job's; with the remedy where it is known.
+        NotReady: it was refused, or answered in another form than the job's; with the remedy where it is known.
     """
     address = "{0.scheme}://{0.netloc}".format(urlsplit(service.ready_url))
     try:
@@ -40,6 +40,6 @@ def ask(service: Service, job: Settings) -> None:
     except (UsageError, ValidationError) as error:
         message = " ".join(str(error).split())
         remedy = remedy_for(message)
-        raise StackError(
+        raise NotReady(
             f"{service.name} is up, but does not answer this job: {message}" + (f" -> {remedy}" if remedy else "")
         ) from error

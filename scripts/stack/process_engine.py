@@ -22,7 +22,7 @@ import psutil
 
 from scripts import environments
 from scripts.environments import ROOT
-from scripts.settings import JobCommand, StackError, StackSettings
+from scripts.settings import BuildFailed, JobCommand, NotRunning, PortTaken, ServiceDied, StackSettings
 from scripts.stack import api_key
 from scripts.stack.engine import Engine
 from scripts.stack.services import Service, Stack, cache_root, without_secrets
@@ -81,7 +81,7 @@ class ProcessEngine(Engine):
             for name in dict.fromkeys(service.environment for service in services):
                 environments.prepare(name)
         except environments.EnvironmentFailed as failure:
-            raise StackError(str(failure)) from failure
+            raise BuildFailed(str(failure)) from failure
 
     def prepared(self, services: Sequence[Service]) -> list[str]:
         names = dict.fromkeys(service.environment for service in services)
@@ -108,7 +108,7 @@ class ProcessEngine(Engine):
         """Start a service; its log begins anew, and the log before is kept as `<name>.log.1`.
 
         Raises:
-            StackError: its port is taken, or its program cannot be started.
+            PortTaken, ServiceDied: its port is taken, or its program cannot be started.
         """
         refuse_taken_port(service)
         self.logs.mkdir(parents=True, exist_ok=True)
@@ -133,7 +133,7 @@ class ProcessEngine(Engine):
                 born = psutil.Process(child.pid).create_time()
                 self.write_record(service.name, Started(child.pid, born, service.fingerprint))
         except OSError as error:
-            raise StackError(f"{service.name}: {service.command[0]} cannot be started: {error.strerror}") from error
+            raise ServiceDied(f"{service.name}: {service.command[0]} cannot be started: {error.strerror}") from error
 
     def stop(self, name: str, grace_s: float) -> bool:
         """Stop a service and all that it started; whether there was anything to stop.
@@ -159,7 +159,7 @@ class ProcessEngine(Engine):
     def show_logs(self, names: Sequence[str], follow: bool) -> NoReturn:
         present = [str(self.log(name)) for name in names if self.log(name).exists()]
         if not present:
-            raise StackError("no logs yet: start the stack with `make up`")
+            raise NotRunning("no logs yet: start the stack with `make up`")
         os.execvp("tail", ["tail", "-n", "100", *(["-F"] if follow else []), *present])
 
     def open_shell(self, service: Service) -> NoReturn:
@@ -217,14 +217,14 @@ def refuse_taken_port(service: Service) -> None:
     """Check that a service's port is free.
 
     Raises:
-        StackError: another program listens there; names it where the system tells.
+        PortTaken: another program listens there; names it where the system tells.
     """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((service.ready_url.split("/")[2].rpartition(":")[0], service.port))
         except OSError as error:
-            raise StackError(
+            raise PortTaken(
                 f"{service.name}: port {service.port} cannot be used ({error.strerror}{owner_of(service.port)}): "
                 f"end that program, or set {service.port_variable} to a free port"
             ) from error

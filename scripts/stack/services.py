@@ -14,7 +14,7 @@ import yaml
 
 from scripts import environments
 from scripts.environments import ROOT
-from scripts.settings import StackError, StackSettings, read_variables
+from scripts.settings import InvalidStackSetting, StackSettings, read_variables
 from scripts.stack import api_key
 from scripts.vllm import compile_cache
 from scripts.vllm.options import read_options
@@ -107,28 +107,28 @@ def preset_file(name: str) -> Path:
     """The YAML of a vLLM preset, by its name or path.
 
     Raises:
-        StackError: there is none.
+        InvalidStackSetting: there is none.
     """
     for path in (VLLM_PRESETS / f"{name}.yaml", Path(name).expanduser()):
         if path.is_file():
             return path
     known = ", ".join(sorted(path.stem for path in VLLM_PRESETS.glob("*.yaml")))
-    raise StackError(f"STACK_PRESET={name!r} is neither a file nor one of: {known}")
+    raise InvalidStackSetting(f"STACK_PRESET={name!r} is neither a file nor one of: {known}")
 
 
 def read_preset(path: Path) -> dict[str, Any]:
     """The options of a vLLM preset.
 
     Raises:
-        StackError: it is no YAML, or holds no options.
+        InvalidStackSetting: it is no YAML, or holds no options.
     """
     try:
         content = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise StackError(f"preset {path} is no YAML: {' '.join(str(error).split())}") from error
+        raise InvalidStackSetting(f"preset {path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         holds = "is empty" if content is None else f"holds a {type(content).__name__}, not options"
-        raise StackError(f"preset {path} {holds}: write vLLM's options there as `name: value`, at least `model:`")
+        raise InvalidStackSetting(f"preset {path} {holds}: write vLLM's options as `name: value`, at least `model:`")
     return content
 
 
@@ -224,21 +224,21 @@ def detector(settings: StackSettings, device: str) -> Service:
 
 
 def refuse_unsafe(preset: Path, content: Mapping[str, Any]) -> None:
-    """Raise StackError where a preset or its .env gives away a secret, or runs code that nobody has read."""
+    """Raise InvalidStackSetting where a preset or its .env gives away a secret, or runs code that nobody has read."""
     options = {str(name).replace("_", "-"): value for name, value in content.items()}
     if "api-key" in options:
-        raise StackError(
+        raise InvalidStackSetting(
             f"preset {preset} holds `api-key`, which vLLM would write into its log: remove it, and set "
             f"{api_key.JOB_VARIABLE} for a key of yours"
         )
     held = read_variables(preset.with_suffix(".env"))
     for name in held.keys() - without_secrets(held).keys():
         remedy = "HF_TOKEN where `make fetch` runs" if name in TOKEN_VARIABLES else f"{api_key.JOB_VARIABLE} instead"
-        raise StackError(
+        raise InvalidStackSetting(
             f"{preset.with_suffix('.env')} holds {name}, which `docker inspect` would show: remove it, and set {remedy}"
         )
     if options.get("trust-remote-code") and not re.fullmatch(r"[0-9a-f]{40}", str(options.get("revision"))):
-        raise StackError(
+        raise InvalidStackSetting(
             f"preset {preset} holds `trust-remote-code`, which runs whatever the model's owner publishes next: pin "
             "`revision:` to the commit that you have read, by its 40 digits"
         )

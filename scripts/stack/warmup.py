@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.text import Text
 
 from pipeline.settings import Settings
-from scripts.settings import StackError
+from scripts.settings import NotReady, ServiceDied, StackError
 from scripts.stack.engine import Engine
 from scripts.stack.services import VLLM_STARTS, Service
 from scripts.stack.start_history import StartHistory
@@ -73,7 +73,7 @@ class Start:
         return "/".join([self.engine.name, self.service.name, *preset, *start])
 
     def check(self) -> None:
-        """Raise StackError where the service has ended, or its engine calls it unhealthy."""
+        """Raise ServiceDied where the service has ended, or its engine calls it unhealthy."""
         if not self.engine.is_running(self.service.name):
             raise died(self.engine, self.service)
         if (said := self.engine.unhealthy(self.service.name)) is not None:
@@ -83,7 +83,8 @@ class Start:
         """Read the start's progress; whether it has just become ready.
 
         Raises:
-            StackError: the service died, is unhealthy, or refuses the first request.
+            ServiceDied: the service died or is unhealthy.
+            NotReady: it refuses the first request.
         """
         name = self.service.name
         self.check()
@@ -162,7 +163,7 @@ def wait(
                 waiting = [start for start in starts if start.ready_s is None]
                 if waiting and elapsed > timeout_s:
                     names = ", ".join(str(start) for start in waiting)
-                    raise StackError(
+                    raise NotReady(
                         f"{names}: not ready after {timeout_s:.0f} s: see {engine.log(waiting[0].service.name)}, or "
                         "raise STACK_START_TIMEOUT_S"
                     )
@@ -194,7 +195,7 @@ def progress(waiting: list[Start], elapsed_s: float, width: int) -> Text:
     return Text("\n".join(lines), style="dim")
 
 
-def died(engine: Engine, service: Service) -> StackError:
+def died(engine: Engine, service: Service) -> ServiceDied:
     """The error for a service that ended during the wait."""
     code = engine.exit_code(service.name)
     how = f"ended with exit code {code}" if code is not None else "ended"
@@ -208,17 +209,17 @@ def reason(log: str) -> Cause:
     return find_cause(log) or Cause("no line of its log names an error", None)
 
 
-def turned_unhealthy(engine: Engine, service: Service, said: str) -> StackError:
+def turned_unhealthy(engine: Engine, service: Service, said: str) -> ServiceDied:
     """The error for a running service with a failing health check; `said` is the check's last output."""
     shown = " ".join(said.split()) or "no answer in time"
     cause = Cause(f"its health check says: {shown}", remedy_for(said))
     return failed(engine, service, "turned unhealthy", cause)
 
 
-def failed(engine: Engine, service: Service, how: str, cause: Cause) -> StackError:
+def failed(engine: Engine, service: Service, how: str, cause: Cause) -> ServiceDied:
     """The error for a service that kept the stack from being ready."""
     remedy = cause.remedy or "what the lines below say; `make doctor` names what this host lacks"
-    return StackError(
+    return ServiceDied(
         f"{service.name} {how} before the stack was ready.\nThe cause: {cause.message}\nWhat helps: {remedy}\n"
         f"Its last lines:\n{engine.last_lines(service.name, earlier=True)}\nWhole log: {engine.log(service.name)}"
     )

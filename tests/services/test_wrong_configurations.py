@@ -21,7 +21,7 @@ from rich.console import Console
 from scripts.checks.preflight import full
 from scripts.environments import ROOT
 from scripts.findings import Finding
-from scripts.settings import StackError, StackSettings
+from scripts.settings import NotReady, ServiceDied, StackError, StackSettings
 from scripts.stack import warmup
 from scripts.stack.process_engine import ProcessEngine
 from scripts.stack.services import VLLM_PRESETS, Service, vllm
@@ -156,11 +156,15 @@ class Event:
 
 
 def start_and_fail(
-    engine: ProcessEngine, service: Service, line: str, record_property: Callable[[str, object], None]
+    engine: ProcessEngine,
+    service: Service,
+    line: str,
+    record_property: Callable[[str, object], None],
+    kind: type[StackError],
 ) -> str:
     """What the wait says about a start that cannot end well; it says so soon after the event that `line` tells of."""
     engine.start(service)
-    with Event(engine.log("vllm"), line) as event, pytest.raises(StackError) as failure:
+    with Event(engine.log("vllm"), line) as event, pytest.raises(kind) as failure:
         warmup.wait(engine, [service], START_S, Console(file=io.StringIO()))
     assert event.at is not None, engine.last_lines("vllm", 40)
     told_s = time.monotonic() - event.at
@@ -180,9 +184,9 @@ def test_a_server_that_dies_of_its_weights_is_told_with_the_cause(
     configuration.edit("config.json", vision_config=vision | {"intermediate_size": 2 * vision["intermediate_size"]})
     assert list(configuration.check().findings) == []  # nothing but a start can tell
     service = server(configuration, cache_dir)
-    message = start_and_fail(engine, service, "exceeds dimension size", record_property)
-    assert re.search(r"The cause: RuntimeError: start .* exceeds dimension size", message), message
-    assert "What helps: config.json and weights are of different models" in message
+    message = start_and_fail(engine, service, "exceeds dimension size", record_property, ServiceDied)
+    assert re.search("RuntimeError: start .* exceeds dimension size", message), message
+    assert "config.json" in message
 
 
 @pytest.mark.usefixtures("vllm_python")
@@ -194,6 +198,6 @@ def test_a_server_that_starts_and_refuses_every_request_is_not_ready(
 ) -> None:
     (configuration.model() / "chat_template.jinja").unlink()
     service = server(configuration, cache_dir)
-    message = start_and_fail(engine, service, r"POST /v1/chat/completions HTTP/1.1\" 400", record_property)
-    assert "vllm is up, but does not answer this job: model tiny-vlm refuses the requests" in message
-    assert "-> set `chat-template:` in the preset" in message
+    message = start_and_fail(engine, service, r"POST /v1/chat/completions HTTP/1.1\" 400", record_property, NotReady)
+    assert "tiny-vlm" in message
+    assert "`chat-template:`" in message

@@ -12,7 +12,7 @@ import pytest
 
 from scripts.docker import files as compose_files
 from scripts.environments import ROOT
-from scripts.settings import StackError, StackSettings
+from scripts.settings import InvalidStackSetting, StackSettings
 from scripts.stack import api_key
 from scripts.stack.process_engine import environment_of
 from scripts.stack.services import Service, make_stack
@@ -72,11 +72,11 @@ def test_two_keys_and_one_that_cannot_be_sent_are_refused_without_being_shown(
 ) -> None:
     monkeypatch.setenv("SPOTTER_API_KEY", "sesame")
     monkeypatch.setenv("VLLM_API_KEY", "barley")
-    with pytest.raises(StackError, match="two keys for one server: unset one") as refused:
+    with pytest.raises(InvalidStackSetting, match="SPOTTER_API_KEY and VLLM_API_KEY") as refused:
         api_key.settle(StackSettings(state=tmp_path))
     monkeypatch.setenv("SPOTTER_API_KEY", "open sesame")
     monkeypatch.delenv("VLLM_API_KEY")
-    with pytest.raises(StackError, match="no HTTP header takes: set another") as unsendable:
+    with pytest.raises(InvalidStackSetting, match="SPOTTER_API_KEY or VLLM_API_KEY") as unsendable:
         api_key.settle(StackSettings(state=tmp_path))
     assert not any(word in f"{refused.value}{unsendable.value}" for word in ("sesame", "barley"))
     assert not api_key.file_in(tmp_path).exists()
@@ -85,7 +85,7 @@ def test_two_keys_and_one_that_cannot_be_sent_are_refused_without_being_shown(
 def test_a_key_in_a_preset_is_refused(tmp_path: Path) -> None:
     preset = tmp_path / "mine.yaml"
     preset.write_text("model: samples/models/tiny-vlm\napi-key: sesame\n")
-    with pytest.raises(StackError, match=r"holds `api-key`.*set SPOTTER_API_KEY") as refused:
+    with pytest.raises(InvalidStackSetting, match=r"mine\.yaml .*`api-key`.*SPOTTER_API_KEY") as refused:
         make_stack(StackSettings(state=tmp_path), "cpu", str(preset), {})
     assert "sesame" not in str(refused.value)
 
@@ -98,16 +98,16 @@ def test_a_secret_among_a_presets_variables_is_refused(tmp_path: Path, variable:
     preset = tmp_path / "mine.yaml"
     preset.write_text("model: samples/models/tiny-vlm\n")
     preset.with_suffix(".env").write_text(f"VLLM_LOGGING_LEVEL=INFO\n{variable}=sesame\n")
-    with pytest.raises(StackError, match=rf"mine\.env holds {variable},.* remove it, and set {remedy}") as refused:
+    with pytest.raises(InvalidStackSetting, match=rf"mine\.env .*{variable}.*{remedy}") as refused:
         make_stack(StackSettings(state=tmp_path), "cpu", str(preset), {})
     assert "sesame" not in str(refused.value)
 
 
-@pytest.mark.parametrize(("content", "said"), [("", "is empty"), ("- model\n", "holds a list, not options")])
-def test_a_preset_without_options_is_refused(tmp_path: Path, content: str, said: str) -> None:
+@pytest.mark.parametrize("content", ["", "- model\n"])
+def test_a_preset_without_options_is_refused(tmp_path: Path, content: str) -> None:
     preset = tmp_path / "mine.yaml"
     preset.write_text(content)
-    with pytest.raises(StackError, match=rf"mine\.yaml {said}: write vLLM's options there as `name: value`"):
+    with pytest.raises(InvalidStackSetting, match=r"mine\.yaml .*`name: value`"):
         make_stack(StackSettings(state=tmp_path), "cpu", str(preset), {})
 
 
@@ -117,7 +117,7 @@ def test_a_models_own_code_runs_only_at_a_pinned_revision(tmp_path: Path, revisi
     preset.write_text(
         "model: owner/model\ntrust-remote-code: true\n" + (f"revision: '{revision}'\n" if revision else "")
     )
-    with pytest.raises(StackError, match="pin `revision:` to the commit") if refused else contextlib.nullcontext():
+    with pytest.raises(InvalidStackSetting, match="`revision:`") if refused else contextlib.nullcontext():
         make_stack(StackSettings(state=tmp_path), "cpu", str(preset), {})
 
 

@@ -12,7 +12,7 @@ from scripts.docker import engine as compose_engine
 from scripts.docker import gpu as docker_gpu
 from scripts.docker import host as docker_host
 from scripts.docker import images
-from scripts.settings import StackError, StackSettings
+from scripts.settings import NoEngine, StackSettings
 from scripts.stack.services import make_stack
 
 CACHED = (docker_host.client_config, docker_gpu.driver, images.why_not_buildable, images.at_registry)
@@ -74,7 +74,7 @@ def test_a_docker_without_an_engine_that_ends_with_0_is_none(
 
 def test_an_old_compose_is_told_before_it_fails(docker: Path, tmp_path: Path) -> None:
     write(docker, script(compose="v2.17.3"))
-    with pytest.raises(StackError, match=r"Compose is v2.17.3, and the compose files need 2.20 or later: update"):
+    with pytest.raises(NoEngine, match=r"v2\.17\.3.* 2\.20 "):
         engines.choose_engine(StackSettings(state=tmp_path, engine="compose"), "cpu", "cpu")
 
 
@@ -164,12 +164,12 @@ def test_where_containers_and_host_do_not_reach_each_other_processes_and_why(
     engine, why = engines.choose_engine(StackSettings(state=tmp_path), "cpu", "cpu")
     assert engine.name == "process"
     assert why.startswith(named)
-    with pytest.raises(StackError, match=rf"^{named} .*: set STACK_ENGINE=process"):
+    with pytest.raises(NoEngine, match=f"^{named} .*STACK_ENGINE=process"):
         engines.choose_engine(StackSettings(state=tmp_path, engine="compose"), "cpu", "cpu")
 
 
 def test_the_engine_that_is_asked_for_or_none(docker: Path, tmp_path: Path) -> None:
-    with pytest.raises(StackError, match=r"no Docker engine answers.*STACK_ENGINE=process"):
+    with pytest.raises(NoEngine, match="STACK_ENGINE=process"):
         engines.choose_engine(StackSettings(state=tmp_path, engine="compose"), "cpu", "cpu")
     write(docker, script())
     engine, why = engines.choose_engine(StackSettings(state=tmp_path, engine="process"), "cpu", "cpu")

@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 from scripts.docker import images
-from scripts.settings import StackError
+from scripts.settings import BuildFailed
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow
@@ -139,7 +139,7 @@ def test_a_builder_that_colours_its_log_is_quoted_in_plain_text(
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setattr(images, "substitutes", dict)
     monkeypatch.setattr(images, "PLAIN_LINE_S", 0.5)
-    with pytest.raises(StackError) as refused:
+    with pytest.raises(BuildFailed) as refused:
         images.build(images.IMAGES["pipeline"], tmp_path, Console(file=told, width=200))
     assert re.search(r"^image pipeline, \d s  preparing environment$", told.getvalue(), re.MULTILINE)
     assert "Running in ad8f\npreparing environment\nWhole log: " in str(refused.value)

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from rich.console import Console
 
-from scripts.settings import StackError, StackSettings
+from scripts.settings import NotReady, PortTaken, ServiceDied, StackSettings
 from scripts.stack import warmup
 from scripts.stack.process_engine import ProcessEngine, session_members
 from scripts.stack.services import Service
@@ -109,7 +109,7 @@ def test_a_death_is_told_at_once_with_the_last_lines(engine: ProcessEngine, wait
     toy = service("print('one'); print('the cause'); raise SystemExit(7)")
     engine.start(toy)
     started = time.monotonic()
-    with pytest.raises(StackError, match=r"(?s)toy ended with exit code 7 .*the cause\nWhole log: .*toy\.log"):
+    with pytest.raises(ServiceDied, match=r"(?s)toy .* 7 .*the cause\n.*toy\.log"):
         wait(toy, timeout_s=600)
     assert time.monotonic() - started < 10
 
@@ -128,7 +128,7 @@ def test_a_death_is_told_at_once_also_of_a_service_that_was_ready(engine: Proces
     try:
         for each in (first, second):
             engine.start(each)
-        with pytest.raises(StackError, match="toy ended with exit code -9 before the stack was ready"):
+        with pytest.raises(ServiceDied, match=r"toy .* -9 "):
             warmup.wait(engine, [first, second], 60, Console(file=Told(), width=200))
     finally:
         engine.stop("slow", grace_s=0)
@@ -142,13 +142,13 @@ def test_a_service_whose_own_checks_fail_is_told_with_cause_and_remedy(engine: P
     toy = service()
     checked = Checked(engine.settings)
     checked.start(toy)
-    with pytest.raises(StackError) as raised:
+    with pytest.raises(ServiceDied) as raised:
         warmup.wait(checked, [toy], 60, Console(file=io.StringIO()))
     for part in (
-        "toy turned unhealthy before the stack was ready.",
-        "The cause: its health check says: HTTP 500: OSError: [Errno 28] No space left on device",
-        "What helps: free some disk space",
-        "Whole log: ",
+        "toy ",
+        "HTTP 500: OSError: [Errno 28] No space left on device",
+        "disk space",
+        "toy.log",
     ):
         assert part in str(raised.value)
 
@@ -176,7 +176,7 @@ def test_ctrl_c_while_a_service_is_started_leaves_none_that_nobody_knows(
 def test_never_ready_ends_at_the_limit(engine: ProcessEngine, wait: Wait) -> None:
     toy = service("import time; time.sleep(600)")
     engine.start(toy)
-    with pytest.raises(StackError, match=r"not ready after 1 s.*STACK_START_TIMEOUT_S"):
+    with pytest.raises(NotReady, match=r"toy: .* 1 s.*STACK_START_TIMEOUT_S"):
         wait(toy, timeout_s=1)
 
 
@@ -185,7 +185,7 @@ def test_a_taken_port_is_named_with_its_owner_and_remedy(engine: ProcessEngine) 
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        with pytest.raises(StackError, match=rf"port {port} cannot be used .*process {os.getpid()}.*STACK_TOY_PORT"):
+        with pytest.raises(PortTaken, match=rf"port {port} .*process {os.getpid()}.*STACK_TOY_PORT"):
             engine.start(service(port=port))
     assert engine.started("toy") is None
 
@@ -193,7 +193,7 @@ def test_a_taken_port_is_named_with_its_owner_and_remedy(engine: ProcessEngine) 
 def test_a_missing_program(engine: ProcessEngine) -> None:
     toy = service()
     missing = Service(**{name: getattr(toy, name) for name in toy.__slots__} | {"command": ("/no/such/program",)})
-    with pytest.raises(StackError, match="/no/such/program cannot be started: No such file"):
+    with pytest.raises(ServiceDied, match=r"/no/such/program .*No such file"):
         engine.start(missing)
 
 
