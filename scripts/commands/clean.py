@@ -14,7 +14,7 @@ from scripts.docker import images
 from scripts.docker import project as compose_project
 from scripts.docker.client import ask
 from scripts.docker.engine import ComposeEngine
-from scripts.settings import StackError, StackSettings
+from scripts.settings import NotRemoved, StackError, StackSettings
 from scripts.stack import api_key
 from scripts.stack.devices import choose, find_gpus
 from scripts.stack.engine import Engine
@@ -34,7 +34,7 @@ def run(settings: StackSettings, console: Console, caches: bool, confirmed: bool
     Runs are the person's: no command removes them.
 
     Raises:
-        StackError: something cannot be stopped or removed.
+        NotRemoved: something cannot be stopped or removed.
     """
     project = compose_project.project_name(settings.state)
     folders = [settings.state / name for name in ("containers", "processes", "logs")]
@@ -76,7 +76,7 @@ def run(settings: StackSettings, console: Console, caches: bool, confirmed: bool
     kept = [f"image {tag}" for tag in tags if ask("image", "rm", tag)[0] is None]
     kept += [f"volume {name}" for name in volumes if ask("volume", "rm", name)[0] is None]
     if kept:
-        raise StackError(f"{', '.join(kept)}: cannot be removed: `docker ps --all` shows which container uses it")
+        raise NotRemoved(f"{', '.join(kept)}: cannot be removed: `docker ps --all` shows which container uses it")
     return 0
 
 

@@ -18,7 +18,7 @@ from scripts.checks.doctor import hub
 from scripts.environments import ROOT
 from scripts.findings import Finding, error
 from scripts.models.model_files import hub_token, is_hub_name, is_offline
-from scripts.settings import StackError
+from scripts.settings import FetchFailed
 from scripts.stack.engine import Engine
 from scripts.stack.services import TOKEN_VARIABLES, Service
 
@@ -113,7 +113,7 @@ def ensure(
     `verify` also compares the cached files with the hub's hashes. `offline` uses no network.
 
     Raises:
-        StackError: a model cannot be fetched; names the reason and the remedy.
+        FetchFailed: a model cannot be fetched; names the reason and the remedy.
     """
     environment = engine.settings.environment
     offline = offline or is_offline(environment)
@@ -130,7 +130,7 @@ def fetch(
     """Fetch one service's model.
 
     Raises:
-        StackError: it cannot be fetched.
+        FetchFailed: it cannot be fetched.
     """
     arguments = [service.model, "--revision", service.revision or "main"]
     arguments += ["--offline"] if offline else [] if verify else ["--if-missing"]
@@ -159,7 +159,7 @@ def fetch(
         return Fetched(service.name, service.model, last["bytes"], last["fetched"], time.monotonic() - begun)
     if last["event"] != "failed":
         last = {"kind": "other", "message": " ".join(lines[-60:]) or "the download ended without a word"}
-    raise StackError(f"{service.name}: {explain(service, last, environment, token)}")
+    raise FetchFailed(f"{service.name}: {explain(service, last, environment, token)}")
 
 
 def follow(child: subprocess.Popen[str], token: str | None, display: Display, engine: Engine) -> Event:

@@ -7,7 +7,7 @@ from argparse import ArgumentParser
 from rich.console import Console
 
 from scripts.commands.engines import plan
-from scripts.settings import StackError, StackSettings
+from scripts.settings import NotRunning, StackSettings
 from scripts.stack.services import KINDS
 
 
@@ -20,10 +20,10 @@ def run(settings: StackSettings, console: Console, *, service: str) -> None:
     """Become the shell.
 
     Raises:
-        StackError: the service does not run, or runs elsewhere.
+        NotRunning: the service does not run, or runs elsewhere.
     """
     stack, engine, _ = plan(settings)
     for each in stack.services:
         if each.name == service:
             engine.open_shell(each)
-    raise StackError(f"{service} runs elsewhere: an address is set for it")
+    raise NotRunning(f"{service} runs elsewhere: an address is set for it")

@@ -17,8 +17,8 @@ from scripts.commands import fetch
 from scripts.commands.engines import engines_in_use, one_at_a_time, plan, stop
 from scripts.commands.fetch import Fetched
 from scripts.docker.client import explain
-from scripts.findings import errors
-from scripts.settings import JobCommand, StackError, StackSettings, load_job
+from scripts.findings import refuse
+from scripts.settings import BuildFailed, JobCommand, OtherStack, StackError, StackSettings, load_job
 from scripts.stack import api_key
 from scripts.stack.engine import Engine
 from scripts.stack.services import Service, Stack, cache_key
@@ -48,7 +48,7 @@ def up(settings: StackSettings, console: Console, job: JobCommand, *, runs_job: 
         stack, engine, why = plan(settings)
         for other in engines_in_use(settings):
             if other.name != engine.name:
-                raise StackError(f"the stack has services on the {other.name} engine: `make down` stops them")
+                raise OtherStack(f"the stack has services on the {other.name} engine: `make down` stops them")
         if runs_job:
             engine.check_job(stack, job)
         missing = [service for service in stack.services if not engine.is_current(service)]
@@ -126,24 +126,23 @@ def refuse_in_vain(context: Context) -> None:
     """Check, before images or environments take minutes, that there is room for all and the models can be had.
 
     Raises:
-        StackError: there is not, or they cannot.
+        ChecksFailed: there is not, or they cannot.
     """
-    if wrong := errors([*disk.check(context), *hub.check(context)]):
-        raise StackError("\n".join(["nothing was made, for the stack could not start:", *(f"  {x}" for x in wrong)]))
+    refuse([*disk.check(context), *hub.check(context)], "nothing was made, because the stack could not start:")
 
 
 def prepare(engine: Engine, services: Sequence[Service]) -> None:
     """Make the environments or images of services.
 
     Raises:
-        StackError: one cannot be made.
+        BuildFailed: one cannot be made.
     """
     try:
         engine.prepare(services)
     except StackError as error:
         if not engine.settings.offline or "STACK_OFFLINE" in str(error):
             raise
-        raise StackError(f"{error}; STACK_OFFLINE forbids the network: do this step where there is one") from error
+        raise BuildFailed(f"{error}; STACK_OFFLINE forbids the network: do this step where there is one") from error
 
 
 def check_fetched(settings: StackSettings, engine: Engine, models: Sequence[Fetched], console: Console) -> None:

@@ -27,7 +27,7 @@ from scripts.docker import host as docker_host
 from scripts.docker.containers import ContainerEngine
 from scripts.environments import ROOT
 from scripts.findings import Finding
-from scripts.settings import StackError, StackSettings, load_job
+from scripts.settings import BuildFailed, ChecksFailed, NotRemoved, ServiceDied, StackSettings, load_job
 from scripts.stack.engine import Engine
 from scripts.stack.services import VLLM_PRESETS, Service, make_stack
 from scripts.vllm.compile_cache import Kept
@@ -107,11 +107,11 @@ def test_offline_builds_no_image(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setattr(images, "is_current", lambda image: False)
     monkeypatch.setattr(images, "build", lambda *_: pytest.fail("built"))
     engine = compose_engine.ComposeEngine(StackSettings(state=tmp_path, offline=True), "cpu", "cpu")
-    with pytest.raises(StackError, match="spotter-vllm-cpu:local: not built from the files as they are now"):
+    with pytest.raises(BuildFailed, match="spotter-vllm-cpu:local: "):
         engine.ensure_images([images.IMAGES["vllm-cpu"]])
     monkeypatch.setattr(docker_host, "client_config", lambda: None)
     settings = StackSettings(state=tmp_path, device="cpu", offline=True)
-    with pytest.raises(StackError, match=r"spotter-vllm-cpu:local.*: not built.*STACK_OFFLINE forbids the network"):
+    with pytest.raises(BuildFailed, match=r"spotter-vllm-cpu:local.*STACK_OFFLINE"):
         build.run(settings, Console(file=io.StringIO()))
 
 
@@ -206,7 +206,7 @@ def test_what_cannot_end_well_is_told_before_anything_is_made(
     settings = StackSettings(state=tmp_path)
     engine = Recording(settings)
     made = make_stack(settings, "cpu", "cpu", {})
-    with pytest.raises(StackError, match=r"(?s)nothing was made, .*that: too little.*get some"):
+    with pytest.raises(ChecksFailed, match=r"(?s)that: too little.*get some"):
         up.obtain(settings, cast(Engine, engine), made, list(made.services), Console(file=io.StringIO()))
     assert engine.calls == []
 
@@ -226,7 +226,7 @@ def test_why_a_start_failed_is_told_before_what_it_began_is_stopped_and_once(
 
     made = make_stack(StackSettings(state=tmp_path), "cpu", "cpu", {})
     monkeypatch.setattr(up, "plan", lambda _: (made, Dying(StackSettings(state=tmp_path)), "as a test"))
-    monkeypatch.setattr(up, "wait", lambda *_, **__: (_ for _ in ()).throw(StackError("vllm ended")))
+    monkeypatch.setattr(up, "wait", lambda *_, **__: (_ for _ in ()).throw(ServiceDied("vllm ended")))
     monkeypatch.setattr(up, "engines_in_use", lambda _: [])
     monkeypatch.setattr(up, "obtain", lambda *_: None)
     monkeypatch.setattr(caches, "require", lambda _: None)
@@ -313,7 +313,7 @@ class Failing:
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (StackError("network abc cannot be removed"), "network abc cannot be removed"),
+        (NotRemoved("network abc cannot be removed"), "network abc cannot be removed"),
         (DockerException(["docker"], 1, stderr=b"warning\nno such engine\n"), "docker: no such engine"),
     ],
 )
@@ -332,11 +332,11 @@ def test_services_are_stopped_side_by_side_and_all_of_them() -> None:
         def stop(self, name: str, grace_s: float) -> bool:
             both_stop.wait()
             if name == "vllm":
-                raise StackError("vllm cannot be stopped")
+                raise NotRemoved("vllm cannot be stopped")
             stopped.append((name, grace_s))
             return True
 
-    with pytest.raises(StackError, match="vllm cannot"):
+    with pytest.raises(NotRemoved, match="vllm cannot"):
         engines.stop(cast(Engine, Stopping()), {"vllm": 1.0, "detector": 2.0})
     assert stopped == [("detector", 2.0)]
 
