@@ -71,7 +71,10 @@ def explained(error: RequestFailed, asked: Asked, path: str) -> UsageError | Non
 def elsewhere(error: RequestFailed, asked: Asked, path: str) -> str:
     """Where a redirect leads, and which address to set; a page to log in at is no address of an API."""
     target = error.__cause__.target if isinstance(error.__cause__, Refused) else ""
-    address = urljoin(asked.url + path, target) if target else ""
+    try:
+        address = urljoin(asked.url + path, target) if target else ""
+    except ValueError:  # not an address
+        address = target
     if address.endswith(path) or address.endswith(path + "/"):
         return f"redirects: set {asked.setting}={address.rstrip('/').removesuffix(path)[:200]}"
     return f"redirects to {address[:200] or 'nowhere'}: set {asked.setting} to an address that answers by itself"
