@@ -18,7 +18,7 @@ from scripts.commands.engines import engines_in_use, one_at_a_time, plan, stop
 from scripts.commands.fetch import Fetched
 from scripts.docker.client import explain
 from scripts.findings import refuse
-from scripts.settings import BuildFailed, JobCommand, OtherStack, StackError, StackSettings, load_job
+from scripts.settings import JobCommand, OtherStack, StackError, StackSettings, load_job
 from scripts.stack import api_key
 from scripts.stack.engine import Engine
 from scripts.stack.services import Service, Stack, cache_key
@@ -135,14 +135,14 @@ def prepare(engine: Engine, services: Sequence[Service]) -> None:
     """Make the environments or images of services.
 
     Raises:
-        BuildFailed: one cannot be made.
+        StackError: one cannot be made.
     """
     try:
         engine.prepare(services)
     except StackError as error:
         if not engine.settings.offline or "STACK_OFFLINE" in str(error):
             raise
-        raise BuildFailed(f"{error}; STACK_OFFLINE forbids the network: do this step where there is one") from error
+        raise type(error)(f"{error}; STACK_OFFLINE forbids the network: do this step where there is one") from error
 
 
 def check_fetched(settings: StackSettings, engine: Engine, models: Sequence[Fetched], console: Console) -> None:

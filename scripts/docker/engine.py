@@ -117,8 +117,8 @@ class ComposeEngine(ContainerEngine):
     def claim(self) -> None:
         if other := other_checkout(self.project):
             raise OtherStack(
-                f"the containers of {self.project} belong to another checkout, {other}: `make down` there, or set "
-                "STACK_STATE to a folder of this one's, such as .spotter/own, for a stack of its own beside that"
+                f"another checkout, {other}, runs the containers of {self.project}: run `make down` there, or set "
+                "STACK_STATE to a folder of this checkout, such as .spotter/own, to run a second stack"
             )
 
     def prepare(self, services: Sequence[Service]) -> None:

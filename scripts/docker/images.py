@@ -268,8 +268,8 @@ def ensure(names: list[str], logs: Path, console: Console, *, offline: bool = Fa
     old = [IMAGES[name] for name in names if not is_current(IMAGES[name])]
     if old and offline:
         raise BuildFailed(
-            f"{', '.join(image.tag for image in old)}: not built from the files as they are now, and STACK_OFFLINE "
-            "forbids the network: `make build` where there is one, or set STACK_ENGINE=process"
+            f"{', '.join(image.tag for image in old)}: not built from the current files, and STACK_OFFLINE forbids "
+            "the network: run `make build` where there is a network, or set STACK_ENGINE=process"
         )
     for image in old:
         build(image, logs, console)

@@ -74,7 +74,7 @@ def require(context: Context) -> None:
             for path, other in places.items()
             if not context.in_containers
         ]
-    refuse(findings, "nothing was started: this host has no room for it:")
+    refuse(findings, "nothing was started: this host cannot hold the services' files:")
 
 
 def volumes(context: Context) -> list[Finding]:
