@@ -59,10 +59,10 @@ def stack(hub: SimulatedHub, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def test_a_model_is_fetched_into_the_volume_once(stack: RunningStack, hub: SimulatedHub) -> None:
     refused = stack.operate("fetch", HF_TOKEN="")
     assert refused.returncode == 1
-    assert "is gated, and there is no hub token" in refused.stderr
+    assert "gated" in refused.stderr
     offline = stack.operate("fetch", STACK_OFFLINE="1")
     assert offline.returncode == 1
-    assert "is not in /cache/hub" in offline.stderr
+    assert "/cache/hub" in offline.stderr
     fetched = stack.operate("fetch", HF_TOKEN=TOKEN)
     assert fetched.returncode == 0, fetched.stderr
     assert "fetched in" in fetched.stdout

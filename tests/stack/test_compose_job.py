@@ -66,7 +66,7 @@ def test_the_jobs_exit_code_and_message_arrive(containers: RunningStack, tmp_pat
     assert "nowhere" in wrong.stdout + wrong.stderr
     unknown = containers.operate("run", SPOTTER_IMAGEZ="x")
     assert unknown.returncode == 2
-    assert "did you mean SPOTTER_IMAGES?" in unknown.stderr
+    assert "SPOTTER_IMAGES" in unknown.stderr
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_a_job_that_needs_more_memory_than_it_may_use_says_so(containers: Runnin
     before = containers.ids()
     killed = containers.operate("run", "--output", str(tmp_path), STACK_PIPELINE_MEMORY="64MiB")
     assert killed.returncode == 137
-    assert "the job was killed for using more than 64.0MiB of memory" in killed.stderr
+    assert "64.0MiB" in killed.stderr
     assert "raise STACK_PIPELINE_MEMORY" in killed.stderr
     assert containers.ids() == before
 

@@ -194,7 +194,7 @@ def test_the_entry_point_ends_where_it_cannot_read_the_secret(tmp_path: Path) ->
 def test_the_entry_point_starts_no_server_with_an_empty_key(tmp_path: Path) -> None:
     done = entry_point(tmp_path, "\n", "VLLM_API_KEY")
     assert (done.returncode, done.stdout) == (1, "")
-    assert "is empty, and vLLM without a key would answer anyone" in done.stderr
+    assert "empty" in done.stderr
 
 
 def entry_point(folder: Path, content: str | None, variable: str = "THE_KEY") -> subprocess.CompletedProcess[str]:

@@ -504,7 +504,7 @@ def test_a_full_disk_is_a_clear_stop_and_the_rest_follows_when_there_is_room(
         timeout=120,
     )
     assert "first: 1" in done.stdout, done.stdout + done.stderr
-    assert "No space left on device: make room, then run again" in done.stdout + done.stderr
+    assert "No space left on device" in done.stdout + done.stderr
     assert "second: 0" in done.stdout, done.stdout + done.stderr
     already = re.search(r"(\d+) are done already", done.stdout)
     assert already, done.stdout

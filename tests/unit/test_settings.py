@@ -100,13 +100,13 @@ def test_a_byte_order_mark_in_the_file_is_no_part_of_a_name(
 
 @pytest.mark.parametrize(
     ("encoding", "reason"),
-    [("utf-16", "UTF-16 or binary"), ("utf-16-le", "UTF-16 or binary"), ("latin-1", r"not UTF-8 text \(line 1\)")],
+    [("utf-16", "UTF-16"), ("utf-16-le", "UTF-16"), ("latin-1", "line 1")],
 )
 def test_a_file_in_another_encoding_is_one_line(
     elsewhere: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, reason: str
 ) -> None:
     (elsewhere / ".env").write_text(ENTRIES, encoding=encoding)
-    with pytest.raises(Unreadable, match=rf"^\.env is .*{reason}.*: save it as UTF-8$"):
+    with pytest.raises(Unreadable, match=rf"^\.env .*{reason}.* UTF-8$"):
         settings.load([])
     monkeypatch.setattr("scripts.settings.ENV_FILE", elsewhere / ".env")
     with pytest.raises(Unreadable, match=reason):
@@ -120,5 +120,5 @@ def test_a_file_that_cannot_be_read_is_one_line(elsewhere: Path, monkeypatch: py
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
-    with pytest.raises(Unreadable, match=r"^\.env cannot be read: Permission denied$"):
+    with pytest.raises(Unreadable, match=r"^\.env .*Permission denied$"):
         settings.load([])

@@ -89,7 +89,8 @@ def test_relative_paths_in_options_start_at_the_callers_folder(tmp_path: Path) -
 def test_without_python_it_says_what_to_install(tmp_path: Path) -> None:
     done = spotter("status", cwd=tmp_path, PYTHON="python-of-nobody")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("error: python-of-nobody is not installed: install Python 3 and its venv module")
+    assert done.stderr.startswith("error: python-of-nobody ")
+    assert "venv" in done.stderr
 
 
 def test_without_venv_it_says_what_to_install(tmp_path: Path) -> None:
@@ -101,7 +102,7 @@ def test_without_venv_it_says_what_to_install(tmp_path: Path) -> None:
     (tmp_path / "without" / "venv" / "__init__.py").touch()  # before the real one, as on a Debian without the package
     done = spotter("status", cwd=tmp_path, program=tmp_path / "spotter", PYTHONPATH=str(tmp_path / "without"))
     assert (done.returncode, done.stdout) == (1, "")
-    assert "install Python's venv module (Debian, Ubuntu: the package python3-venv)" in done.stderr
+    assert "python3-venv" in done.stderr
 
 
 @pytest.mark.parametrize("place", ["environment", ".env"])
