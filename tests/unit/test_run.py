@@ -316,3 +316,17 @@ def test_measuring_changes_nothing(run_job: RunJob, photos: Path, simulated: Sim
         assert rows == expected
     assert (measured.folder / "profile" / "profile.json").exists()
     assert not (unmeasured.folder / "profile" / "profile.json").exists()
+
+
+def test_a_key_that_a_server_repeats_is_written_nowhere(
+    run_job: RunJob, photos: Path, simulated: Simulated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPOTTER_API_KEY", "s3cret-key")
+    text = "bad request with Bearer s3cret-key"
+    # The first request is the probe's.
+    simulated.model_fault = lambda number: web.Response(status=400, text=text) if number > 1 else None
+    done = run_job(photos, "--failure-limit", "1", "--log-level", "debug")
+    (reason,) = {row["reason"] for row in table(done, "detections")}
+    assert reason == "HTTP 400: bad request with Bearer ***"
+    for file in ("run.json", "run.log", "report.html"):
+        assert "s3cret-key" not in (done.folder / file).read_text()
