@@ -101,7 +101,7 @@ async def find_model(settings: Settings) -> Served:
             return Served(settings.model, None, None)
         if (line := explained(error, asked, "/models")) is not None:
             raise line from error
-        raise ServiceRefuses(f"{asked.said()}/models answers {error}: {kind}") from error
+        raise ServiceRefuses(f"{asked.said()}/models answers {error}: {kind}{no_key(settings)}") from error
     finally:
         await http.aclose()
     try:
@@ -172,11 +172,18 @@ async def try_model(settings: Settings, job: Job, served: Served) -> None:
                 f"{asked.said()}{path} answers {error}: expected an OpenAI-compatible API, whose address ends in /v1: "
                 "check SPOTTER_MODEL_URL"
             ) from error
-        raise ServiceRefuses(f"model {model} refuses the requests of job {job.name}: {error}") from error
+        raise ServiceRefuses(
+            f"model {model} refuses the requests of job {job.name}: {error}{no_key(settings)}"
+        ) from error
     except BadAnswer as error:
         raise ServiceRefuses(f"model {model} does not answer in the form of job {job.name}: {error}") from error
     finally:
         await http.aclose()
+
+
+def no_key(settings: Settings) -> str:
+    """A hint for a server that fails without a word: LiteLLM without a database answers 500 where a key is missing."""
+    return "" if settings.api_key else "; if it asks for a key, set SPOTTER_API_KEY"
 
 
 def unknown(served: Served) -> bool:

@@ -12,7 +12,7 @@ from pipeline.runtime.cancellation import CancellationToken
 log = logging.getLogger(__name__)
 
 # The pause after the first refusal that names no time; each further one is twice as long, up to the longest. All are
-# drawn out by up to half, because requests that were refused at one moment must not come back at one.
+# drawn out by up to half, at most of the longest: requests that were refused at one moment must not come back at one.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0
 JITTER = 0.5
 # A pause looks this often whether the run is ending.
@@ -23,7 +23,12 @@ def pause(number: int, least_s: float = 0.0) -> float:
     """Seconds before the next try after failure `number` (from 1): exponential backoff with jitter, at least `least_s`
     as the server asks."""
     backoff_s = min(FIRST_PAUSE_S * 2.0 ** min(number - 1, 30), LONGEST_PAUSE_S)
-    return max(backoff_s, least_s) * random.uniform(1.0, 1.0 + JITTER)
+    return spread(max(backoff_s, least_s))
+
+
+def spread(seconds: float) -> float:
+    """A wait, drawn out."""
+    return seconds + min(seconds, LONGEST_PAUSE_S) * random.uniform(0.0, JITTER)
 
 
 class RateLimit:
@@ -73,7 +78,7 @@ class RateLimit:
             Cancelled: the run is ending.
         """
         while (left_s := self.until - time.monotonic()) > 0:
-            await self.sleep(left_s * random.uniform(1.0, 1.0 + JITTER))
+            await self.sleep(spread(left_s))
 
     async def sleep(self, seconds: float) -> None:
         """Wait, unless the run ends meanwhile.

@@ -33,7 +33,7 @@ UNREACHABLE = "unreachable"
 
 NO_MODEL = re.compile(
     r"model_not_found|invalid model name|model_access_denied|not allowed to (?:access|call) (?:this )?model|"
-    r"no such model|unknown model|not a valid model|try pulling it|"
+    r"no such model|unknown model|not a valid model|try pulling it|no healthy deployments for this model|"
     r"\bmodel\b.{0,120}(?:does not exist|not found|not supported|not available)",
     re.IGNORECASE | re.DOTALL,
 )

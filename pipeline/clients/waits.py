@@ -23,6 +23,15 @@ IN_FIELDS = re.compile(
     r'"(?:retryDelay|estimated_time|retry_after|retry_after_seconds)"\s*:\s*"?([\d.]+\s*[a-z]*)', re.IGNORECASE
 )
 
+# LiteLLM passes on its providers' headers with a prefix, and sends the time of its own limits under such a name too.
+RETRY_AFTER = {
+    "retry-after-ms": 0.001,
+    "x-ms-retry-after-ms": 0.001,
+    "Retry-After": 1.0,
+    "llm_provider-retry-after-ms": 0.001,
+    "llm_provider-retry-after": 1.0,
+}
+
 # Above these a number is a time since 1970 in seconds or milliseconds, not a number of seconds.
 EPOCH_S, EPOCH_MS = 1e9, 1e12
 
@@ -33,7 +42,7 @@ def wait_asked_for(headers: Mapping[str, str], words: str, *, limits: bool) -> f
     Retry-After goes before the times at which limits end, which count for an answer about `limits` alone, because
     some servers send them with every answer; those go before the body's words.
     """
-    for name, factor in (("retry-after-ms", 0.001), ("x-ms-retry-after-ms", 0.001), ("Retry-After", 1.0)):
+    for name, factor in RETRY_AFTER.items():
         if seconds := factor * in_seconds(headers.get(name, "")):
             return seconds
     if limits and (seconds := limit_ends(headers)):

@@ -164,6 +164,15 @@ def test_other_refusals_have_the_servers_words(handler: Handler, kind: type[Usag
         ask(settings(url))
 
 
+@pytest.mark.parametrize("key", [None, "s3cret"])
+def test_a_server_that_fails_without_a_word_may_miss_a_key(key: str | None) -> None:
+    """LiteLLM without its database answers so where no key is sent."""
+    with served(lambda request: web.Response(status=500, text="Internal Server Error")) as url:
+        line = failure(settings(url, api_key=SecretStr(key) if key else None), ServiceRefuses)
+    assert "HTTP 500: Internal Server Error" in line
+    assert ("if it asks for a key, set SPOTTER_API_KEY" in line) is (key is None)
+
+
 def test_a_model_that_is_not_served_is_told_with_names_like_it() -> None:
     def answer(request: web.Request) -> web.StreamResponse:
         if request.path.endswith("/models"):

@@ -74,6 +74,7 @@ def test_statuses_go_by_class(status: int, expected: str) -> None:
         pytest.param(403, "<html><title>Attention Required! | Cloudflare</title>", REQUEST, id="Cloudflare's block"),
         pytest.param(404, error("The model `x` does not exist.", type="NotFoundError"), MODEL, id="vLLM"),
         pytest.param(400, error("Invalid model name passed in model=x."), MODEL, id="LiteLLM, model"),
+        pytest.param(400, error("There are no healthy deployments for this model"), MODEL, id="LiteLLM, patterns"),
         pytest.param(401, error("key not allowed to access model.", type="key_model_access_denied"), MODEL, id="team"),
         pytest.param(404, error('model "x" not found, try pulling it first'), MODEL, id="Ollama"),
         pytest.param(429, error("You exceeded your current quota", code="insufficient_quota"), QUOTA, id="OpenAI"),
@@ -204,6 +205,7 @@ def test_a_moment_in_any_form(form: Any) -> None:
     [
         ({"retry-after-ms": "1500", "Retry-After": "9"}, "", 1.5),
         ({"x-ms-retry-after-ms": "250"}, "", 0.25),
+        ({"llm_provider-retry-after": "60"}, "", 60),
         ({"Retry-After": "9", "x-ratelimit-reset-requests": "1s"}, "", 9),
         ({"x-ratelimit-reset-requests": "6m0s", "x-ratelimit-remaining-requests": "0"}, "", 360),
         (
