@@ -60,6 +60,9 @@ ALLOWED = {
     r"Reset SSM cache type to float32": "about models of another kind (Mamba)",
     r"(libtcmalloc|libiomp) is not found in LD_PRELOAD": "a faster allocator and runtime; not needed",
     r"CPU backend doesn't allow to use `torch\.set_num_threads`": "the preset sets the number of threads",
+    r"Failed to create oneDNN linear, fallback to torch linear\. Exception: could not create a primitive descriptor": (
+        "a CPU without AVX-512: oneDNN cannot multiply bfloat16 there, torch does it instead, only slower"
+    ),
     r"NUMA binding: Using MEMBIND policy": "a statement, as a warning",
     r"numa_(migrate_pages|set_membind) failed": "Docker forbids moving memory between sockets: only slower",
 }
