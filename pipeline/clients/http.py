@@ -290,8 +290,8 @@ class HttpClient(InProcess):
             await connection.rate_limit.sleep(pause(limited, refusal.wait_s))
 
     async def _send(self, connection: Connection, request: Request) -> bytes:
-        headers, url = {"Content-Type": request.media_type}, self.base_url + request.path
-        body = request.body or None
+        url, body = self.base_url + request.path, request.body or None
+        headers = {"Content-Type": request.media_type} if body else None
         try:
             async with connection.session.request(
                 request.method, url, data=body, headers=headers, allow_redirects=False

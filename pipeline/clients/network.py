@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import ssl
 import urllib.request
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -73,6 +74,7 @@ def in_network(host: str, spared: str | None) -> bool:
     return False
 
 
+@lru_cache  # the system's certificates take 10 ms to load, and the load poller asks each second
 def tls_context(ca_file: Path | None) -> ssl.SSLContext | bool:
     """How to verify servers: by the system's certificates, and those of a file if there is one.
 

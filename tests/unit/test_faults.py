@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from aiohttp import web
 from rich.console import Console
 
 from pipeline import settings as pipeline_settings
@@ -51,7 +52,13 @@ def always(kind: str, kinds: dict[str, Misbehaviour]) -> Fault:
     return misbehave({kind: 1.0}, after=BEFORE, kinds=kinds)
 
 
-def run_with(simulated: Simulated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> Result:
+def run_with(
+    simulated: Simulated,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *options: str,
+    console: Console | None = None,
+) -> Result:
     """200 rows of 20 images."""
     monkeypatch.setattr("pipeline.clients.rate_limit.FIRST_PAUSE_S", 0.01)
     folder = tmp_path / "images"
@@ -62,7 +69,7 @@ def run_with(simulated: Simulated, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for name, value in simulated.settings.items():
         monkeypatch.setenv(name, value)
     arguments = ["--images", str(folder), "--output", str(tmp_path / "runs"), "--failure-limit", "1", *options]
-    return run(pipeline_settings.load(arguments), Console(file=io.StringIO()))
+    return run(pipeline_settings.load(arguments), console or Console(file=io.StringIO()))
 
 
 def patience(kind: str, tries: int, timeout_s: str) -> list[str]:
@@ -183,6 +190,19 @@ def test_a_rate_limit_that_never_ends_stops_the_run(
     assert "HTTP 429: too many requests" in done.manifest["reason"]
     counts = done.manifest["counts"]
     assert counts["images"]["failed"] == counts["detections"]["failed"] == 0
+
+
+@pytest.mark.timeout(120)
+def test_a_rate_limit_is_told_while_it_lasts(
+    simulated: Simulated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = web.Response(status=429, headers={"x-ratelimit-reset-requests": "2s"})
+    simulated.model_fault = lambda number: limit if number == 5 else None
+    printed = io.StringIO()
+    done = run_with(simulated, tmp_path, monkeypatch, console=Console(file=printed, width=200))
+    assert done.manifest["counts"]["detections"] == {"total": ROWS, "answered": ROWS, "failed": 0}
+    assert {row["attempts"] for row in rows(done, "detections")} == {1}
+    assert printed.getvalue().count("waiting for the rate limit of the model server") == 1
 
 
 @pytest.mark.timeout(120)
