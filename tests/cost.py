@@ -18,7 +18,6 @@ SLOW_FIXTURES = frozenset({"detector_python", "vllm_python"})
 # Of 1,220 quick tests on two busy cores the most expensive took 2.7 s with the fixture that it was first to use; all
 # together took 47 s.
 MOST_CPU_S = 5.0
-BEGAN = pytest.StashKey[float]()
 
 
 def cpu_s() -> float:
@@ -34,16 +33,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slow")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Begin to count."""
-    item.stash[BEGAN] = cpu_s()
-
-
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
-    """Fail an expensive test that has no mark."""
+def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
+    """Fail an expensive test that has no mark; what ends with a shared fixture is not the test's own."""
+    began = cpu_s()
     yield
-    used = cpu_s() - item.stash[BEGAN]
+    used = cpu_s() - began
     if used > MOST_CPU_S and not item.get_closest_marker("slow"):
         pytest.fail(f"used {used:.1f} s of CPU time, more than {MOST_CPU_S:.0f} s: mark it slow", pytrace=False)

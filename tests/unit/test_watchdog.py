@@ -46,7 +46,12 @@ def clients() -> Iterator[Clients]:
     thread.start()
     waiting = [asyncio.run_coroutine_threadsafe(ask(), loop) for _ in range(3)]
     asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop).result(20)  # its turn comes after theirs: they wait now
-    connection = SimpleNamespace(loop=loop, breaker=SimpleNamespace(since=None), limiter=SimpleNamespace(in_flight=3))
+    connection = SimpleNamespace(
+        loop=loop,
+        breaker=SimpleNamespace(since=None),
+        limiter=SimpleNamespace(in_flight=3),
+        rate_limit=SimpleNamespace(bites=False),
+    )
     named = SimpleNamespace(http=SimpleNamespace(name="model", connection=connection))
     yield Clients(cast(DetectorClient, named), cast(ModelClient, named), LoadPoller({}))
     for request in waiting:
