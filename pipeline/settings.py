@@ -9,7 +9,7 @@ import difflib
 import io
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from dotenv import dotenv_values
 from pydantic import AnyHttpUrl, ByteSize, Field, SecretStr, ValidationError, field_validator
@@ -25,6 +25,8 @@ from pydantic_settings import (
 
 from pipeline.errors import InvalidSetting, Unreadable
 from pipeline.locations import is_object
+
+T = TypeVar("T")
 
 PREFIX = "SPOTTER_"
 ENV_FILE = Path(".env")
@@ -131,11 +133,11 @@ class Settings(BaseSettings):
         """The usual sources, but that an empty variable is one that is not set, also where `.env` sets it."""
         return (sources["init_settings"], EmptyIsDefault(settings_cls), sources["dotenv_settings"])
 
-    @field_validator("detector_url", "model_url", "s3_endpoint")
+    @field_validator("images", "output", "detector_url", "model_url", "s3_endpoint")
     @classmethod
-    def refuse_credentials(cls, address: AnyHttpUrl | None) -> AnyHttpUrl | None:
+    def refuse_credentials(cls, address: T) -> T:
         """See that an address holds no secret: addresses are written into run.json, and shown."""
-        if address is not None and (address.username or address.password):
+        if is_object(str(address)) and "@" in str(address).partition("://")[2].partition("/")[0]:
             raise PydanticCustomError(CREDENTIALS, "it holds a user or a password, and run.json shows it")
         return address
 

@@ -7,6 +7,9 @@ from python_on_whales.client_config import ClientNotFoundError
 
 from scripts import programs
 
+# What a program in a container is told of the proxies on the way out.
+PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY")
+
 
 def client() -> DockerClient:
     """Docker with this user's configuration. `ComposeFiles.client` has Compose with a stack's files as well."""

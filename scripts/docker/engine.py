@@ -25,7 +25,7 @@ from scripts import files as whole_file
 from scripts.docker import gpu as docker_gpu
 from scripts.docker import host as docker_host
 from scripts.docker import images
-from scripts.docker.client import ask, command
+from scripts.docker.client import PROXIES, ask, command
 from scripts.docker.containers import ContainerEngine, Started
 from scripts.docker.files import VLLM_CACHE, ComposeFiles, hand_over
 from scripts.docker.project import left_over, other_checkout, volumes
@@ -56,7 +56,7 @@ PRESET = PurePosixPath("/spotter/preset.yaml")
 # Where the image has what vLLM knows of the presets' models.
 MODEL_INFOS = PurePosixPath("/spotter/modelinfos")
 # The variables with which the hub's client reaches the hub from a container.
-WAY_OUT = ("HF_ENDPOINT", "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY")
+WAY_OUT = ("HF_ENDPOINT", *PROXIES)
 
 # Docker's words where it cannot give a container the GPU: no driver, a failure of the toolkit's hook (no driver's
 # library, another version), a missing or outdated description of devices.

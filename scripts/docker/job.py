@@ -21,7 +21,7 @@ from pipeline.sources.listing import has_entries, list_images
 from pipeline.sources.objects import Objects
 from scripts import foreground
 from scripts.docker import containers, store_access
-from scripts.docker.client import ask
+from scripts.docker.client import PROXIES, ask
 from scripts.docker.job_user import User, files, make_folder, owner_of, refuse_unreachable, some
 from scripts.settings import InvalidStackSetting, JobCommand
 from scripts.stack import api_key
@@ -59,6 +59,9 @@ class Mount:
     read_only: bool
 
 
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
 def tell(job: JobCommand, environment: Mapping[str, str], secrets: Path) -> Told:
     """Make what Compose is told of a job.
 
@@ -77,6 +80,10 @@ def tell(job: JobCommand, environment: Mapping[str, str], secrets: Path) -> Told
         if name.endswith("_URL"):
             refuse_loopback(name, value)
         arguments += ["--env", f"{name}={value}"]
+    for name, value in sorted(environment.items()):
+        # A proxy at the host's own loopback address cannot be reached from a container.
+        if name.upper() in PROXIES and value and urlsplit(value).hostname not in LOOPBACK:
+            arguments += ["--env", f"{name.upper()}={value}"]
     folders, runs = image_folders(settings), runs_folder(settings)
     user = owner_of(runs)
     mounts = [Mount(folder, folder, read_only=True) for folder in sorted(folders - {runs})]
@@ -144,7 +151,7 @@ def refuse_mount(place: Path) -> None:
 
 def refuse_loopback(name: str, address: str) -> None:
     """Raise InvalidStackSetting where an address is the host's own, which a container cannot reach."""
-    if urlsplit(address).hostname in ("localhost", "127.0.0.1", "::1"):
+    if urlsplit(address).hostname in LOOPBACK:
         raise InvalidStackSetting(
             f"{name}={address}: from a container that is the container itself: give this host's address in its "
             "network, or set STACK_ENGINE=process"

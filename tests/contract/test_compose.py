@@ -533,3 +533,14 @@ def test_a_folder_for_runs_that_cannot_be_written_is_told_before_a_start(
     monkeypatch.setattr(os, "access", lambda place, wanted: not wanted & os.W_OK)
     with pytest.raises(Unwritable, match=f"^output: {tmp_path}/runs .*OUTPUT="):
         tell(JobCommand(Settings(images=str(tmp_path), output=str(tmp_path / "runs"))), {}, tmp_path / "secrets")
+
+
+def test_the_job_is_told_of_the_proxies_that_it_can_reach(tmp_path: Path) -> None:
+    given = {
+        "https_proxy": "http://proxy.example:3128",
+        "HTTP_PROXY": "http://127.0.0.1:3128",
+        "NO_PROXY": "10.0.0.0/8",
+    }
+    told = tell(JobCommand(Settings(output=str(tmp_path / "runs"))), given, tmp_path / "secrets").arguments
+    assert {"HTTPS_PROXY=http://proxy.example:3128", "NO_PROXY=10.0.0.0/8"} <= set(told)
+    assert not any(each.startswith("HTTP_PROXY=") for each in told)

@@ -122,3 +122,11 @@ def test_a_file_that_cannot_be_read_is_one_line(elsewhere: Path, monkeypatch: py
     monkeypatch.setattr(Path, "read_bytes", refuse)
     with pytest.raises(Unreadable, match=r"^\.env .*Permission denied$"):
         settings.load([])
+
+
+@pytest.mark.parametrize("name", ["images", "output"])
+def test_an_address_of_images_holds_no_password(name: str) -> None:
+    with pytest.raises(InvalidSetting) as told:
+        settings.load([f"--{name}", "s3://user:pa55@bucket/photos"])
+    assert f"--{name}" in str(told.value)
+    assert "pa55" not in str(told.value)
