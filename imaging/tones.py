@@ -40,7 +40,7 @@ def to_rgb(image: Image.Image, raw_mode: str = "") -> Image.Image:
     if ";16" in raw_mode and image.mode in ("RGB", "RGBA") and greatest_of(image) <= NARROW[-1] >> 8:
         raise UnknownRange("colours of 16 bits below 1/16 of their range: scale them to 16 bits, or to 8")
     if image.mode == "RGBA" and tag(image, "ExtraSamples") is None and tag(image, "BitsPerSample") is not None:
-        # A fourth sample that the TIFF does not call transparency is none when it would hide the whole picture.
+        # An undeclared fourth sample is not transparency when it would hide the whole picture.
         image = image.convert("RGB") if image.getchannel("A").getextrema() == (0, 0) else image
     if image.has_transparency_data:
         layer = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
@@ -113,6 +113,6 @@ def is_signed(image: Image.Image) -> bool:
 
 
 def tag(image: Image.Image, name: str) -> Any:
-    """A tag's value of a TIFF, for its first sample; None: there is none, or it is no TIFF."""
+    """A TIFF tag's value for the first sample; None without the tag, or for another format."""
     value = getattr(image, "tag_v2", {}).get(TAGS[name])
     return value[0] if isinstance(value, tuple) and value else value

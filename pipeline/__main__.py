@@ -16,7 +16,7 @@ os.environ.setdefault("DAFT_PROGRESS_BAR", "0")
 
 
 # Allocations between two looks of the garbage collector; Python's own 700 cost a fifth of the CPU of 256 requests in
-# flight, whose objects are freed without it: they are in no cycles.
+# flight, whose objects form no cycles.
 COLLECT_EVERY = 10_000
 
 

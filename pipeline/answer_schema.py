@@ -55,7 +55,7 @@ def as_list(value: Any) -> list[Any]:
 
 
 def list_of(schema: dict[str, Any], key: str) -> list[Any]:
-    """The list under a keyword; an empty one where there is none."""
+    """The list under a keyword; empty without the keyword."""
     found = schema.get(key)
     return found if isinstance(found, list) else []
 

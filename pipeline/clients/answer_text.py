@@ -84,7 +84,7 @@ def first_choice(completion: Any) -> dict[str, Any]:
     """The first choice, whose message is an object.
 
     Raises:
-        NoText: there is none.
+        NoText: the completion has no such choice.
     """
     try:
         choice = completion["choices"][0]
