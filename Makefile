@@ -42,6 +42,10 @@ run: ## run the job, and start the stack if it is down: IMAGES= JOB= OUTPUT=
 profile: ## run the job afresh and show where its time went: COMPARE=run, RUN=run
 	@./spotter profile $(if $(RUN),--run '$(RUN)') $(if $(COMPARE),--compare '$(COMPARE)') $(OPTIONS)
 
+.PHONY: job
+job: ## write a job file to start from: NAME=cars, LABEL=car
+	@./spotter job '$(NAME)' $(if $(LABEL),--label '$(LABEL)')
+
 .PHONY: fetch
 fetch: ## download the models that are missing, verify all
 	@./spotter fetch

@@ -30,6 +30,7 @@ COMMANDS = {
     "status": ("scripts.commands.status", "show the services"),
     "logs": ("scripts.commands.logs", "show the services' logs"),
     "shell": ("scripts.commands.shell", "open a shell where a service runs"),
+    "job": ("scripts.commands.new_job", "write a job file to start from"),
     "fetch": ("scripts.commands.fetch_models", "get the models that are missing from the hub; verify all"),
     "build": ("scripts.commands.build", "build the containers' images that are missing or old"),
     "profile": ("scripts.profile.command", "run the job afresh and say where its time went; takes its options as well"),
@@ -69,6 +70,8 @@ def parse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
     for argument in {"preset", "existing", "compare"} & given.keys():
         if given[argument] and (place := folder / given[argument]).exists() and folder != ROOT:
             given[argument] = str(place)
+    if name == "job" and folder != ROOT:
+        given["file"] = str(folder / given["file"])
     if name in OF_THE_JOB:
         given["job"] = load_job(located(options, folder))
     elif options:
