@@ -16,6 +16,12 @@ endif
 ifdef JOB
 export SPOTTER_JOB := $(value JOB)
 endif
+ifdef LIMIT
+export SPOTTER_LIMIT := $(LIMIT)
+endif
+ifdef SAMPLE
+export SPOTTER_SAMPLE := $(SAMPLE)
+endif
 ifdef DEVICE
 export STACK_DEVICE := $(DEVICE)
 endif
@@ -35,8 +41,12 @@ help: ## list the targets
 	@echo 'Settings: IMAGES=place OUTPUT=folder JOB=file DEVICE=cpu|cuda PRESET=file START=fast OFFLINE=1; see .env.example'
 
 .PHONY: run
-run: ## run the job, and start the stack if it is down: IMAGES= JOB= OUTPUT=
+run: ## run the job, and start the stack if it is down: IMAGES= JOB= OUTPUT= LIMIT=
 	@./spotter run $(OPTIONS)
+
+.PHONY: estimate
+estimate: ## say what a run would cost, by the last run of the job: IMAGES= JOB=
+	@./spotter estimate $(OPTIONS)
 
 .PHONY: profile
 profile: ## run the job afresh and show where its time went: COMPARE=run, RUN=run

@@ -38,14 +38,18 @@ def main(arguments: list[str]) -> int:
     console = make_console()
     try:
         settings = load(arguments)
+        from pipeline.output.estimate import lines
         from pipeline.output.manifest import STOPPED
         from pipeline.run import run
         from pipeline.runtime.display import show_next, show_summary  # after the settings: a wrong one ends at once
         from pipeline.runtime.interrupts import INTERRUPTED
+        from pipeline.runtime.terminal import escaped
 
         collect_rarely()
         done = run(settings, console)
         show_summary(console, done.manifest)
+        for line in lines(done.manifest["estimate"]) if "estimate" in done.manifest else ():
+            console.print(escaped(line), markup=False, highlight=False, soft_wrap=True)
         show_next(console, done.folder, done.manifest)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -27,6 +27,7 @@ from pipeline.metrics.stage import ASK, DETECT
 from pipeline.output import resume, run_folder
 from pipeline.output.breakdown import explain, one_line
 from pipeline.output.collector import Collector
+from pipeline.output.estimate import after_trial
 from pipeline.output.formats import FORMATS
 from pipeline.output.manifest import STOPPED, Result, begun, ended, identify, lost, outcome, why_new
 from pipeline.output.parts import Parts
@@ -122,7 +123,7 @@ class JobRun:
         self.job = load_job(settings.job)
         with display.waiting(self.console, f"listing {settings.images}"):
             self.listing = list_images(settings.images, settings.column, self.objects)
-        self.sources = self.listing.sources
+        self.sources = self.listing.trial(settings.limit, settings.sample, settings.sample_seed)
         if summary := self.listing.summary():
             self.say(summary)
         self.profiler.phase(profiler.PROBE)
@@ -169,15 +170,17 @@ class JobRun:
         parts = Parts(self.folder, job.properties)
         self.resume_plan = resume.plan(parts, self.sources, retry_failed=settings.retry_failed)
         todo, done = len(self.resume_plan.sources), len(self.sources) - len(self.resume_plan.sources)
-        heading = (
-            f"{job.name}: {len(self.sources)} images, detector {self.services.detector}, model {self.services.model}"
-        )
+        listed = len(self.listing.sources)
+        images = f"trial on {len(self.sources)} of {listed} images" if settings.trial else f"{listed} images"
+        heading = f"{job.name}: {images}, detector {self.services.detector}, model {self.services.model}"
         self.say(f"{heading}; {done} are done already" if done else heading)
         log.info("run %s: %d images, %d done before", self.folder.name, len(self.sources), done)
         log.info("settings: %s", json.dumps(settings.public()))
         log.info("services: %s", self.services)
         self.manifest = begun(self.folder, self.began, self.identity, settings, job, self.services)
         self.manifest["left_out"] = self.listing.left_out.rows
+        if settings.trial:
+            self.manifest["trial"] = {"images": settings.trial, "of": listed}
         run_folder.write_manifest(self.folder, self.manifest)
         if self.publication:
             self.publication.begin()
@@ -318,6 +321,9 @@ class JobRun:
         write_report(self.folder, self.manifest, self.tables, self.job, pictures, self.console, self.watchdog.moved)
         run_folder.point_latest_at(self.folder)
         self.profiler.write(self.folder)
+        if self.settings.trial:
+            self.manifest |= after_trial(self.folder, len(self.listing.sources))
+            run_folder.write_manifest(self.folder, self.manifest)
 
     def publish(self) -> None:
         """Copy the folder to the bucket that the settings name, if they do.

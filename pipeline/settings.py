@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from dotenv import dotenv_values
-from pydantic import AnyHttpUrl, ByteSize, Field, SecretStr, ValidationError, field_validator
+from pydantic import AnyHttpUrl, ByteSize, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
@@ -74,6 +74,9 @@ class Settings(BaseSettings):
         None,
         description="a table's column with images' bytes, paths or addresses; by default the only one with any",
     )
+    limit: int | None = Field(None, ge=1, description="a trial: only the first so many images, as a run of its own")
+    sample: int | None = Field(None, ge=1, description="a trial: so many images drawn by chance, as a run of its own")
+    sample_seed: int = Field(0, description="another number draws another sample")
     output: str = Field("runs", description="parent folder of the runs; s3://bucket/... publishes them there")
     work: Path = Field(Path("runs"), description="folder in which a run for an s3:// output is made")
     s3_endpoint: AnyHttpUrl | None = Field(
@@ -140,6 +143,21 @@ class Settings(BaseSettings):
         if is_object(str(address)) and "@" in str(address).partition("://")[2].partition("/")[0]:
             raise PydanticCustomError(CREDENTIALS, "it holds a user or a password, and run.json shows it")
         return address
+
+    @field_validator("sample")
+    @classmethod
+    def refuse_both(cls, sample: int | None, given: ValidationInfo) -> int | None:
+        """See that a trial is one of the two kinds."""
+        if sample is not None and given.data.get("limit") is not None:
+            raise PydanticCustomError("trial", "SPOTTER_LIMIT is set too: give one of them")
+        return sample
+
+    @property
+    def trial(self) -> str | None:
+        """Which images of the listing are taken, in words; None: all."""
+        if self.limit is not None:
+            return f"the first {self.limit}"
+        return f"{self.sample} drawn by seed {self.sample_seed}" if self.sample is not None else None
 
     @property
     def runs(self) -> Path:

@@ -33,6 +33,7 @@ COMMANDS = {
     "job": ("scripts.commands.new_job", "write a job file to start from"),
     "fetch": ("scripts.commands.fetch_models", "get the models that are missing from the hub; verify all"),
     "build": ("scripts.commands.build", "build the containers' images that are missing or old"),
+    "estimate": ("scripts.commands.estimate", "say what a run would cost, by the last run of the job; asks no service"),
     "profile": ("scripts.profile.command", "run the job afresh and say where its time went; takes its options as well"),
     "doctor": ("scripts.checks.doctor.command", "say what this host has and lacks, and what to do; change nothing"),
     "preflight": ("scripts.commands.preflight", "check preset, model and job without loading weights"),
@@ -40,7 +41,7 @@ COMMANDS = {
     "clean": ("scripts.commands.clean", "stop the stack and remove what it made; asks first"),
 }
 # The commands that take the job's options beside their own.
-OF_THE_JOB = ("run", "profile")
+OF_THE_JOB = ("run", "estimate", "profile")
 
 DESCRIPTION = "Operate Spotter: its services, and the job that uses them. `make` runs the same commands."
 EPILOG = """Settings come from the environment and from .env (.env.example lists them). Relative paths in options start

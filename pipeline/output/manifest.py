@@ -118,6 +118,7 @@ def identify(settings: Settings, job: Job, services: Services) -> dict[str, Any]
         "detector_revision": services.detector_revision,
         "detector_settings": services.detector_settings,
         "table_format": tables.FORMAT,
+        **({"trial": settings.trial} if settings.trial else {}),
     }
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 
 from imaging.kinds import IMAGE_SUFFIXES, REMEDIES, image_format, other_kind, suffix_of
 from pipeline.errors import InvalidSetting, NotFound, Unreadable
@@ -71,6 +72,12 @@ class Listing:
     def summary(self) -> str | None:
         """One line on what was left out, or None."""
         return self.left_out.summary()
+
+    def trial(self, limit: int | None, sample: int | None, seed: int) -> list[Source]:
+        """The first images, or some drawn by chance, in the order of the listing; without both numbers all of them."""
+        if sample is None or sample >= len(self.sources):
+            return self.sources[:limit]
+        return [self.sources[at] for at in sorted(Random(seed).sample(range(len(self.sources)), sample))]
 
 
 def list_images(place: str, column: str | None = None, objects: Objects | None = None) -> Listing:

@@ -129,7 +129,7 @@ def test_make_commands_work_as_written(path: Path) -> None:
             known = {*SHOWN, *SHORT_NAMES, "AWS_ENDPOINT_URL"}
             assert variable in known or f"$({variable})" in recipes, command
         for option in re.findall(r"OPTIONS=\S*?(--[a-z-]+)", command):
-            if {"run", "profile"} & set(targets):
+            if {"run", "estimate", "profile"} & set(targets):
                 assert option in JOB_OPTIONS, command
             elif option != "--help":
                 modules = re.findall(r"\$\(BENCH\)\.(\w+)", recipes)
@@ -201,7 +201,7 @@ def test_every_setting_is_explained_in_a_page() -> None:
 
 
 def test_short_names_lead_to_settings() -> None:
-    assert set(SHORT_NAMES) == {"IMAGES", "OUTPUT", "JOB", "DEVICE", "PRESET", "START", "OFFLINE"}
+    assert set(SHORT_NAMES) == {"IMAGES", "OUTPUT", "JOB", "LIMIT", "SAMPLE", "DEVICE", "PRESET", "START", "OFFLINE"}
     assert set(SHORT_NAMES.values()) <= VARIABLES
 
 
