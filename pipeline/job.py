@@ -7,15 +7,16 @@ import os
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, Self
+from typing import Any, Self
 
 import jsonschema_rs
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
-from pipeline.answer_schema import SchemaError, check_ends, check_names
+from pipeline.answer_schema import SchemaError, folded
 from pipeline.errors import NotFound
 from pipeline.job_file import JobFile
-from pipeline.tables import DETECTION_COLUMNS, shown_path
+from pipeline.question import Question, Text
+from pipeline.tables import answer_type, shown_path
 
 BUNDLED = Path(__file__).parent / "jobs"
 
@@ -26,13 +27,6 @@ OWN_KEYS = {"max_tokens", "temperature"}
 CLIENT_KEYS = {"extra_body", "extra_headers", "extra_query", "timeout"}
 # Newer servers want this in the place of max_tokens.
 MAX_COMPLETION_TOKENS = "max_completion_tokens"
-
-Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-
-
-def refuse_elsewhere(uri: str) -> NoReturn:
-    """A schema is complete in its job file: reading one must not make requests, and the model server would not."""
-    raise ValueError(f"$ref to {uri}: write the schema into the job file")
 
 
 class Crop(BaseModel):
@@ -47,6 +41,10 @@ class Crop(BaseModel):
     )
 
 
+# The keys of a job file with one question, which stand at its top.
+ONE_QUESTION = {"question", "schema", "max_tokens"}
+
+
 class Job(BaseModel):
     """A job file, checked. Unknown keys are refused, so that a misspelt one is not dropped."""
 
@@ -54,9 +52,9 @@ class Job(BaseModel):
 
     description: Text
     label: Text = Field(description="the detector's label of the objects to find")
-    question: Text = Field(description="what the model is asked about each crop")
-    answer_schema: dict[str, Any] = Field(alias="schema", description="JSON Schema of an answer: a flat object")
-    max_tokens: int = Field(ge=1, description="must fit the longest answer that the schema allows")
+    questions: list[Question] = Field(
+        min_length=1, description="several questions, each a request of its own; or question, schema and max_tokens"
+    )
     temperature: float = Field(0.0, ge=0, le=2, description="0 gives the same answer to the same crop")
     threshold: float | None = Field(
         None, ge=0, le=1, description="lowest score of a detection; by default the detector's"
@@ -81,74 +79,130 @@ class Job(BaseModel):
 
     @property
     def properties(self) -> dict[str, Any]:
-        """The schema of each property of an answer, in the file's order, with references inlined: some 50 us a call."""
-        inlined = jsonschema_rs.dereference(self.answer_schema, retriever=refuse_elsewhere)["properties"]
-        return {name: inlined[name] for name in self.answer_schema["properties"]}
+        """The schema of each property of all questions, in the file's order, with references inlined."""
+        found: dict[str, Any] = {}
+        for question in self.questions:
+            for name, schema in question.properties.items():
+                found.setdefault(name, schema)
+        return found
 
-    def validator(self) -> jsonschema_rs.Draft202012Validator:
-        """What tells whether an answer fits the schema.
-
-        Raises:
-            jsonschema_rs.ValidationError: the schema is not a JSON Schema.
-        """
-        return jsonschema_rs.Draft202012Validator(self.answer_schema, retriever=refuse_elsewhere)
+    def about(self, label: str) -> list[int]:
+        """The numbers of the questions that are asked about detections with this label."""
+        return [number for number, question in enumerate(self.questions) if question.is_about(label)]
 
     @model_validator(mode="before")
     @classmethod
-    def check_request(cls, content: Any) -> Any:
-        """Refuse fields that would replace Spotter's own; take the answer's limit from where the job gives it."""
-        request = content.get("request") if isinstance(content, dict) else None
-        if not isinstance(request, dict):
+    def check_content(cls, content: Any) -> Any:
+        """Make a list of one of a single question; see that `request` replaces no field of Spotter's own."""
+        if not isinstance(content, dict):
             return content
-        for name in request:
-            if name in FIXED_FIELDS:
-                raise SchemaError(("request", name), "Spotter sets this field of a request itself: remove it")
-            if name in CLIENT_KEYS:
-                raise SchemaError(("request", name), "is an argument of a client: write the request's own fields here")
-            if name in OWN_KEYS:
-                raise SchemaError(("request", name), f"write {name} at the top level of the job file")
-        if MAX_COMPLETION_TOKENS not in request:
-            return content
-        limit = request[MAX_COMPLETION_TOKENS]
-        if type(limit) is not int or limit < 1:
-            raise SchemaError(("request", MAX_COMPLETION_TOKENS), f"is {limit!r}, but must be an integer of 1 or more")
-        return content | {"max_tokens": limit}
+        content = as_questions(content)
+        request = content.get("request")
+        if isinstance(request, dict):
+            check_request(request)
+            if MAX_COMPLETION_TOKENS in request and isinstance(content["questions"], list):
+                limit = {"max_tokens": request[MAX_COMPLETION_TOKENS]}
+                limited = [each | limit if isinstance(each, dict) else each for each in content["questions"]]
+                content = content | {"questions": limited}
+        return content
 
     @model_validator(mode="after")
-    def check_schema(self) -> Self:
-        """Refuse a schema that cannot constrain an answer or cannot become columns."""
-        try:
-            self.validator()
-        except jsonschema_rs.ValidationError as error:
-            where = "/".join(str(part) for part in error.instance_path) or "its top level"
-            message = f"schema is not a JSON Schema: at {where}: {error.message}"
-            raise SchemaError(("schema", *error.instance_path), message) from error
-        if self.answer_schema.get("type") != "object" or not self.answer_schema.get("properties"):
-            raise SchemaError(("schema",), "schema must have 'type: object' and at least one entry in 'properties'")
-        check_names(self.answer_schema, DETECTION_COLUMNS)
-        try:
-            properties = self.properties
-        except (ValueError, jsonschema_rs.ReferencingError) as error:
-            raise SchemaError(("schema",), f"a $ref leads nowhere within the job file: {error}") from error
-        for name, schema in properties.items():
-            check_ends(schema, ("schema", "properties", name))
+    def check_questions(self) -> Self:
+        """Refuse questions that cannot share a table, and a label that no question is about."""
+        check_shared(self.questions)
+        for number, question in enumerate(self.questions):
+            for place, label in enumerate(question.labels or ()):
+                if label != self.label:
+                    where = ("questions", number, "labels", place)
+                    raise SchemaError(where, f"label {label!r} is none that the job finds: {self.label}")
         if self.summary is not None and self.summary not in self.properties:
             known = ", ".join(self.properties)
             raise SchemaError(("summary",), f"summary {self.summary!r} is not a property of the schema: {known}")
         return self
 
-    def fingerprint(self) -> str:
-        """The job as canonical JSON: two jobs with the same text give the same answers."""
+    def content(self) -> dict[str, Any]:
+        """The job with all defaults, as JSON; a single question about all detections is written without a list."""
         content = self.model_dump(mode="json", by_alias=True)
         if not self.request:  # as in runs that are older than this key
             del content["request"]
-        return json.dumps(content, sort_keys=True)
+        for question in content["questions"]:
+            for name, default in (("labels", None), ("image", True)):
+                if question[name] == default:
+                    del question[name]
+        if len(self.questions) == 1 and content["questions"][0].keys() == ONE_QUESTION:
+            content |= content.pop("questions")[0]
+        return content
+
+    def fingerprint(self) -> str:
+        """The job as canonical JSON: two jobs with the same text give the same answers."""
+        return json.dumps(self.content(), sort_keys=True)
+
+
+def as_questions(content: dict[str, Any]) -> dict[str, Any]:
+    """A job file's content with its one question as a list of one.
+
+    Raises:
+        SchemaError: it has both forms.
+    """
+    one = {name: value for name, value in content.items() if name in ONE_QUESTION}
+    if "questions" not in content:
+        return {name: value for name, value in content.items() if name not in one} | {"questions": [one]}
+    if one:
+        raise SchemaError((next(iter(one)),), "stands beside `questions`: move it into one of them")
+    return content
+
+
+def check_request(request: dict[str, Any]) -> None:
+    """Refuse fields of `request` that would replace Spotter's own.
+
+    Raises:
+        SchemaError: names the field.
+    """
+    for name in request:
+        if name in FIXED_FIELDS:
+            raise SchemaError(("request", name), "Spotter sets this field of a request itself: remove it")
+        if name in CLIENT_KEYS:
+            raise SchemaError(("request", name), "is an argument of a client: write the request's own fields here")
+        if name in OWN_KEYS:
+            raise SchemaError(("request", name), f"write {name} at the top level of the job file")
+    limit = request.get(MAX_COMPLETION_TOKENS, 1)
+    if type(limit) is not int or limit < 1:
+        raise SchemaError(("request", MAX_COMPLETION_TOKENS), f"is {limit!r}, but must be an integer of 1 or more")
+
+
+def check_shared(questions: list[Question]) -> None:
+    """Refuse a property in two questions, unless no detection gets both and one column holds the answers of both.
+
+    Raises:
+        SchemaError: names the property and both questions.
+    """
+    found: dict[str, list[tuple[int, str, Any]]] = {}
+    for number, question in enumerate(questions):
+        for name, schema in question.properties.items():
+            for other, other_name, other_schema in found.setdefault(folded(name), []):
+                where = ("questions", number, "schema", "properties", name)
+                also = f"property {name!r} is also in question {other + 1}"
+                if not apart(question, questions[other]):
+                    raise SchemaError(where, f"{also}: rename one, or give each question `labels` of its own")
+                if name != other_name or answer_type(schema) != answer_type(other_schema):
+                    kinds = f"{other_name!r} ({answer_type(other_schema)}), here {name!r} ({answer_type(schema)})"
+                    raise SchemaError(where, f"{also} as {kinds}: one column cannot hold both: rename one")
+            found[folded(name)].append((number, name, schema))
+
+
+def apart(one: Question, other: Question) -> bool:
+    """Whether no detection gets both questions."""
+    return one.labels is not None and other.labels is not None and set(one.labels).isdisjoint(other.labels)
 
 
 @cache
 def file_schema() -> dict[str, Any]:
     """The JSON schema of a job file; tells its reader what is text and what is a number."""
     schema: dict[str, Any] = jsonschema_rs.dereference(Job.model_json_schema())
+    question = schema["properties"]["questions"]["items"]["properties"]
+    schema["properties"] |= {name: question[name] for name in sorted(ONE_QUESTION)}
+    schema["required"].remove("questions")
+    schema["oneOf"] = [{"required": sorted(ONE_QUESTION)}, {"required": ["questions"]}]
     return schema
 
 
@@ -192,10 +246,14 @@ def load(name_or_path: str) -> Job:
         where, message = first["loc"], first["msg"]
         cause = first.get("ctx", {}).get("error")
         if isinstance(cause, SchemaError):
-            where, message = cause.where, str(cause)
+            where, message = (*where, *cause.where), str(cause)
         elif first["type"] == "extra_forbidden":
-            near = get_close_matches(str(where[-1]), file_schema()["properties"], n=1)
+            keys = file_schema()["properties"]
+            keys = keys["questions"]["items"]["properties"] if where[0] == "questions" else keys
+            near = get_close_matches(str(where[-1]), keys, n=1)
             message = "unknown key" + (f": did you mean {near[0]!r}?" if near else "")
+        if "questions" not in file.content and where[:2] == ("questions", 0):
+            where = where[2:]
         file.refuse(where, message.removeprefix("Value error, "))
     job._name = shown_path(os.fsencode(path.stem))
     return job

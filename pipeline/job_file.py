@@ -159,8 +159,8 @@ class JobFile:
         known = known if isinstance(known, dict) else {}
         found = {}
         for key, child in self.pairs(node, where):
-            if (*where, key) == ("schema",) and isinstance(child, yaml.MappingNode):
-                found[key] = self.schema(child, KINDS, ("schema",))
+            if is_schema((*where, key)) and isinstance(child, yaml.MappingNode):
+                found[key] = self.schema(child, KINDS, (*where, key))
             else:
                 found[key] = self.value(child, known.get(key, schema.get("additionalProperties")), (*where, key))
         return found
@@ -181,7 +181,7 @@ class JobFile:
                 hint = ": remove the quotes" if quoted and plain(text)[0] != text else hint
                 self.refuse(where, f"{text!r} is text, but must be {one_of(types)}{hint}")
             # An enum's choices are words; a field of a request may well be a boolean.
-            if not quoted and types == KINDS and where[0] != "schema" and is_read_in_yaml_1_1(text):
+            if not quoted and types == KINDS and not in_schema(where) and is_read_in_yaml_1_1(text):
                 self.refuse(where, f"{text!r} is text only in some versions of YAML: quote it, or write it as JSON")
             return text
         as_json = json.dumps(value)
@@ -196,7 +196,7 @@ class JobFile:
             return value
         if "string" not in types or value is None:
             found = f"{text or 'an empty value'} is {ONE[kind(value)]}, but must be {one_of(types)}"
-            remedy = ': quote it, or add "null" to the type' if where[0] == "schema" else ": quote it"
+            remedy = ': quote it, or add "null" to the type' if in_schema(where) else ": quote it"
             remedy = remedy if "string" in types else ""
             self.refuse(where, found + (remedy if text else ": give it a value, or remove the key"))
         return text
@@ -235,7 +235,7 @@ class JobFile:
                     self.refuse(place, f"{strange[0]!r} is not a JSON Schema type: write one of {names}")
             else:
                 expected = {"type": "number"} if key in NUMBER else {"type": "boolean"} if key in BOOLEAN else {}
-                if place == ("schema", "schema"):
+                if key == "schema" and is_schema(where):
                     self.refuse(place, "is a schema in a schema: write its content here, without a name or strict")
                 if key not in KEYWORDS and (near := get_close_matches(key, KEYWORDS, n=1, cutoff=0.8)):
                     self.refuse(place, f"is not a keyword of JSON Schema: did you mean {near[0]!r}?")
@@ -252,6 +252,16 @@ class JobFile:
         if node.style is None and not node.value:
             self.refuse(where, "has no value")
         return self.storable(node, where)
+
+
+def is_schema(where: Where) -> bool:
+    """Whether the schema of an answer stands there: `schema` at the top of the file or of a question."""
+    return where == ("schema",) or (len(where) == 3 and where[0] == "questions" and where[2] == "schema")
+
+
+def in_schema(where: Where) -> bool:
+    """Whether a place is the schema of an answer, or within it."""
+    return is_schema(where[:1]) or is_schema(where[:3])
 
 
 ONE = {

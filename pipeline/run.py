@@ -190,7 +190,7 @@ class JobRun:
                 "SPOTTER_DETECTOR_CONCURRENCY": settings.detector_concurrency,
                 "SPOTTER_MODEL_CONCURRENCY": settings.model_concurrency,
                 "crop.max_side": job.crop.max_side,
-                "max_tokens": job.max_tokens,
+                "max_tokens": max(question.max_tokens for question in job.questions),
             },
             (settings.detector_concurrency, settings.model_concurrency),
         )

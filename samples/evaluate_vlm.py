@@ -101,10 +101,10 @@ async def evaluate(crops: Sequence[LabelledCrop], ask: Ask) -> Figures:
 
 async def ask_without_picture(client: ModelClient) -> Fields:
     """Send the pipeline's request with the picture left out."""
-    content = [{"type": "text", "text": client.job.question}]
-    body = json.dumps(client.request | {"messages": [{"role": "user", "content": content}]}).encode()
+    content = [{"type": "text", "text": client.job.questions[0].question}]
+    body = json.dumps(client.forms[0].request | {"messages": [{"role": "user", "content": content}]}).encode()
     reply = await client.http.post("/chat/completions", body, "application/json")
-    return client.parse(reply.body, reply.attempts, reply.latency_s).fields
+    return client.forms[0].parse(reply.body, reply.attempts, reply.latency_s).fields
 
 
 async def evaluate_server(

@@ -40,8 +40,12 @@ class Configuration:
         self.preset = {name: value for name, value in self.preset.items() if value is not None}
 
     def ask(self, **changes: Any) -> None:
-        """Change what the job asks."""
+        """Change what the job asks of the server."""
         self.asked = replace(self.asked, **changes)
+
+    def question(self, **changes: Any) -> None:
+        """Change the job's question, as its class names the parts."""
+        self.asked = replace(self.asked, questions=(self.asked.questions[0].model_copy(update=changes),))
 
     def model(self) -> Path:
         """A copy of the tiny model that the preset serves from now on."""

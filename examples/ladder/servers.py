@@ -63,11 +63,11 @@ def question(model: str, crop: bytes) -> dict[str, Any]:
     """
     media_type = "image/png" if crop.startswith(b"\x89PNG") else "image/jpeg"
     picture = {"type": "image_url", "image_url": {"url": data_url(crop, media_type)}}
-    schema = {"name": "dog", "schema": JOB.answer_schema, "strict": True}
+    schema = {"name": "dog", "schema": JOB.questions[0].answer_schema, "strict": True}
     return {
         "model": model,
-        "messages": [{"role": "user", "content": [picture, {"type": "text", "text": JOB.question}]}],
+        "messages": [{"role": "user", "content": [picture, {"type": "text", "text": JOB.questions[0].question}]}],
         "response_format": {"type": "json_schema", "json_schema": schema},
-        "max_tokens": JOB.max_tokens,
+        "max_tokens": JOB.questions[0].max_tokens,
         "temperature": JOB.temperature,
     }

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from pipeline.job import Job
+from pipeline.question import Question
 
 # Stands in a request for the picture's data URL, and nowhere else: a job file holds no NUL.
 PICTURE = "\x00picture\x00"
@@ -16,25 +17,19 @@ def schema_name(job: str) -> str:
     return re.sub(r"[^a-zA-Z0-9_-]+", "_", job).strip("_")[:64] or "answer"
 
 
-def completion_request(job: Job, model: str) -> dict[str, Any]:
-    """One request about one crop, with PICTURE in the place of its data URL and the fields that the job adds."""
+def completion_request(question: Question, job: Job, model: str) -> dict[str, Any]:
+    """One question of a job about one crop, with PICTURE in the place of its data URL and the fields that the job
+    adds."""
+    picture = [{"type": "image_url", "image_url": {"url": PICTURE}}] if question.image else []
     return {
         "model": model,
-        job.limit: job.max_tokens,
+        job.limit: question.max_tokens,
         "temperature": job.temperature,
         **job.request,
         "response_format": {
             "type": "json_schema",
-            "json_schema": {"name": schema_name(job.name), "schema": job.answer_schema, "strict": True},
+            "json_schema": {"name": schema_name(job.name), "schema": question.answer_schema, "strict": True},
         },
         # The image stands before the text: the other order cost the whole gain from images in measurements.
-        "messages": [
-            {
-                "role": "user",
-                "content": [
-                    {"type": "image_url", "image_url": {"url": PICTURE}},
-                    {"type": "text", "text": job.question},
-                ],
-            }
-        ],
+        "messages": [{"role": "user", "content": [*picture, {"type": "text", "text": question.question}]}],
     }

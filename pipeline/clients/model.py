@@ -1,4 +1,4 @@
-"""The model server's client: a crop and a question in, an answer that fits the job's schema out.
+"""The model server's client: a crop and a question in, an answer that fits the question's schema out.
 
 It speaks the OpenAI chat completions API, as vLLM and others serve it.
 """
@@ -17,6 +17,7 @@ from pipeline.clients.completion import PICTURE, completion_request, schema_name
 from pipeline.clients.http import HttpClient
 from pipeline.errors import RowError
 from pipeline.job import Job
+from pipeline.question import Question
 from pipeline.runtime.in_process import InProcess
 from pipeline.tables import answer_struct, answer_value
 
@@ -25,7 +26,7 @@ TOKENS = ("prompt_tokens", "completion_tokens")
 
 
 class BadAnswer(RowError):
-    """The model answered, but not with what the job's schema asks for; `raw` is its text."""
+    """The model answered, but not with what the question's schema asks for; `raw` is its text."""
 
     def __init__(self, reason: str, raw: str | None, attempts: int) -> None:
         super().__init__(reason, attempts)
@@ -34,7 +35,7 @@ class BadAnswer(RowError):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer: the fields of the job's schema, the model's own text, and what it cost."""
+    """One answer: the fields of the question's schema, the model's own text, and what it cost."""
 
     fields: dict[str, Any]
     """The answer's JSON, which the schema allows."""
@@ -52,30 +53,22 @@ def data_url(image: bytes, media_type: str = "image/jpeg") -> str:
     return f"data:{media_type};base64,{base64.b64encode(image).decode()}"
 
 
-class ModelClient(InProcess):
-    """Asks the job's question about crops, in the job's form."""
+class Form:
+    """One question of a job as the model server gets it, and how its answers are read."""
 
-    def __init__(self, http: HttpClient, model: str, job: Job) -> None:
-        self.http = http
-        self.job = job
-        self.validator = job.validator()
-        self.columns = {field.name: field.type for field in answer_struct(job.properties)}
-        self.request = completion_request(job, model)
+    def __init__(self, question: Question, job: Job, model: str) -> None:
+        self.limit = f"{job.limit} = {question.max_tokens}"
+        self.validator = question.validator()
+        self.columns = {field.name: field.type for field in answer_struct(question.properties)}
+        self.request = completion_request(question, job, model)
         self.schema_name = schema_name(job.name)
         # All requests are the same but for the picture; writing each as JSON took a tenth of the CPU.
         body = json.dumps(self.request).encode()
         self.around_picture = body.split(json.dumps(PICTURE)[1:-1].encode())
 
-    async def ask(self, crop: bytes) -> Answer:
-        """Ask the job's question about one JPEG.
-
-        Raises:
-            RequestFailed: the server refused the request or could not be reached.
-            BadAnswer: it answered with something else than the schema asks for.
-        """
-        body = data_url(crop).encode().join(self.around_picture)
-        reply = await self.http.post("/chat/completions", body, "application/json")
-        return self.parse(reply.body, reply.attempts, reply.latency_s)
+    def body(self, crop: bytes) -> bytes:
+        """The request about one JPEG; a question without an image leaves it out."""
+        return data_url(crop).encode().join(self.around_picture)
 
     def parse(self, body: bytes, attempts: int, latency_s: float) -> Answer:
         """Turn a chat completion into an answer.
@@ -94,8 +87,7 @@ class ModelClient(InProcess):
         raw = said.raw
         if said.cut:
             raise BadAnswer(
-                f"cut at {self.job.limit} = {self.job.max_tokens}: raise it in the job file, or bound the schema's "
-                "strings",
+                f"cut at {self.limit}: raise it in the job file, or bound the schema's strings",
                 raw,
                 attempts,
             )
@@ -120,6 +112,26 @@ class ModelClient(InProcess):
         usage = completion.get("usage")
         tokens = [count(usage.get(name) if isinstance(usage, dict) else None) for name in TOKENS]
         return Answer(fields, columns, raw, attempts, latency_s, *tokens)
+
+
+class ModelClient(InProcess):
+    """Asks a job's questions about crops, in the job's form."""
+
+    def __init__(self, http: HttpClient, model: str, job: Job) -> None:
+        self.http = http
+        self.job = job
+        self.forms = [Form(question, job, model) for question in job.questions]
+
+    async def ask(self, crop: bytes, number: int = 0) -> Answer:
+        """Ask the job's question of this number about one JPEG.
+
+        Raises:
+            RequestFailed: the server refused the request or could not be reached.
+            BadAnswer: it answered with something else than the schema asks for.
+        """
+        form = self.forms[number]
+        reply = await self.http.post("/chat/completions", form.body(crop), "application/json")
+        return form.parse(reply.body, reply.attempts, reply.latency_s)
 
 
 def read_answer(text: str) -> Any:

@@ -150,15 +150,16 @@ async def try_detector(settings: Settings, job: Job) -> Detected:
 
 
 async def try_model(settings: Settings, job: Job, served: Served) -> None:
-    """One real answer of the job's form.
+    """One real answer to each of the job's questions.
 
     Raises:
         ServiceRefuses: the server refuses the job's requests, or answers in another form than the job's schema.
         ModelNotServed: it does not serve the model.
     """
     asked, http, path, model = model_asked(settings), model_client(settings), "/chat/completions", served.model
+    client = ModelClient(http, model, job)
     try:
-        await ModelClient(http, model, job).ask(blank_jpeg())
+        await asyncio.gather(*(client.ask(blank_jpeg(), number) for number in range(len(job.questions))))
     except RequestFailed as error:
         if error.cause == MODEL or (unknown(served) and "HTTP 404" in str(error)):
             lists = f", but lists {names(served.listed, model)}" if served.listed else ""

@@ -131,7 +131,7 @@ def begun(
         "status": "running",
         "started": started,
         "identity": identity,
-        "job": {"name": job.name, **job.model_dump(mode="json", by_alias=True)},
+        "job": {"name": job.name, **job.content()},
         "settings": settings.public(),
         "services": {
             "detector": {"name": services.detector, "revision": services.detector_revision},

@@ -29,7 +29,9 @@ def caption(row: dict[str, Any], job: Job) -> str:
     """What stands on a detection's box: the answer that the job counts, or the label."""
     if row["outcome"] == tables.FAILED:
         return f"{row['label']}: failed"
-    answer = row[job.summary or next(iter(job.answer_schema["properties"]))]
+    asked = [job.questions[number] for number in job.about(row["label"])]
+    properties = [name for question in asked for name in question.properties]
+    answer = row[job.summary if job.summary in properties else properties[0]]
     return str(answer if answer is not None else row["label"])
 
 

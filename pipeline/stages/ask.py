@@ -1,16 +1,19 @@
-"""The fourth stage: ask the model the job's question about each crop."""
+"""The fourth stage: ask the model the job's questions about each crop."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import time
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import daft
 import pyarrow as pa
 from daft import DataType, col
 
-from pipeline.clients.model import BadAnswer, ModelClient
+from pipeline.clients.model import Answer, BadAnswer, ModelClient
+from pipeline.errors import RowError
 from pipeline.metrics.stage import ASK, STORE
 from pipeline.runtime.runtime import Runtime
 from pipeline.stages.batches import ask_batch, in_flight_batches
@@ -33,6 +36,7 @@ class Ask:
     async def ask(
         self,
         jpegs: daft.Series,
+        labels: daft.Series,
         keys: daft.Series | None = None,
         indices: daft.Series | None = None,
         boxes: daft.Series | None = None,
@@ -48,7 +52,7 @@ class Ask:
         known = list(map(self.reusable.find, key, box))
         asked = [None if answer else crop for crop, answer in zip(crops, known, strict=True)]
         with self.runtime.budget.asking(len(crops)):
-            new = await asyncio.gather(*map(self.answer, asked, key, index))
+            new = await asyncio.gather(*map(self.answer, asked, labels.to_pylist(), key, index))
         answers = [before or answer for before, answer in zip(known, new, strict=True)]
         self.count(known, new)
         return pa.array(answers, self.type)
@@ -66,32 +70,57 @@ class Ask:
             )
             self.runtime.metrics.stages[STORE].arrive(time.perf_counter(), rows)
 
-    async def answer(self, jpeg: bytes | None, key: str | None, index: int | None) -> dict[str, Any] | None:
-        """One crop's answer, or why there is none."""
+    async def answer(self, jpeg: bytes | None, label: str, key: str | None, index: int | None) -> dict[str, Any] | None:
+        """One crop's answers to the questions about its label, or why there is none.
+
+        They are asked one after the other: a server then has the picture of the second one in its prefix cache.
+        """
         if jpeg is None:
             return None
         row: dict[str, Any] = {}
         with self.runtime.request(ASK, key, index) as step:
-            try:
-                answer = await self.client.ask(jpeg)
-            except BadAnswer as error:
-                row["raw_answer"] = error.raw
-                raise
-            step.latency_s = answer.latency_s
+            ended = [await self.one(jpeg, number) for number in self.client.job.about(label)]
+            row = merged(ended, as_list=len(self.client.forms) > 1)
+            if failed := next((each for each in ended if isinstance(each, RowError)), None):
+                raise failed
+            step.latency_s = row["latency_s"]
             if step.traced:
                 step.size = encoded_size(jpeg)
-            row = {
-                "fields": answer.columns,
-                "raw_answer": answer.raw,
-                "latency_s": answer.latency_s,
-                "attempts": answer.attempts,
-                "prompt_tokens": answer.prompt_tokens,
-                "completion_tokens": answer.completion_tokens,
-            }
         if step.failure:
-            row["attempts"] = step.failure["attempts"]
+            row["attempts"] = row.get("attempts") or step.failure["attempts"]
         row["failure"] = step.failure
         return row
+
+    async def one(self, jpeg: bytes, number: int) -> Answer | RowError:
+        """The answer to one question, or why there is none; the others are asked all the same."""
+        try:
+            return await self.client.ask(jpeg, number)
+        except RowError as error:
+            return error
+
+
+def merged(ended: Sequence[Answer | RowError], *, as_list: bool) -> dict[str, Any]:
+    """The answers to a detection's questions as one, with the texts of the model `as_list` (JSON) or as one text."""
+    answers = [each for each in ended if isinstance(each, Answer)]
+    said = [each.raw if isinstance(each, Answer | BadAnswer) else None for each in ended]
+    fields: dict[str, Any] = {}
+    for answer in answers:
+        fields |= answer.columns
+    return {
+        "fields": fields or None,
+        "raw_answer": json.dumps(said) if as_list else said[0],
+        "attempts": sum(each.attempts for each in ended),
+        **{
+            name: total(getattr(answer, name) for answer in answers)
+            for name in ("latency_s", "prompt_tokens", "completion_tokens")
+        },
+    }
+
+
+def total(numbers: Iterable[float | None]) -> float | None:
+    """The sum of what is known; None where nothing is."""
+    known = [number for number in numbers if number is not None]
+    return sum(known) if known else None
 
 
 def ask(
@@ -106,6 +135,7 @@ def ask(
     asking = daft.cls(typed, max_concurrency=in_flight_batches(concurrency, batch))
     stage = asking(client, runtime or Runtime.alone(), reusable or ReusableAnswers())
     detection = col("detection")
-    names = [col("key"), detection["index"]] if runtime else []
+    names = [detection["label"]]
+    names += [col("key"), detection["index"]] if runtime else []
     names += [detection["box"]] if runtime and reusable else []
     return crops.into_batches(batch).with_column("answer", stage(detection["jpeg"], *names))

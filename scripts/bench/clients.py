@@ -58,7 +58,9 @@ def spotter(work: Work) -> Answers:
     collect_rarely()  # as the pipeline's command does
     client = ModelClient(HttpClient(work.model_url, Limits(work.concurrency), headers=work.headers), work.model, JOB)
     crops = daft.from_pydict({"jpeg": work.crops}).into_batches(64)
-    detections = crops.select(daft.functions.to_struct(jpeg=daft.col("jpeg")).alias("detection"))
+    detections = crops.select(
+        daft.functions.to_struct(jpeg=daft.col("jpeg"), label=daft.lit(JOB.label)).alias("detection")
+    )
     answers = ask(detections, client).select(daft.col("answer")["raw_answer"]).to_pydict()
     client.http.close()
     return list(answers["raw_answer"])
@@ -118,11 +120,11 @@ def prompted(work: Work, batch: int | None) -> Answers:
     crops = daft.from_pydict({"jpeg": work.crops})
     if batch is not None:
         crops = crops.into_batches(batch)
-    options: dict[str, Any] = {"max_tokens": JOB.max_tokens, "temperature": JOB.temperature}
+    options: dict[str, Any] = {"max_tokens": JOB.questions[0].max_tokens, "temperature": JOB.temperature}
     if batch is not None:
         options["concurrency"] = max(work.concurrency // batch, 1)
     answer = prompt(
-        [daft.col("jpeg"), daft.lit(JOB.question)],
+        [daft.col("jpeg"), daft.lit(JOB.questions[0].question)],
         return_format=answer_model(),
         provider=OpenAIProvider("server", base_url=work.model_url, api_key=work.api_key),
         model=work.model,

@@ -203,7 +203,7 @@ def run_ceiling(result: Result, server: Server, crops: Path, concurrency: int, l
             "dataset-name": "custom_image",
             "dataset-path": requests,
             "num-prompts": result.rows,
-            "custom-output-len": JOB.max_tokens,
+            "custom-output-len": JOB.questions[0].max_tokens,
             "max-concurrency": concurrency,
             "result-dir": scratch,
             "result-filename": "result.json",

@@ -36,12 +36,12 @@ CROP_BYTES = 8_000
 
 def bare(url: str, rows: int, concurrency: int, crop: bytes, client: ModelClient) -> None:
     """The reference client."""
-    question = {"type": "text", "text": client.job.question}
+    question = {"type": "text", "text": client.job.questions[0].question}
 
     async def worker(session: aiohttp.ClientSession, left: Any) -> None:
         for _ in left:
             content = [{"type": "image_url", "image_url": {"url": data_url(crop)}}, question]
-            request = client.request | {"messages": [{"role": "user", "content": content}]}
+            request = client.forms[0].request | {"messages": [{"role": "user", "content": content}]}
             async with session.post(f"{url}/chat/completions", json=request) as response:
                 json.loads(json.loads(await response.read())["choices"][0]["message"]["content"])
 
@@ -57,7 +57,7 @@ def spotter(url: str, rows: int, concurrency: int, crop: bytes, client: ModelCli
     """The pipeline's own stage, on Daft."""
     numbers = daft.from_pydict({"number": list(range(rows))}).into_batches(64)
     # Made on demand: 100,000 crops at once would be the bench's memory, not the pipeline's.
-    detection = daft.functions.to_struct(jpeg=daft.lit(crop))
+    detection = daft.functions.to_struct(jpeg=daft.lit(crop), label=daft.lit(client.job.label))
     frame = ask(numbers.with_column("detection", detection), client)
     ended = failed = 0
     for batch in frame.select("answer").to_arrow_iter():

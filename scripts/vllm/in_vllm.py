@@ -46,7 +46,7 @@ class Check:
     def __init__(self, request: dict[str, Any]) -> None:
         self.request = request
         self.stage = "import"
-        self.facts: dict[str, Any] = {}
+        self.facts: dict[str, Any] = {"questions": []}
 
     def parse(self) -> Any:
         """The options, as `vllm serve` has them."""
@@ -70,7 +70,7 @@ class Check:
         return arguments
 
     def chat(self, arguments: Any) -> None:
-        """The model's config, its renderer, and one request of the job through both."""
+        """The model's config, its renderer, and a request for each question of the job through both."""
         self.stage = "model"
         seed(Path(self.request["model_infos"]))
         from vllm import AsyncEngineArgs
@@ -103,21 +103,26 @@ class Check:
             chat_template_content_format=arguments.chat_template_content_format,
         )
 
+        for question in self.request["questions"]:
+            self.ask(question, model, config, online, renderer)
+
+    def ask(self, question: dict[str, Any], model: Any, config: Any, online: Any, renderer: Any) -> None:
+        """One request for a question of the job through the renderer and the grammar."""
         self.stage = "request"
-        chat = self.make_request()
+        chat = self.make_request(question)
         rendered = asyncio.run(online.render_chat(chat))
         if not isinstance(rendered, tuple):
             raise Wrong(rendered.error.message)
         prompt = rendered[1][0]
         pictures = (prompt.get("mm_placeholders") or {}).get("image") or []
         tokens = len(prompt["prompt_token_ids"])
-        self.facts |= {"prompt_tokens": tokens, "image_tokens": sum(each.length for each in pictures)}
+        facts = {"prompt_tokens": tokens, "image_tokens": sum(each.length for each in pictures), "answer_tokens": None}
 
         self.stage = "picture"
-        if not pictures:
+        if question["image"] and not pictures:
             raise Wrong("the image is not in the prompt: the chat template leaves it out")
         self.stage = "length"
-        limit = self.request["max_tokens"]
+        limit = question["max_tokens"]
         if tokens + limit > model.max_model_len:
             raise Wrong(f"prompt of {tokens} tokens + max_tokens {limit} > model length {model.max_model_len}")
 
@@ -126,17 +131,17 @@ class Check:
         sampling.verify(model, None, config.structured_outputs_config, renderer.tokenizer)
         if sampling.structured_outputs is None:
             raise Wrong("response_format did not become a constraint: answers would be free text")
-        self.facts["backend"] = sampling.structured_outputs._backend
+        facts["backend"] = sampling.structured_outputs._backend
 
         self.stage = "answer"
-        self.facts["answer_tokens"] = None
-        if (longest := self.request["longest_answer"]) is not None:
+        if (longest := question["longest_answer"]) is not None:
             needed = len(renderer.tokenizer.encode(longest, add_special_tokens=False)) + 1  # and the end
-            self.facts["answer_tokens"] = needed
+            facts["answer_tokens"] = needed
             if needed > limit:
                 raise Wrong(f"the longest answer takes {needed} tokens, max_tokens is {limit}: {longest[:120]}")
+        self.facts["questions"].append(facts)
 
-    def make_request(self) -> Any:
+    def make_request(self, question: dict[str, Any]) -> Any:
         """One request as the job's client makes it, with an image of the crops' size."""
         from PIL import Image
         from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
@@ -145,15 +150,13 @@ class Check:
         encoded = io.BytesIO()
         Image.new("RGB", (side, side), (127, 127, 127)).save(encoded, "JPEG")
         url = "data:image/jpeg;base64," + base64.b64encode(encoded.getvalue()).decode()
-        content = [
-            {"type": "image_url", "image_url": {"url": url}},
-            {"type": "text", "text": self.request["question"]},
-        ]
-        schema = {"name": "answer", "schema": self.request["schema"], "strict": True}
+        picture = [{"type": "image_url", "image_url": {"url": url}}] if question["image"] else []
+        content = [*picture, {"type": "text", "text": question["question"]}]
+        schema = {"name": "answer", "schema": question["schema"], "strict": True}
         return ChatCompletionRequest(
             model="preflight",
             messages=[{"role": "user", "content": content}],
-            max_tokens=self.request["max_tokens"],
+            max_tokens=question["max_tokens"],
             temperature=0.0,
             response_format={"type": "json_schema", "json_schema": schema},
         )

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ByteSize
 from pipeline import job, tables
 from pipeline import settings as pipeline_settings
 from pipeline.output import run_folder
+from pipeline.question import Question
 from scripts import __main__ as spotter
 from scripts import environments, minimum_versions
 from scripts import settings as stack_settings
@@ -266,6 +267,7 @@ def test_files_that_are_named_exist(path: Path) -> None:
 def vocabulary() -> dict[str, tuple[set[str], set[str]]]:
     """By a table's first header: the words that its first column may have, and those that some page must have."""
     keys = {field.alias or name for name, field in job.Job.model_fields.items()} - {"crop"}
+    keys |= {field.alias or name for name, field in Question.model_fields.items()}
     keys |= {f"crop.{name}" for name in job.Crop.model_fields}
     columns = {*tables.IMAGES.names, *tables.DETECTIONS.names}
     contents = {*run_folder.CONTENTS, run_folder.STALL, run_folder.ERROR}
@@ -324,7 +326,7 @@ def test_yaml_is_a_job_or_a_preset(path: Path, tmp_path: Path) -> None:
     options = json.loads((vllm_tables.FOLDER / "options.json").read_text())["options"]
     for block in blocks(path.read_text(), "yaml"):
         content = yaml.safe_load(block.text)
-        if "question" in content:
+        if "description" in content:
             file = tmp_path / "example.yaml"
             file.write_text(block.text)
             job.load(str(file))

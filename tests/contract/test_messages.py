@@ -311,7 +311,7 @@ def test_the_report_of_representative_findings(place: Place) -> None:
     configuration.set(max_model_length=64, max_model_len=64)
     found: list[Finding] = list(configuration.check().findings)
     configuration.set(max_model_length=None, max_model_len=1024)
-    configuration.ask(schema=legs)
+    configuration.question(answer_schema=legs)
     found += configuration.check().findings
     found += proxy.check(Context(place.stack))
     for status, code in ((503, None), (401, "GatedRepo")):

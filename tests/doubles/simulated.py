@@ -157,9 +157,7 @@ class Simulated:
                 return web.json_response({"error": {"message": said, "type": "NotFoundError", "code": 404}}, status=404)
             if self.answer is None:
                 return completion(json.dumps(ANSWER))
-            url = body["messages"][0]["content"][0]["image_url"]["url"]
-            crop = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
-            return completion(self.answer(crop, body))
+            return completion(self.answer(picture(body), body))
 
         return await self.observed(self.model, self.model_fault, request, answer)
 
@@ -188,6 +186,14 @@ class Simulated:
         app.router.add_get("/v1/models", self.list_models)
         app.router.add_post("/v1/chat/completions", self.complete)
         return app
+
+
+def picture(body: dict[str, Any]) -> Image.Image:
+    """The picture in a request to the model; one black pixel where there is none."""
+    for part in body["messages"][0]["content"]:
+        if part["type"] == "image_url":
+            return Image.open(io.BytesIO(base64.b64decode(part["image_url"]["url"].partition(",")[2])))
+    return Image.new("RGB", (1, 1))
 
 
 def detection(boxes: list[list[float]], label: str = "dog", size: tuple[int, int] = (640, 480)) -> dict[str, Any]:

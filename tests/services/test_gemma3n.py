@@ -24,9 +24,10 @@ from tests.services import gemma3n_server
 from tests.services.gemma3n_server import Server
 
 JOB = job.load("dog_breeds")
+QUESTION = JOB.questions[0]
 IMAGE_TOKENS = 256
 # The stand-in's tokenizer is small, and an untrained model may spell an answer letter by letter.
-MAX_TOKENS = 2 * JOB.max_tokens
+MAX_TOKENS = 2 * QUESTION.max_tokens
 
 pytestmark = pytest.mark.timeout(1200)  # the first test waits for the server
 
@@ -65,7 +66,7 @@ def turn(role: str, *items: dict[str, Any]) -> dict[str, Any]:
 
 def ask(server: Server, *turns: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     """Ask as the job does, in a conversation of these turns."""
-    schema = {"name": JOB.name, "schema": JOB.answer_schema, "strict": True}
+    schema = {"name": JOB.name, "schema": QUESTION.answer_schema, "strict": True}
     body = {
         "model": server.model,
         "messages": list(turns),
@@ -92,43 +93,43 @@ def refusal(result: tuple[int, dict[str, Any]]) -> str:
 
 
 def test_a_question_of_the_job_is_answered_in_its_schema(server: Server) -> None:
-    status, answer = ask(server, turn("user", image(300, 200), text(JOB.question)))
+    status, answer = ask(server, turn("user", image(300, 200), text(QUESTION.question)))
     assert status == 200, answer
     (choice,) = answer["choices"]
     assert choice["finish_reason"] == "stop"
-    jsonschema_rs.validate(JOB.answer_schema, json.loads(choice["message"]["content"]))
+    jsonschema_rs.validate(QUESTION.answer_schema, json.loads(choice["message"]["content"]))
 
 
 @pytest.mark.parametrize("size", [(300, 200), (40, 500)], ids=["wide", "narrow"])
 def test_a_picture_of_any_size_is_256_tokens_between_its_markers(server: Server, size: tuple[int, int]) -> None:
     before = "<bos><start_of_turn>user\n" + "\n\n<start_of_image>"
-    after = "<end_of_image>\n\n" + JOB.question + "<end_of_turn>\n<start_of_turn>model\n"
-    status, answer = ask(server, turn("user", image(*size), text(JOB.question)))
+    after = "<end_of_image>\n\n" + QUESTION.question + "<end_of_turn>\n<start_of_turn>model\n"
+    status, answer = ask(server, turn("user", image(*size), text(QUESTION.question)))
     assert status == 200, answer
     expected = count_tokens(server, before) + IMAGE_TOKENS + count_tokens(server, after)
     assert answer["usage"]["prompt_tokens"] == expected
 
 
 def test_the_system_text_opens_the_first_user_turn(server: Server) -> None:
-    prompt = "<bos><start_of_turn>user\nBe brief.\n\n" + JOB.question + "<end_of_turn>\n<start_of_turn>model\n"
-    status, answer = ask(server, turn("system", text("Be brief.")), turn("user", text(JOB.question)))
+    prompt = "<bos><start_of_turn>user\nBe brief.\n\n" + QUESTION.question + "<end_of_turn>\n<start_of_turn>model\n"
+    status, answer = ask(server, turn("system", text("Be brief.")), turn("user", text(QUESTION.question)))
     assert status == 200, answer
     assert answer["usage"]["prompt_tokens"] == count_tokens(server, prompt)
 
 
 def test_roles_that_do_not_alternate_are_refused_by_the_template(server: Server) -> None:
-    result = ask(server, turn("user", image(300, 200)), turn("user", text(JOB.question)))
+    result = ask(server, turn("user", image(300, 200)), turn("user", text(QUESTION.question)))
     assert "roles must alternate" in refusal(result)
 
 
 def test_a_second_picture_is_refused(server: Server) -> None:
-    result = ask(server, turn("user", image(300, 200), image(300, 200), text(JOB.question)))
+    result = ask(server, turn("user", image(300, 200), image(300, 200), text(QUESTION.question)))
     assert "At most 1 image(s)" in refusal(result)
 
 
 def test_audio_is_refused(server: Server) -> None:
     sound = {"type": "input_audio", "input_audio": {"data": base64.b64encode(b"RIFF").decode(), "format": "wav"}}
-    assert "At most 0 audio(s)" in refusal(ask(server, turn("user", sound, text(JOB.question))))
+    assert "At most 0 audio(s)" in refusal(ask(server, turn("user", sound, text(QUESTION.question))))
 
 
 def test_a_prompt_beyond_the_presets_length_is_refused(server: Server) -> None:
@@ -137,4 +138,4 @@ def test_a_prompt_beyond_the_presets_length_is_refused(server: Server) -> None:
 
 def test_a_picture_to_be_fetched_is_refused(server: Server) -> None:
     elsewhere = {"type": "image_url", "image_url": {"url": f"{server.url}/health"}}
-    assert "allowed domains" in refusal(ask(server, turn("user", elsewhere, text(JOB.question))))
+    assert "allowed domains" in refusal(ask(server, turn("user", elsewhere, text(QUESTION.question))))

@@ -79,7 +79,7 @@ def test_the_right_configuration_passes_vllms_own_code(
 
 def unsupported_pattern(c: Configuration) -> None:
     twice = {"type": "string", "pattern": r"^(pug|beagle) \1$"}
-    c.ask(schema={"type": "object", "properties": {"breed": twice}, "additionalProperties": False})
+    c.question(answer_schema={"type": "object", "properties": {"breed": twice}, "additionalProperties": False})
 
 
 def broken_tokenizer(c: Configuration) -> None:
@@ -87,7 +87,7 @@ def broken_tokenizer(c: Configuration) -> None:
 
 
 def short_answer(c: Configuration) -> None:
-    c.ask(max_tokens=7)
+    c.question(max_tokens=7)
 
 
 @pytest.mark.parametrize(

@@ -120,10 +120,10 @@ def test_an_answer_that_speaks_of_thoughts_and_fences_stays_as_it_is() -> None:
 def test_the_models_own_text_is_kept_and_the_answer_is_read_from_it() -> None:
     client = ModelClient(HttpClient("http://nowhere", Limits(concurrency=1)), "m", job.load("dog_breeds"))
     raw = f"<think>A dog.</think>\n```json\n{ANSWER}\n```"
-    answer = client.parse(json.dumps(completion(content=raw)).encode(), 1, 0.1)
+    answer = client.forms[0].parse(json.dumps(completion(content=raw)).encode(), 1, 0.1)
     assert (answer.fields, answer.raw) == (json.loads(ANSWER), raw)
     with pytest.raises(BadAnswer, match="the model refused: No") as refused:
-        client.parse(json.dumps(completion(content=None, refusal="No.")).encode(), 2, 0.1)
+        client.forms[0].parse(json.dumps(completion(content=None, refusal="No.")).encode(), 2, 0.1)
     assert (refused.value.raw, refused.value.attempts) == ("No.", 2)
 
 

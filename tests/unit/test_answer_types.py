@@ -65,7 +65,7 @@ def test_references_within_the_schema_give_the_type_of_what_they_name() -> None:
         "$defs": {"count": {"type": "integer", "title": "How many"}},
         "definitions": {"a/b": {"type": "number"}},
     }
-    asked = job.load("dog_breeds").model_copy(update={"answer_schema": schema})
+    asked = job.load("dog_breeds").questions[0].model_copy(update={"answer_schema": schema})
     struct = tables.answer_struct(asked.properties)
     assert [(field.name, field.type) for field in struct] == [("z", INTEGER), ("a", INTEGER), ("m", NUMBER)]
     columns = tables.detections_schema(asked.properties)

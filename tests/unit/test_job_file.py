@@ -82,7 +82,7 @@ def test_text_is_text_where_text_belongs(tmp_path: Path, word: str, where: str) 
         assert (list(loaded.properties), loaded.summary) == (["it", text], text)
     elif where == "required":
         loaded = load(tmp_path, more=f"    {word}: {{enum: [a]}}\n  required: [{word}]")
-        assert loaded.answer_schema["required"] == [text]
+        assert loaded.questions[0].answer_schema["required"] == [text]
     else:
         written, schema = schemas[where]
         assert load(tmp_path, it=written).properties["it"] == schema
@@ -283,7 +283,7 @@ def test_fields_of_the_request_belong_to_the_job(tmp_path: Path) -> None:
 
 def test_an_answers_limit_may_be_given_as_newer_servers_want_it(tmp_path: Path) -> None:
     loaded = load(tmp_path, more="request: {max_completion_tokens: 40}")
-    assert (loaded.max_tokens, loaded.limit) == (40, "max_completion_tokens")
+    assert (loaded.questions[0].max_tokens, loaded.limit) == (40, "max_completion_tokens")
     path = tmp_path / "cats.yaml"
     path.write_text(path.read_text().replace("max_tokens: 16\n", "", 1))
-    assert job.load(str(path)).max_tokens == 40
+    assert job.load(str(path)).questions[0].max_tokens == 40

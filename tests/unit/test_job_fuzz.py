@@ -120,7 +120,7 @@ def load(folder: Path, text: str) -> job.Job | None:
         assert "\n" not in said
         said.encode()
         return None
-    json.dumps(completion_request(loaded, "m"), allow_nan=False).encode()
+    json.dumps([completion_request(question, loaded, "m") for question in loaded.questions], allow_nan=False).encode()
     loaded.fingerprint().encode()
     assert detections_schema(loaded.properties).names.count("path") == 1
     ModelClient(HttpClient("http://nowhere", Limits(concurrency=1)), "m", loaded)
@@ -190,14 +190,15 @@ LIKELY_FIELDS = st.fixed_dictionaries({}, optional={name: st.none() | each for n
 @pytest.fixture(scope="module")
 def client() -> ModelClient:
     schema = {"type": "object", "properties": ANSWERS}
-    asked = job.load("dog_breeds").model_copy(update={"answer_schema": schema})
+    loaded = job.load("dog_breeds")
+    asked = loaded.model_copy(update={"questions": [loaded.questions[0].model_copy(update={"answer_schema": schema})]})
     return ModelClient(HttpClient("http://nowhere", Limits(concurrency=1)), "m", asked)
 
 
 def parse(client: ModelClient, body: bytes) -> Answer | None:
     """The answer in a body, or None when it is refused with a reason and a text that can be stored."""
     try:
-        return client.parse(body, 1, 0.1)
+        return client.forms[0].parse(body, 1, 0.1)
     except BadAnswer as error:
         reason, raw = str(error), error.raw or ""
     assert reason

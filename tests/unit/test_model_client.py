@@ -24,10 +24,20 @@ def client() -> ModelClient:
     return ModelClient(HttpClient("http://nowhere", Limits(concurrency=1)), "m", job.load("dog_breeds"))
 
 
+def with_schema(schema: dict[str, Any]) -> job.Job:
+    """The bundled job with another schema."""
+    loaded = job.load("dog_breeds")
+    return loaded.model_copy(update={"questions": [loaded.questions[0].model_copy(update={"answer_schema": schema})]})
+
+
+def request_of(asked: job.Job) -> dict[str, Any]:
+    return completion_request(asked.questions[0], asked, "m")
+
+
 def client_for(properties: dict[str, Any]) -> ModelClient:
     """Of a job whose answers have these properties."""
     schema = {"type": "object", "properties": properties}
-    asked = job.load("dog_breeds").model_copy(update={"answer_schema": schema})
+    asked = with_schema(schema)
     return ModelClient(HttpClient("http://nowhere", Limits(concurrency=1)), "m", asked)
 
 
@@ -38,13 +48,13 @@ def completion(content: Any, finish_reason: str = "stop", **more: Any) -> bytes:
 
 def test_an_answer_that_fits(client: ModelClient) -> None:
     usage = {"prompt_tokens": 9, "completion_tokens": 3}
-    answer = client.parse(completion(json.dumps(GOOD), usage=usage), attempts=2, latency_s=0.5)
+    answer = client.forms[0].parse(completion(json.dumps(GOOD), usage=usage), attempts=2, latency_s=0.5)
     assert answer.fields == answer.columns == GOOD
     assert (answer.attempts, answer.latency_s, answer.prompt_tokens, answer.completion_tokens) == (2, 0.5, 9, 3)
 
 
 def test_usage_may_be_missing(client: ModelClient) -> None:
-    assert client.parse(completion(json.dumps(GOOD)), 1, 0.1).prompt_tokens is None
+    assert client.forms[0].parse(completion(json.dumps(GOOD)), 1, 0.1).prompt_tokens is None
 
 
 @pytest.mark.parametrize(
@@ -66,7 +76,7 @@ def test_anything_else_is_a_bad_answer_with_its_text(
     client: ModelClient, body: bytes, reason: str, raw: str | None
 ) -> None:
     with pytest.raises(BadAnswer, match=reason) as raised:
-        client.parse(body, 1, 0.1)
+        client.forms[0].parse(body, 1, 0.1)
     assert raised.value.raw == raw
 
 
@@ -91,7 +101,7 @@ def test_what_no_column_can_hold_fails_its_row_and_not_the_run(
     schema: dict[str, Any], content: str, reason: str
 ) -> None:
     with pytest.raises(BadAnswer, match=reason):
-        client_for({"it": schema}).parse(completion(content), 1, 0.1)
+        client_for({"it": schema}).forms[0].parse(completion(content), 1, 0.1)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +123,7 @@ def test_what_no_column_can_hold_fails_its_row_and_not_the_run(
 )
 def test_a_column_holds_what_the_answer_says(schema: dict[str, Any], content: str, value: Any) -> None:
     client = client_for({"it": schema})
-    answer = client.parse(completion(content), 1, 0.1)
+    answer = client.forms[0].parse(completion(content), 1, 0.1)
     struct = answer_struct(client.job.properties)
     stored = pa.array([answer.columns], struct)
     assert stored.to_pylist() == [{"it": value}]
@@ -124,12 +134,12 @@ def test_a_column_holds_what_the_answer_says(schema: dict[str, Any], content: st
 @pytest.mark.parametrize("content", [r'{"\ud800": 1}', "[" * 300 + "]" * 300])
 def test_what_cannot_even_be_held_against_the_schema_does_not_fit_it(client: ModelClient, content: str) -> None:
     with pytest.raises(BadAnswer, match="does not fit the schema: the answer"):
-        client.parse(completion(content), 1, 0.1)
+        client.forms[0].parse(completion(content), 1, 0.1)
 
 
 def test_half_a_character_is_no_text(client: ModelClient) -> None:
     with pytest.raises(BadAnswer, match="not a chat completion: UnicodeEncodeError"):
-        client.parse(completion("\ud800"), 1, 0.1)
+        client.forms[0].parse(completion("\ud800"), 1, 0.1)
 
 
 @pytest.mark.parametrize(
@@ -137,15 +147,15 @@ def test_half_a_character_is_no_text(client: ModelClient) -> None:
     [{"prompt_tokens": value} for value in ("9", None, 2**31, -1, True, 1.5)] + [{}, None, [9], "9"],
 )
 def test_a_cost_that_is_no_number_is_left_out(client: ModelClient, usage: Any) -> None:
-    assert client.parse(completion(json.dumps(GOOD), usage=usage), 1, 0.1).prompt_tokens is None
+    assert client.forms[0].parse(completion(json.dumps(GOOD), usage=usage), 1, 0.1).prompt_tokens is None
 
 
 def test_the_request_bounds_the_answer(client: ModelClient) -> None:
     loaded = job.load("dog_breeds")
-    form = client.request["response_format"]
+    form = client.forms[0].request["response_format"]
     assert isinstance(form, dict)
-    assert form["json_schema"] == {"name": "dog_breeds", "schema": loaded.answer_schema, "strict": True}
-    assert (client.request["max_tokens"], client.request["temperature"]) == (64, 0.0)
+    assert form["json_schema"] == {"name": "dog_breeds", "schema": loaded.questions[0].answer_schema, "strict": True}
+    assert (client.forms[0].request["max_tokens"], client.forms[0].request["temperature"]) == (64, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +173,7 @@ def test_the_request_bounds_the_answer(client: ModelClient) -> None:
 def test_the_schemas_name_is_one_that_the_api_takes(tmp_path: Path, file: str | bytes, name: str) -> None:
     path = str(tmp_path / os.fsdecode(file))
     shutil.copy(job.BUNDLED / "dog_breeds.yaml", path)
-    request = completion_request(job.load(path), "m")
+    request = request_of(job.load(path))
     assert request["response_format"]["json_schema"]["name"] == name
     assert re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", name)
 
@@ -176,8 +186,8 @@ def with_request(folder: Path, request: str) -> job.Job:
 
 
 def test_a_jobs_own_fields_travel_with_each_request(tmp_path: Path) -> None:
-    plain = completion_request(job.load("dog_breeds"), "m")
-    added = completion_request(with_request(tmp_path, "{top_p: 0.5, mm_processor_kwargs: {max_pixels: 9}}"), "m")
+    plain = request_of(job.load("dog_breeds"))
+    added = request_of(with_request(tmp_path, "{top_p: 0.5, mm_processor_kwargs: {max_pixels: 9}}"))
     assert added | plain == added | {"response_format": plain["response_format"]}
     assert {name: added[name] for name in added.keys() - plain.keys()} == {
         "top_p": 0.5,
@@ -187,9 +197,9 @@ def test_a_jobs_own_fields_travel_with_each_request(tmp_path: Path) -> None:
 
 def test_a_newer_servers_limit_takes_the_place_of_max_tokens(tmp_path: Path) -> None:
     asked = with_request(tmp_path, "{max_completion_tokens: 99}")
-    request = completion_request(asked, "m")
+    request = request_of(asked)
     assert request["max_completion_tokens"] == 99
     assert "max_tokens" not in request
     client = ModelClient(HttpClient("http://nowhere", Limits(concurrency=1)), "m", asked)
     with pytest.raises(BadAnswer, match="cut at max_completion_tokens = 99"):
-        client.parse(completion("{", "length"), 1, 0.1)
+        client.forms[0].parse(completion("{", "length"), 1, 0.1)

@@ -34,7 +34,7 @@ def test_any_label_stays_text(tmp_path: Path, label: str) -> None:
     write(tmp_path / "x.yaml", label)
     written = job.load(str(tmp_path / "x.yaml"))
     assert written.label == label
-    assert f"this {label}." in written.question
+    assert f"this {label}." in written.questions[0].question
 
 
 def test_an_existing_file_is_not_overwritten(tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ def test_what_the_grammar_knows_is_not_named() -> None:
 
 def test_the_static_tier_names_both(tmp_path: Path) -> None:
     configuration = Configuration(tmp_path)
-    configuration.ask(schema=of(name={"type": "string"}, legs={**DIGIT, "multipleOf": 2}))
+    configuration.question(answer_schema=of(name={"type": "string"}, legs={**DIGIT, "multipleOf": 2}))
     found = [each.found for each in configuration.check().findings if each.check == "schema"]
     assert any("answer.name is a string without maxLength" in text for text in found)
     assert any("answer.legs uses multipleOf" in text for text in found)

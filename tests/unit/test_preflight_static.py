@@ -132,7 +132,9 @@ def overflowing(c: Configuration) -> None:
 
 
 def schema(**properties: object) -> Spoil:
-    return lambda c: c.ask(schema={"type": "object", "properties": properties, "additionalProperties": False})
+    return lambda c: c.question(
+        answer_schema={"type": "object", "properties": properties, "additionalProperties": False}
+    )
 
 
 TEXT_ONLY = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
@@ -248,12 +250,12 @@ WRONG = (
     # lengths and answers
     wrong("length over the model's", "length", lambda c: c.set(max_model_len=4096), "--max-model-len 4096", "2048"),
     wrong("length too small", "length", lambda c: c.set(max_model_len="64"), "at least 94", "64", "max-model-len: 256"),
-    wrong("max_tokens over the length", "length", lambda c: c.ask(max_tokens=2000), "2000", "1024", "max_tokens"),
+    wrong("max_tokens over the length", "length", lambda c: c.question(max_tokens=2000), "2000", "1024", "max_tokens"),
     wrong("max_tokens too small for sure", "max_tokens", schema(name={"enum": LONG}), "at least", "set max_tokens:"),
     wrong(
         "max_tokens likely too small",
         "max_tokens",
-        lambda c: c.ask(max_tokens=20),
+        lambda c: c.question(max_tokens=20),
         *("max_tokens (20)", "about 34 tokens", "set max_tokens: 34"),
         severity="warning",
     ),
@@ -466,3 +468,12 @@ def test_the_report_as_json(configuration: Configuration, capsys: pytest.Capture
     assert {part["name"].strip() for part in report["budget"]} >= {"host", "weights", "KV cache"}
     right = settings.model_copy(update={"preset": "cpu"})
     assert command.run(right, Console(file=io.StringIO())) == 0
+
+
+def test_every_question_of_a_job_is_checked(configuration: Configuration) -> None:
+    first = configuration.asked.questions[0]
+    short = first.model_copy(update={"max_tokens": 2, "image": False})
+    configuration.ask(questions=(first, short))
+    (finding,) = configuration.check().findings
+    assert (finding.severity, finding.check) == ("error", "max_tokens")
+    assert "job dog_breeds, question 2:" in finding.found

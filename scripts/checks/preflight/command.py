@@ -42,8 +42,8 @@ class Report:
 
 def asked_of(job: Job, model: str | None = None) -> static.Asked:
     """A job's demands on a server; `model` is the name that its client asks for, None: whichever is served."""
-    fields = tuple(completion_request(job, ""))
-    return static.Asked(job.name, job.question, job.answer_schema, job.max_tokens, job.crop.max_side, fields, model)
+    fields = tuple(completion_request(job.questions[0], job, ""))  # the same for each question
+    return static.Asked(job.name, tuple(job.questions), job.crop.max_side, fields, model)
 
 
 def server_of(

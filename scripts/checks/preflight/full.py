@@ -7,7 +7,9 @@ import os
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
+from pipeline.question import Question
 from scripts.checks.preflight.schema import Measure
 from scripts.checks.preflight.static import Asked, Server
 from scripts.findings import Finding, error, ok, unchecked
@@ -31,18 +33,13 @@ STAGES = {
 
 
 def check(server: Server, asked: Asked, root: Path, place: Place) -> list[Finding]:
-    """Run vLLM's own code over the options, the model's files and one request of the job."""
+    """Run vLLM's own code over the options, the model's files and one request for each question of the job."""
     if not place.command:
         return [unchecked("vllm", place.why_not)]
-    measure = Measure(asked.schema)
-    longest = measure.longest(asked.schema).text
     request = {
         "arguments": ["--config", place.preset or str(server.preset), *server.arguments],
-        "question": asked.question,
-        "schema": asked.schema,
-        "max_tokens": asked.max_tokens,
+        "questions": [demands(question) for question in asked.questions],
         "max_side": asked.max_side,
-        "longest_answer": None if any(each.likely for each in measure.endless) else longest,
         "model_infos": place.model_infos,
     }
     variables = {**os.environ, **server.environment, "VLLM_LOGGING_LEVEL": "ERROR"}
@@ -63,10 +60,26 @@ def check(server: Server, asked: Asked, root: Path, place: Place) -> list[Findin
         return [unchecked("vllm", f"the check itself failed: {one_line(said[-1])}")]
     if answer["error"] is not None:
         return [error(f"vllm {answer['stage']}", one_line(answer["error"]), *STAGES[answer["stage"]])]
-    facts = f"{answer['prompt_tokens']} prompt tokens, {answer['image_tokens']} of them for the image"
-    if answer["answer_tokens"] is not None:
-        facts += f"; longest answer {answer['answer_tokens']} of {asked.max_tokens} tokens"
-    return [ok("vllm", f"{answer['architecture']}: {facts}; grammar {answer['backend']}")]
+    found = []
+    for question, said in zip(asked.questions, answer["questions"], strict=True):
+        facts = f"{said['prompt_tokens']} prompt tokens, {said['image_tokens']} of them for the image"
+        if said["answer_tokens"] is not None:
+            facts += f"; longest answer {said['answer_tokens']} of {question.max_tokens} tokens"
+        found.append(ok("vllm", f"{answer['architecture']}: {facts}; grammar {said['backend']}"))
+    return found
+
+
+def demands(question: Question) -> dict[str, Any]:
+    """A question as scripts/vllm/in_vllm.py takes it."""
+    measure = Measure(question.answer_schema)
+    longest = measure.longest(question.answer_schema).text
+    return {
+        "question": question.question,
+        "schema": question.answer_schema,
+        "max_tokens": question.max_tokens,
+        "image": question.image,
+        "longest_answer": None if any(each.likely for each in measure.endless) else longest,
+    }
 
 
 def one_line(message: str) -> str:

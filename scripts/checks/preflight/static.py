@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pipeline.question import Question
 from scripts.checks.preflight.answers import check_answers
 from scripts.checks.preflight.architecture import check_architecture, check_files, check_precision
 from scripts.checks.preflight.lengths import check_lengths, image_tokens, trained_length
@@ -27,15 +28,19 @@ class Asked:
     """The job's demands on the server."""
 
     job: str
-    question: str
-    schema: dict[str, Any]
-    max_tokens: int
+    questions: tuple[Question, ...]
     max_side: int
     """Longest side of a crop, pixels."""
     fields: tuple[str, ...]
     """The fields of a request's body."""
     model: str | None = None
     """The name that the client asks for; None: whichever is served."""
+
+    def named(self) -> list[tuple[str, Question]]:
+        """Each question, with a name for messages."""
+        if len(self.questions) == 1:
+            return [(self.job, self.questions[0])]
+        return [(f"{self.job}, question {number}", each) for number, each in enumerate(self.questions, 1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,33 +81,43 @@ def check(server: Server, asked: Asked, root: Path) -> Checked:
     model, located = locate(options, root)
     findings += located
     findings += check_fields(asked.fields)
-    findings += check_answers(asked.schema, asked.max_tokens, asked.job, options)
+    for name, question in asked.named():
+        findings += check_answers(question.answer_schema, question.max_tokens, name, options)
     if model is None:
-        return Checked(findings, [], options, None)
+        return Checked(once(findings), [], options, None)
     findings += check_served_name(model, options, asked.model)
     known = known_models().get(model.name, {})
     config = model.read_json("config.json")
     if config is None and not known:
-        return Checked(findings, [], options, model)
+        return Checked(once(findings), [], options, model)
 
     if config is not None:
         findings += check_architecture(model, config, options)
         findings += check_files(model, options)
         findings += check_precision(config, options)
-        findings += check_template(model, config, options, asked.question, root)
+        for question in asked.questions:
+            if question.image:
+                findings += check_template(model, config, options, question.question, root)
         findings += check_weights(model, options)
         longest, picture = trained_length(config), image_tokens(model, config, asked.max_side)
         kv_bytes = kv_bytes_per_token(config, options)
     else:
         sizes = ("max_position_embeddings", "image_tokens", "kv_bytes_per_token")
         longest, picture, kv_bytes = (known[name] for name in sizes)
-    findings += check_lengths(options, longest, picture, asked.question, asked.max_tokens, asked.job)
+    for name, question in asked.named():
+        seen = picture if question.image else None
+        findings += check_lengths(options, longest, seen, question.question, question.max_tokens, name)
     wanted = options.number("max-model-len")
     length = int(wanted) if wanted and wanted > 0 else longest
     peak = known.get("picture_peak_mib")
     needs = Needs(weights_gib(model, known, options), kv_bytes, length, picture, peak)
     budget, short = check_memory(options, server.host, needs)
-    return Checked([*findings, *short], budget, options, model)
+    return Checked(once([*findings, *short]), budget, options, model)
+
+
+def once(findings: Iterable[Finding]) -> list[Finding]:
+    """The findings without repetitions: two questions may lack the same option."""
+    return list(dict.fromkeys(findings))
 
 
 def weights_gib(model: Model, known: Mapping[str, Any], options: Options) -> float | None:
