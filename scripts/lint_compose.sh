@@ -1,6 +1,6 @@
 #!/bin/sh
-# Check the compose files as they are written, and what Compose makes of them for each device, with ports published and
-# without. Needs no Docker engine. Exceptions, with their reasons: services/compose/.compose-lint.yml.
+# Check the compose files as they are written, and what Compose makes of them for each device. Needs no Docker engine.
+# Exceptions, with their reasons: services/compose/.compose-lint.yml.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -9,12 +9,9 @@ merged=$(mktemp -d)
 trap 'rm -r "$merged"' EXIT
 
 for device in cpu gpu; do
-	for also in '' publish; do
-		set -- --file compose.yaml --file "services/compose/$device.yaml"
-		[ -z "$also" ] || set -- "$@" --file "services/compose/$also.yaml"
-		# Without the user's .env: the defaults have to do.
-		$bin/docker-compose "$@" --env-file /dev/null --profile '*' config >"$merged/$device$also.yaml"
-	done
+	# Without the user's .env: the defaults have to do.
+	$bin/docker-compose --file compose.yaml --file "services/compose/$device.yaml" --env-file /dev/null --profile '*' \
+		config >"$merged/$device.yaml"
 done
 $bin/check-jsonschema --quiet --builtin-schema vendor.compose-spec compose.yaml services/compose/*.yaml "$merged"/*.yaml
 $bin/compose-lint check --quiet --skip-suppressed --fail-on low --strict-config \

@@ -7,15 +7,17 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import ByteSize, Field, PrivateAttr, ValidationError
+from pydantic import ByteSize, Field, PrivateAttr, ValidationError, create_model
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from pipeline import settings as job_settings
 from pipeline.settings import EmptyIsDefault
 from scripts.environments import ROOT
+from scripts.services import KINDS
 
 PREFIX = "STACK_"
 ENV_FILE = ROOT / ".env"
@@ -98,7 +100,19 @@ class NotRemoved(StackError):
     """A volume or network cannot be removed."""
 
 
-class StackSettings(BaseSettings):
+if TYPE_CHECKING:
+    from pydantic_settings import BaseSettings as ServiceSettings
+else:  # two settings for each service
+    ports = {
+        f"{kind.name}_port": (int, Field(kind.port, ge=1, le=65535, description=f"port of {kind.name} on this host"))
+        for kind in KINDS.values()
+    }
+    limit = Field(None, gt=0, description="compose: memory limit, such as 24GiB; the default is in the compose files")
+    limits = {f"{name}_memory": (ByteSize | None, limit) for name in KINDS}
+    ServiceSettings = create_model("ServiceSettings", __base__=BaseSettings, **ports, **limits)
+
+
+class StackSettings(ServiceSettings):
     """Where and how the services run. Immutable; it also holds the user's variables as they were when it was made."""
 
     model_config = SettingsConfigDict(
@@ -120,16 +134,8 @@ class StackSettings(BaseSettings):
     start: Literal["full", "fast"] = Field("full", description="fast: vLLM is ready sooner and answers slower")
     offline: bool = Field(False, description="no command makes a network attempt; anything missing is an error")
     host: str = Field("127.0.0.1", description="address that the services listen on")
-    vllm_port: int = Field(8000, ge=1, le=65535, description="port of the model server")
-    detector_port: int = Field(8001, ge=1, le=65535, description="port of the detector")
     publish: bool = Field(False, description="compose: let programs of this host reach the services")
     start_timeout_s: float = Field(1800.0, gt=0, description="longest time until a service is ready")
-    vllm_memory: ByteSize | None = Field(
-        None, gt=0, description="compose: memory limit of vLLM, such as 24GiB; by default 6GiB, on a GPU 48GiB"
-    )
-    detector_memory: ByteSize | None = Field(
-        None, gt=0, description="compose: memory limit of the detector; by default 2GiB, on a GPU 8GiB"
-    )
     pipeline_memory: ByteSize = Field(
         # 300 scenes with 1,000 dogs took 0.5 GiB; large photographs take more.
         ByteSize(4 * 1024**3),
@@ -147,6 +153,15 @@ class StackSettings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The usual sources, but an empty variable counts as not set, also where `.env` sets it."""
         return (sources["init_settings"], EmptyIsDefault(settings_cls), sources["dotenv_settings"])
+
+    def port(self, service: str) -> int:
+        """The port of a service on this host."""
+        return int(getattr(self, f"{service}_port"))
+
+    def memory(self, service: str) -> ByteSize | None:
+        """The memory limit of a service's container; None: that of the compose files."""
+        limit: ByteSize | None = getattr(self, f"{service}_memory")
+        return limit
 
     def user_variables(self, prefix: str) -> dict[str, str]:
         """The variables with a prefix that the user set: in the environment, or else in `.env`."""
@@ -218,9 +233,10 @@ def load() -> StackSettings:
             near = difflib.get_close_matches(name, known, n=1) or known
             meant = f"did you mean {' or '.join(near)}?"
             raise InvalidStackSetting(f"unknown variable {name} (environment or .env): {meant}")
-    if settings.vllm_port == settings.detector_port:
-        same = settings.vllm_port
-        raise InvalidStackSetting(f"STACK_VLLM_PORT and STACK_DETECTOR_PORT are both {same}: give them two ports")
+    for one, other in combinations(KINDS, 2):
+        if (port := settings.port(one)) == settings.port(other):
+            names = f"{PREFIX}{one.upper()}_PORT and {PREFIX}{other.upper()}_PORT"
+            raise InvalidStackSetting(f"{names} are both {port}: give them two ports")
     if settings.offline:
         os.environ |= OFFLINE
     return settings

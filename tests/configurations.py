@@ -14,7 +14,7 @@ from pipeline import job as jobs
 from scripts.checks.preflight import command, static
 from scripts.checks.preflight.memory import Host
 from scripts.environments import ROOT
-from scripts.stack.services import VLLM_PRESETS
+from scripts.stack.vllm_server import PRESETS as VLLM_PRESETS
 
 TINY_VLM = ROOT / "samples" / "models" / "tiny-vlm"
 

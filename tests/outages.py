@@ -29,7 +29,7 @@ from scripts.docker.client import ask
 from scripts.docker.engine import ComposeEngine
 from scripts.environments import ROOT
 from scripts.settings import StackError, StackSettings
-from scripts.stack.services import Service
+from scripts.stack.service import Service
 
 # A service is at work when it has answered this many requests since the start, and has others open.
 AT_WORK_ANSWERS = 8

@@ -23,6 +23,7 @@ from scripts import environments
 from scripts.bench import command
 from scripts.commands.smoke import free_port
 from scripts.environments import ROOT, STATE
+from scripts.services import KINDS
 from scripts.settings import PREFIX, StackSettings
 from scripts.stack.services import make_stack
 from scripts.stack.start_history import Start, StartHistory
@@ -102,7 +103,7 @@ def measure_starts(starts: int) -> list[str]:
     state: Path = STATE / "bench-ready"
     shutil.rmtree(state, ignore_errors=True)
     own: dict[str, Any] = {"engine": "process", "device": "cpu", "preset": "cpu", "state": state}
-    settings = StackSettings(**own, vllm_port=free_port(), detector_port=free_port())
+    settings = StackSettings.model_validate(own | {f"{name}_port": free_port() for name in KINDS})
     variables = {PREFIX + name.upper(): str(getattr(settings, name)) for name in settings.model_fields_set}
     try:
         for name in ("detector-cpu", "vllm-cpu"):

@@ -33,8 +33,9 @@ from scripts.settings import BuildFailed, StackError, StackSettings
 from scripts.stack import api_key, warmup
 from scripts.stack.devices import PRESETS, Gpu, find_gpus
 from scripts.stack.process_engine import ProcessEngine
-from scripts.stack.services import Service, preset_file, vllm
+from scripts.stack.service import Service
 from scripts.stack.start_history import StartHistory
+from scripts.stack.vllm_server import preset_file, vllm
 from scripts.vllm.options import read_options
 from scripts.vllm.startup_phases import summary
 

@@ -15,6 +15,6 @@ def run(settings: StackSettings, console: Console) -> None:
     docker_host.client_config()
     # A host without a GPU may build for others that have one.
     device = choose(settings, find_gpus(settings.gpu))[0] if settings.device == "auto" else settings.device
-    images.ensure(list(images.OF_DEVICE[device]), settings.state / "logs", console, offline=settings.offline)
-    for name in images.OF_DEVICE[device]:
-        console.print(f"{images.IMAGES[name].tag:<32}{images.size(images.IMAGES[name]):>10}")
+    images.ensure(images.of_device(device), settings.state / "logs", console, offline=settings.offline)
+    for image in images.of_device(device):
+        console.print(f"{image.tag:<32}{images.size(image):>10}")

@@ -19,7 +19,7 @@ from scripts.stack import api_key
 from scripts.stack.devices import choose, find_gpus
 from scripts.stack.engine import Engine
 from scripts.stack.process_engine import ProcessEngine
-from scripts.stack.services import cache_key, preset_file
+from scripts.stack.vllm_server import cache_key, preset_file
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -7,8 +7,8 @@ from rich.console import Console
 from scripts.commands.engines import engines_in_use, one_at_a_time, stop
 from scripts.docker.host import answers
 from scripts.docker.project import other_checkout, project_name
+from scripts.services import KINDS
 from scripts.settings import StackSettings
-from scripts.stack.services import KINDS
 
 
 def run(settings: StackSettings, console: Console) -> None:

@@ -13,11 +13,12 @@ from pipeline import settings as job_settings
 from scripts.docker import engine as compose_engine
 from scripts.docker import host as docker_host
 from scripts.docker.engine import ComposeEngine
+from scripts.services import KINDS
 from scripts.settings import StackSettings
 from scripts.stack.devices import choose, find_gpus
 from scripts.stack.engine import Engine
 from scripts.stack.process_engine import ProcessEngine
-from scripts.stack.services import KINDS, Stack, make_stack
+from scripts.stack.services import Stack, make_stack
 
 
 def plan(settings: StackSettings) -> tuple[Stack, Engine, str]:

@@ -20,7 +20,7 @@ from scripts.findings import Finding, error
 from scripts.models.model_files import hub_token, is_hub_name, is_offline
 from scripts.settings import FetchFailed
 from scripts.stack.engine import Engine
-from scripts.stack.services import TOKEN_VARIABLES, Service
+from scripts.stack.service import TOKEN_VARIABLES, Service
 
 # Seconds between two lines of progress without a terminal.
 PLAIN_LINE_S = 15.0

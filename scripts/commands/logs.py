@@ -8,13 +8,13 @@ from typing import NoReturn
 from rich.console import Console
 
 from scripts.commands.engines import plan
+from scripts.services import KINDS
 from scripts.settings import StackSettings
-from scripts.stack.services import KINDS
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """The command's own arguments."""
-    parser.add_argument("service", nargs="?", choices=KINDS, help="by default both")
+    parser.add_argument("service", nargs="?", choices=KINDS, help="by default all")
     parser.add_argument("--follow", action="store_true", help="go on until Ctrl-C")
 
 

@@ -7,8 +7,8 @@ from argparse import ArgumentParser
 from rich.console import Console
 
 from scripts.commands.engines import plan
+from scripts.services import KINDS
 from scripts.settings import NotRunning, StackSettings
-from scripts.stack.services import KINDS
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -27,15 +27,15 @@ from scripts.docker import host as docker_host
 from scripts.docker import images
 from scripts.docker import project as compose_project
 from scripts.environments import ROOT
+from scripts.services import KINDS
 from scripts.settings import PREFIX, StackError, StackSettings
-from scripts.stack.services import KINDS
 
 # The same bounds as in tests/stack/test_main_job.py.
 LEAST_FOUND = 0.95
 LEAST_RIGHT = 0.90
 
 # The variables of stack, job and services, all of which keep their defaults here.
-PREFIXES = (PREFIX, "SPOTTER_", "DETECTOR_", "VLLM_")
+PREFIXES = (PREFIX, "SPOTTER_", *(kind.prefix for kind in KINDS.values()))
 
 # A line that complains: loggers' levels (Mosec's is WARN), `UserWarning:`, `RuntimeError:` and `error:` as programs
 # print them, torch's `[W1125 14:09:13...`, a Rust program's panic.
@@ -92,14 +92,13 @@ class Smoke:
         self.state = settings.state / "smoke"
         self.output = self.state / "runs"
         self.project = compose_project.project_name(self.state)
-        self.ports = [free_port(), free_port()]
+        self.ports = {f"{PREFIX}{name.upper()}_PORT": free_port() for name in KINDS}
         self.variables = {
             "STACK_ENGINE": engine,
             "STACK_DEVICE": "cpu",
             "STACK_PRESET": "cpu",
             "STACK_STATE": str(self.state),
-            "STACK_VLLM_PORT": str(self.ports[0]),
-            "STACK_DETECTOR_PORT": str(self.ports[1]),
+            **{name: str(port) for name, port in self.ports.items()},
         }
 
     def operate(self, *arguments: str) -> str:
@@ -134,10 +133,10 @@ class Smoke:
         """Make the environments or images, so that the other steps' times do not include them."""
         if self.engine == "compose":
             self.operate("build")
-            sizes = ", ".join(f"{name} {images.size(images.IMAGES[name])}" for name in images.OF_DEVICE["cpu"])
+            sizes = ", ".join(f"{image.name} {images.size(image)}" for image in images.of_device("cpu"))
             return f"images: {sizes}"
-        for name in ("detector-cpu", "vllm-cpu"):
-            environments.prepare(name)
+        for kind in KINDS.values():
+            environments.prepare(kind.image("cpu").name)
         return "environments are current"
 
     def up(self) -> str:
@@ -151,7 +150,7 @@ class Smoke:
         # By the ids: a busy host may answer later than `status` waits.
         running = r"^(\w+) +(?:ready|starting or not answering) +(\w+)"
         ids = [re.findall(running, text, re.MULTILINE) for text in (before, self.operate("status"))]
-        if ids[0] != ids[1] or len(ids[0]) != 2:
+        if ids[0] != ids[1] or len(ids[0]) != len(KINDS):
             raise SmokeFailed(f"a second 'up' changed something: {ids[0]} became {ids[1]}")
         return "changes nothing"
 
@@ -201,7 +200,7 @@ class Smoke:
 
     def left_running(self) -> list[str]:
         """This pass's ports on which something listens, and its processes."""
-        ports = [f"port {port}" for port in self.ports if answers_at(port)]
+        ports = [f"port {port}" for port in self.ports.values() if answers_at(port)]
         return ports + [f"process {each.pid}" for each in psutil.process_iter(["environ"]) if self.is_ours(each)]
 
     def left_at_docker(self) -> list[str]:

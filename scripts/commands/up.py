@@ -21,7 +21,9 @@ from scripts.findings import refuse
 from scripts.settings import JobCommand, OtherStack, StackError, StackSettings, load_job
 from scripts.stack import api_key
 from scripts.stack.engine import Engine
-from scripts.stack.services import Service, Stack, cache_key
+from scripts.stack.service import Service
+from scripts.stack.services import Stack
+from scripts.stack.vllm_server import cache_key
 from scripts.stack.warmup import first_request, is_ready, wait
 
 

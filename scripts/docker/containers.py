@@ -14,9 +14,10 @@ from python_on_whales.exceptions import NoSuchContainer
 
 from scripts.docker.client import ask, client, command
 from scripts.docker.project import CHECKOUT_LABEL, is_elsewhere, project_name
+from scripts.services import KINDS
 from scripts.settings import StackSettings
 from scripts.stack.engine import Engine
-from scripts.stack.services import KINDS, Service
+from scripts.stack.service import Service
 
 # A container's state is kept for this long: to ask Docker takes 30 ms of CPU.
 STATE_AGE_S = 0.5
@@ -117,8 +118,8 @@ class ContainerEngine(Engine):
         inside = networks.get(f"{self.project}_inside")
         if inside is None or not inside.ip_address:
             return service
-        address = f"http://{inside.ip_address}:{kind.container_port}{kind.ready_path}"
-        return replace(service, ready_url=address, port=kind.container_port)
+        address = f"http://{inside.ip_address}:{kind.port}{kind.ready_path}"
+        return replace(service, ready_url=address, port=kind.port)
 
     def describe(self, name: str) -> tuple[str, float | None]:
         container = self.find(name)

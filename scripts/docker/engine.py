@@ -30,6 +30,7 @@ from scripts.docker.containers import ContainerEngine, Started
 from scripts.docker.files import VLLM_CACHE, ComposeFiles, hand_over
 from scripts.docker.project import left_over, other_checkout, volumes
 from scripts.environments import ROOT
+from scripts.services import KINDS, PIPELINE, Image
 from scripts.settings import (
     InvalidStackSetting,
     JobCommand,
@@ -41,7 +42,8 @@ from scripts.settings import (
     StackSettings,
 )
 from scripts.stack import api_key
-from scripts.stack.services import Service, Stack
+from scripts.stack.service import Service
+from scripts.stack.services import Stack
 from scripts.vllm import compile_cache
 from scripts.vllm.checker import Place
 from scripts.vllm.compile_cache import Kept
@@ -81,7 +83,7 @@ def why_not(device: str, *, offline: bool = False) -> str | None:
         return str(error).partition(": ")[0]
     if device == "cuda" and docker_gpu.driver() is None:
         return "Docker has no NVIDIA runtime, and no description of a GPU (install nvidia-container-toolkit)"
-    if all(images.has(images.IMAGES[name].tag) for name in images.OF_DEVICE[device]):
+    if all(images.has(image.tag) for image in images.of_device(device)):
         return None
     return "the images are not built, and STACK_OFFLINE forbids it" if offline else images.why_not_buildable(device)
 
@@ -96,14 +98,13 @@ class ComposeEngine(ContainerEngine):
         self.files = ComposeFiles(settings, device, preset_name)
         self.jobs = self.records / "jobs"
 
-    def image(self, name: str) -> images.Image:
+    def image(self, name: str) -> Image:
         """The image of a service."""
-        detector, vllm, _ = images.OF_DEVICE[self.device]
-        return images.IMAGES[{"detector": detector, "vllm": vllm}[name]]
+        return KINDS[name].image(self.device)
 
     def fingerprint(self, service: Service) -> str:
         """Changes when settings, compose files or image require a new start of the service."""
-        parts = [service.fingerprint, self.image(service.name).fingerprint(), *self.files.about(service.name)]
+        parts = [service.fingerprint, images.fingerprint(self.image(service.name)), *self.files.about(service.name)]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     def is_current(self, service: Service) -> bool:
@@ -126,10 +127,10 @@ class ComposeEngine(ContainerEngine):
             self.refuse_folder(service)
         self.ensure_images([self.image(service.name) for service in services])
 
-    def ensure_images(self, wanted: Sequence[images.Image]) -> None:
+    def ensure_images(self, wanted: Sequence[Image]) -> None:
         """Build the images that are missing or old."""
         images.ensure(
-            [image.name for image in wanted],
+            wanted,
             self.logs,
             Console(highlight=False, markup=False),
             offline=self.settings.offline,
@@ -175,7 +176,7 @@ class ComposeEngine(ContainerEngine):
             return Place((), "", f"image {image.tag} is not built yet: `make build` makes it")
         name = f"{self.project}-preflight-{uuid.uuid4().hex[:12]}"
         run = self.files.command("--progress", "quiet", "run", "--rm", "-T", "--name", name, "preflight")
-        fingerprint = "\0".join([image.fingerprint(), *self.files.about("vllm")])
+        fingerprint = "\0".join([images.fingerprint(image), *self.files.about("vllm")])
         ending = tuple(command("rm", "--force", name))
         return Place(tuple(run), str(PRESET), "", str(MODEL_INFOS), ending, fingerprint)
 
@@ -252,7 +253,7 @@ class ComposeEngine(ContainerEngine):
         """
         from scripts.docker import job as job_container
 
-        self.ensure_images([images.IMAGES["pipeline"]])
+        self.ensure_images([PIPELINE])
         if stack.key_file:
             key = api_key.ensure(stack.key_file)
         else:  # the model server is elsewhere: its key must not replace that of a server here

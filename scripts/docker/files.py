@@ -7,6 +7,7 @@ import math
 import shlex
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from python_on_whales import DockerClient
 
@@ -15,8 +16,11 @@ from scripts.docker import gpu as docker_gpu
 from scripts.docker import host as docker_host
 from scripts.docker.project import project_name
 from scripts.environments import ROOT
+from scripts.services import KINDS
 from scripts.settings import StackSettings, read_variables
-from scripts.stack.services import DETECTOR_PRESETS, cache_key, preset_file, start_arguments, without_secrets
+from scripts.stack.service import without_secrets
+from scripts.stack.services import own_variables
+from scripts.stack.vllm_server import cache_key, preset_file, start_arguments
 from scripts.vllm import compile_cache
 from scripts.vllm.checker import CHECKER
 
@@ -44,8 +48,9 @@ class ComposeFiles:
         self.state = settings.state / "containers"
         self.project = project_name(settings.state)
         self.files = [COMPOSE_FILE, OVERLAYS / OVERLAY_OF_DEVICE[device]]
-        if settings.publish:
-            self.files.append(OVERLAYS / "publish.yaml")
+        published = {self.state / "publish.json": json.dumps(publish_overlay(settings))}
+        self.generated = published if settings.publish else {}
+        self.files += self.generated
         self.key_file = self.state / "secrets" / "api_key"
 
     def variables(self) -> dict[str, str]:
@@ -56,18 +61,13 @@ class ComposeFiles:
             "HUB_DOWNLOAD": str(self.mounted(HUB_DOWNLOAD)),
             "CHECKER": str(self.mounted(CHECKER)),
             "VLLM_ARGUMENTS": " ".join(shlex.quote(each) for each in start_arguments(self.settings)),
-            "VLLM_ENV": str(self.state / "vllm.env"),
-            "DETECTOR_ENV": str(self.state / "detector.env"),
+            **{f"{kind.prefix}ENV": str(self.state / f"{kind.name}.env") for kind in KINDS.values()},
             "API_KEY_FILE": str(self.key_file),
             "START_PERIOD": f"{math.ceil(self.settings.start_timeout_s)}s",
-            "MEMORY_VLLM": str(self.settings.vllm_memory or ""),
-            "MEMORY_DETECTOR": str(self.settings.detector_memory or ""),
+            **{f"MEMORY_{name.upper()}": str(self.settings.memory(name) or "") for name in KINDS},
             "MEMORY_PIPELINE": str(self.settings.pipeline_memory),
             "GPU_DRIVER": driver,
             "GPU_DEVICE": docker_gpu.device(driver, self.settings.gpu),
-            "PUBLISH_HOST": self.settings.host,
-            "PUBLISH_VLLM_PORT": str(self.settings.vllm_port),
-            "PUBLISH_DETECTOR_PORT": str(self.settings.detector_port),
         }
 
     def service_variables(self) -> dict[str, dict[str, str]]:
@@ -77,8 +77,8 @@ class ComposeFiles:
         own = compile_cache.without(self.settings.user_variables("VLLM_"))
         cache_folder = VLLM_CACHE / cache_key(self.settings, self.device, self.preset)
         vllm = without_secrets(read_variables(preset) | own | compile_cache.variables(cache_folder))
-        detector = read_variables(DETECTOR_PRESETS / f"{self.device}.env") | self.settings.user_variables("DETECTOR_")
-        return {"vllm": vllm, "detector": detector}
+        others = (kind for kind in KINDS.values() if kind.module)
+        return {kind.name: own_variables(self.settings, kind, self.device) for kind in others} | {"vllm": vllm}
 
     def mounted(self, file: Path) -> Path:
         """The copy of a file of this host that containers get: their user may read it, whatever the umask was."""
@@ -90,8 +90,10 @@ class ComposeFiles:
             whole_file.write(self.mounted(file), file.read_bytes(), 0o444)
 
     def write(self) -> None:
-        """Write the files of variables that Compose reads; they stay for people to look at."""
+        """Write what Compose reads beside the repository's compose files; it stays for people to look at."""
         self.copy_mounted()
+        for path, text in self.generated.items():
+            whole_file.write(path, text.encode(), 0o600)
         write_env(self.state / "compose.env", self.variables())
         for name, values in self.service_variables().items():
             write_env(self.state / f"{name}.env", values)
@@ -100,7 +102,7 @@ class ComposeFiles:
         """What a service's container depends on: its variables, and the compose files."""
         variables = {name: value for name, value in self.variables().items() if name not in PASSING}
         told = [json.dumps(variables), json.dumps(self.service_variables()[service])]
-        return told + [path.read_text() for path in self.files]
+        return told + [self.generated.get(path) or path.read_text() for path in self.files]
 
     def client(self, *also: Path) -> DockerClient:
         """Docker and Compose with this stack's files and variables; `also`: further files over these."""
@@ -119,6 +121,22 @@ class ComposeFiles:
     def command(self, *arguments: str, also: tuple[Path, ...] = ()) -> list[str]:
         """A Compose command for this stack; `also`: further files over its own."""
         return [*(str(part) for part in self.client(*also).compose.docker_compose_cmd), *arguments]
+
+
+def publish_overlay(settings: StackSettings) -> dict[str, Any]:
+    """A compose file that opens the services' ports on this host, for programs of the user (STACK_PUBLISH).
+
+    Docker publishes nothing from an internal network, so the services also join this one. It is less closed than the
+    internal one: a service can reach this host, Docker resolves names for it, and its packets can leave the host. They
+    leave under the container's own address, without masquerading, so no answer returns unless the network around routes
+    to such addresses.
+    """
+    services = {
+        name: {"networks": ["published"], "ports": [f"{settings.host}:{settings.port(name)}:{kind.port}"]}
+        for name, kind in KINDS.items()
+    }
+    options = {"com.docker.network.bridge.enable_ip_masquerade": "false"}
+    return {"services": services, "networks": {"published": {"driver_opts": options}}}
 
 
 def hand_over(key: str, place: Path) -> None:

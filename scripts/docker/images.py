@@ -8,7 +8,7 @@ import re
 import subprocess
 import time
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -21,6 +21,7 @@ from rich.text import Text
 
 from scripts.docker.client import ask, client, command
 from scripts.environments import LOCKS, ROOT
+from scripts.services import KINDS, PIPELINE, Image
 from scripts.settings import BuildFailed
 from scripts.vllm.startup_causes import remedy_for
 
@@ -35,56 +36,28 @@ PLAIN_LINE_S = 15.0
 OFFLINE_BASES = {"BASE_IMAGE": "spotter-base", "BUILD_IMAGE": "spotter-build-base"}
 
 
-@dataclass(frozen=True, slots=True)
-class Image:
-    """One image: a target of images/Dockerfile."""
-
-    name: str
-    target: str
-    title: str
-    environment: str | None
-    """Its locked environment; None where the base brings all."""
-    sources: tuple[str, ...]
-    """Files and folders that are copied into it beside the environment, relative to the repository's root."""
-    base: str = "BASE_IMAGE"
-    """The argument of images/Dockerfile that names its base."""
-
-    @property
-    def tag(self) -> str:
-        """The name that the compose files use."""
-        return f"spotter-{self.name}:local"
-
-    def fingerprint(self) -> str:
-        """Changes when the image must be built anew."""
-        files = [DOCKERFILE]
-        if self.environment:
-            files += [LOCKS / f"{self.environment}.lock", LOCKS / "uv.lock", ROOT / "scripts" / "environments.py"]
-        for source in self.sources:
-            place = ROOT / source
-            inside = sorted(path for path in place.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-            files += inside if place.is_dir() else [place]
-        digest = hashlib.sha256()
-        for path in files:
-            digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
-        return digest.hexdigest()
+# All images, by name.
+IMAGES = {image.name: image for kind in KINDS.values() for image in kind.images.values()} | {PIPELINE.name: PIPELINE}
 
 
-_DETECTOR = ("imaging", "services/__init__.py", "services/detector", "samples/models/tiny-detector", "images/health.py")
-_VLLM = ("images/health.py", "images/with_key.sh", "images/serve_vllm.sh", "services/vllm/tables/modelinfos")
+def of_device(device: str) -> list[Image]:
+    """The images of a stack on a device, and the job's."""
+    return [*(kind.image(device) for kind in KINDS.values()), PIPELINE]
 
-IMAGES = {
-    image.name: image
-    for image in (
-        Image("pipeline", "pipeline", "the job", "pipeline", ("images/with_key.sh", "imaging", "pipeline")),
-        Image("detector-cpu", "detector", "the detector service on a CPU", "detector-cpu", _DETECTOR),
-        Image("detector-cuda", "detector", "the detector service on a GPU", "detector-cuda", _DETECTOR),
-        Image("vllm-cpu", "vllm-cpu", "vLLM on a CPU", "vllm-cpu", ("samples/models/tiny-vlm", *_VLLM)),
-        Image("vllm", "vllm", "vLLM on a GPU", None, _VLLM, "VLLM_IMAGE"),
-    )
-}
 
-# The images of a stack, by device.
-OF_DEVICE = {"cpu": ("detector-cpu", "vllm-cpu", "pipeline"), "cuda": ("detector-cuda", "vllm", "pipeline")}
+def fingerprint(image: Image) -> str:
+    """Changes when the image must be built anew."""
+    files = [DOCKERFILE]
+    if not image.brings_environment:
+        files += [LOCKS / f"{image.name}.lock", LOCKS / "uv.lock", ROOT / "scripts" / "environments.py"]
+    for source in image.sources:
+        place = ROOT / source
+        inside = sorted(path for path in place.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+        files += inside if place.is_dir() else [place]
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
 
 
 def base_image(argument: str = "BASE_IMAGE") -> str:
@@ -111,7 +84,7 @@ def has(tag: str) -> bool:
 def is_current(image: Image) -> bool:
     """Whether the engine has the image, built from the files as they are now."""
     found = find(image.tag)
-    return found is not None and (found.config.labels or {}).get(SOURCES_LABEL) == image.fingerprint()
+    return found is not None and (found.config.labels or {}).get(SOURCES_LABEL) == fingerprint(image)
 
 
 def size(image: Image) -> str:
@@ -145,7 +118,7 @@ def substitutes() -> dict[str, str]:
 def why_not_buildable(device: str) -> str | None:
     """Why a device's images cannot be built here, as far as can be told beforehand; None where they can."""
     found = substitutes()
-    for image in (IMAGES[name] for name in OF_DEVICE[device]):
+    for image in of_device(device):
         base = base_image(image.base)
         if not (image.base in found or is_current(image) or has(base) or at_registry(base)):
             return f"no container registry can be reached for {base}; {way_without_registry(image)}"
@@ -195,7 +168,7 @@ def labels(image: Image) -> dict[str, str]:
         "org.opencontainers.image.revision": git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
         or "unknown",
         **({"org.opencontainers.image.source": source} if source else {}),
-        SOURCES_LABEL: image.fingerprint(),
+        SOURCES_LABEL: fingerprint(image),
     }
 
 
@@ -211,7 +184,7 @@ def build(image: Image, logs: Path, console: Console) -> None:
     found = substitutes()
     # Docker's classic builder makes every stage before its target, so also the environment that vLLM's own image does
     # not need: the smallest one will do. BuildKit leaves it out.
-    for name, base in {"ENVIRONMENT": image.environment or "pipeline", **found}.items():
+    for name, base in {"ENVIRONMENT": PIPELINE.name if image.brings_environment else image.name, **found}.items():
         build += ["--build-arg", f"{name}={base}"]
     for name, value in labels(image).items():
         build += ["--label", f"{name}={value}"]
@@ -259,13 +232,13 @@ def follow(builder: subprocess.Popen[bytes], log: Path, image: Image, console: C
             time.sleep(POLL_S)
 
 
-def ensure(names: list[str], logs: Path, console: Console, *, offline: bool = False) -> None:
+def ensure(images: Sequence[Image], logs: Path, console: Console, *, offline: bool = False) -> None:
     """Build the images that are missing, or older than their sources.
 
     Raises:
         BuildFailed: one cannot be built, or must be and `offline` forbids the network.
     """
-    old = [IMAGES[name] for name in names if not is_current(IMAGES[name])]
+    old = [image for image in images if not is_current(image)]
     if old and offline:
         raise BuildFailed(
             f"{', '.join(image.tag for image in old)}: not built from the current files, and STACK_OFFLINE forbids "

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
 
 from scripts.settings import JobCommand, StackSettings
-from scripts.stack.services import Service, Stack
+from scripts.stack.service import Service
+from scripts.stack.services import Stack
 from scripts.vllm.checker import Place
 from scripts.vllm.compile_cache import Kept
 

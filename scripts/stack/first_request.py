@@ -13,7 +13,7 @@ from pipeline.job import load as load_job
 from pipeline.settings import Settings
 from scripts.settings import NotReady
 from scripts.stack import api_key
-from scripts.stack.services import Service
+from scripts.stack.service import Service
 from scripts.vllm.startup_causes import remedy_for
 
 

@@ -22,10 +22,13 @@ import psutil
 
 from scripts import environments
 from scripts.environments import ROOT
+from scripts.services import KINDS
 from scripts.settings import BuildFailed, JobCommand, NotRunning, PortTaken, ServiceDied, StackSettings
 from scripts.stack import api_key
 from scripts.stack.engine import Engine
-from scripts.stack.services import Service, Stack, cache_root, without_secrets
+from scripts.stack.service import Service, without_secrets
+from scripts.stack.services import Stack
+from scripts.stack.vllm_server import cache_root
 from scripts.vllm import compile_cache
 from scripts.vllm.checker import Place, in_environment
 from scripts.vllm.compile_cache import Kept
@@ -94,7 +97,7 @@ class ProcessEngine(Engine):
         compile_cache.remove(cache_root(self.settings), names)
 
     def preflight_place(self) -> Place:
-        return in_environment(environments.python(f"vllm-{self.device}"))
+        return in_environment(environments.python(KINDS["vllm"].image(self.device).name))
 
     def fetch_command(self, service: Service, arguments: list[str]) -> list[str]:
         program = str(ROOT / "scripts" / "models" / "hub_download.py")

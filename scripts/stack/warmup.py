@@ -16,8 +16,9 @@ from rich.text import Text
 from pipeline.settings import Settings
 from scripts.settings import NotReady, ServiceDied, StackError
 from scripts.stack.engine import Engine
-from scripts.stack.services import VLLM_STARTS, Service
+from scripts.stack.service import Service
 from scripts.stack.start_history import StartHistory
+from scripts.stack.vllm_server import STARTS
 from scripts.vllm.startup_causes import GIVEN_UP, Cause, at_limit, find_cause, remedy_for
 from scripts.vllm.startup_phases import LAST_PHASE, Phases, summary
 
@@ -69,7 +70,7 @@ class Start:
     def key(self) -> str:
         """Names comparable starts: of the same service, preset, kind of start and engine."""
         preset = [path.stem for path in self.service.inputs[:1]]
-        start = [path.stem for path in self.service.inputs if path.parent == VLLM_STARTS]
+        start = [path.stem for path in self.service.inputs if path.parent == STARTS]
         return "/".join([self.engine.name, self.service.name, *preset, *start])
 
     def check(self) -> None:

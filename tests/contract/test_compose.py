@@ -23,12 +23,15 @@ from scripts.docker import gpu as docker_gpu
 from scripts.docker import host as docker_host
 from scripts.docker import images
 from scripts.docker.engine import ComposeEngine
-from scripts.docker.files import COMPOSE_FILE, OVERLAY_OF_DEVICE, OVERLAYS, ComposeFiles
+from scripts.docker.files import COMPOSE_FILE, OVERLAY_OF_DEVICE, OVERLAYS, ComposeFiles, publish_overlay
 from scripts.docker.job import Mount, Told, overlay, place_to_mount, tell
 from scripts.docker.job_user import User
 from scripts.docker.project import project_name
+from scripts.services import KINDS
 from scripts.settings import InvalidStackSetting, JobCommand, StackSettings
-from scripts.stack.services import DETECTOR_PRESETS, KINDS, VLLM_PRESETS, cache_key, make_stack
+from scripts.stack.services import make_stack, presets_of
+from scripts.stack.vllm_server import PRESETS as VLLM_PRESETS
+from scripts.stack.vllm_server import cache_key
 from scripts.vllm.checker import CHECKER
 from tests.conftest import ROOT
 
@@ -86,15 +89,16 @@ def test_services_have_no_way_out_and_no_published_port(stack: tuple[str, dict[s
 
 
 @pytest.mark.parametrize("overlay", OVERLAY_OF_DEVICE.values())
-def test_ports_are_published_on_loopback_and_only_if_asked(overlay: str) -> None:
-    content = config(overlay, "publish.yaml")
+def test_ports_are_published_on_loopback_and_only_if_asked(overlay: str, tmp_path: Path) -> None:
+    (published := tmp_path / "publish.json").write_text(json.dumps(publish_overlay(StackSettings())))
+    content = config(overlay, published)
     assert content["networks"]["inside"]["internal"] is True
     assert content["networks"]["published"]["driver_opts"] == {
         "com.docker.network.bridge.enable_ip_masquerade": "false"
     }
     for name in SERVICES:
         (port,) = content["services"][name]["ports"]
-        assert (port["host_ip"], port["target"]) == ("127.0.0.1", KINDS[name].container_port)
+        assert (port["host_ip"], port["target"]) == ("127.0.0.1", KINDS[name].port)
 
 
 def test_health_and_order(stack: tuple[str, dict[str, Any]]) -> None:
@@ -102,15 +106,12 @@ def test_health_and_order(stack: tuple[str, dict[str, Any]]) -> None:
     assert services["vllm"]["depends_on"]["detector"]["condition"] == "service_healthy"
     for name in SERVICES:
         assert services["pipeline"]["depends_on"][name]["condition"] == "service_healthy"
-        url = f"http://127.0.0.1:{KINDS[name].container_port}{KINDS[name].ready_path}"
+        url = f"http://127.0.0.1:{KINDS[name].port}{KINDS[name].ready_path}"
         assert services[name]["healthcheck"]["test"][:4] == ["CMD", "python3", "/spotter/health.py", url]
     assert services["vllm"]["healthcheck"]["test"][4:] == ["--ask"]
     assert services["pipeline"]["profiles"] == ["job"]
-    assert services["pipeline"]["environment"]["SPOTTER_MODEL_URL"] == f"http://vllm:{KINDS['vllm'].container_port}/v1"
-    assert (
-        services["pipeline"]["environment"]["SPOTTER_DETECTOR_URL"]
-        == f"http://detector:{KINDS['detector'].container_port}"
-    )
+    assert services["pipeline"]["environment"]["SPOTTER_MODEL_URL"] == f"http://vllm:{KINDS['vllm'].port}/v1"
+    assert services["pipeline"]["environment"]["SPOTTER_DETECTOR_URL"] == f"http://detector:{KINDS['detector'].port}"
 
 
 def test_both_engines_give_a_service_the_same_time_to_stop(stack: tuple[str, dict[str, Any]]) -> None:
@@ -157,7 +158,7 @@ def test_memory_limits_are_the_settings_or_the_devices_own(tmp_path: Path) -> No
 def test_images_are_those_that_are_built(stack: tuple[str, dict[str, Any]]) -> None:
     device, content = stack
     named = {service["image"] for name, service in content["services"].items() if name != "fetch"}
-    assert named == {images.IMAGES[name].tag for name in images.OF_DEVICE[device]}
+    assert named == {image.tag for image in images.of_device(device)}
 
 
 def test_the_preflight_is_vllm_without_a_network_that_answers_one_request(stack: tuple[str, dict[str, Any]]) -> None:
@@ -205,7 +206,7 @@ def test_a_gpu_stack_reserves_the_first_gpu_and_uses_the_preset(preset: str, tmp
     assert vllm["ulimits"]["memlock"] == -1
     assert int(vllm["shm_size"]) >= 2**30
     detector = content["services"]["detector"]["environment"]
-    for line in (DETECTOR_PRESETS / "cuda.env").read_text().splitlines():
+    for line in presets_of(KINDS["detector"], "cuda").read_text().splitlines():
         if line and not line.startswith("#"):
             assert detector[line.partition("=")[0]] == line.partition("=")[2]
 

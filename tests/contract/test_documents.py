@@ -25,7 +25,7 @@ from pipeline.question import Question
 from scripts import __main__ as spotter
 from scripts import environments, minimum_versions
 from scripts import settings as stack_settings
-from scripts.stack.services import VLLM_PRESETS
+from scripts.stack.vllm_server import PRESETS as VLLM_PRESETS
 from scripts.vllm import tables as vllm_tables
 from services.detector import settings as detector_settings
 from tests.conftest import ROOT

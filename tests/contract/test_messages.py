@@ -36,9 +36,9 @@ from scripts.docker import host, images, project
 from scripts.docker.engine import ComposeEngine
 from scripts.findings import Finding, show
 from scripts.settings import StackSettings
-from scripts.stack import devices, first_request, services, warmup
+from scripts.stack import devices, first_request, vllm_server, warmup
 from scripts.stack.process_engine import ProcessEngine
-from scripts.stack.services import Service
+from scripts.stack.service import Service
 from tests.configurations import Configuration
 from tests.conftest import ROOT
 from tests.doubles.simulated import Simulated
@@ -66,7 +66,7 @@ class Place:
     def service(self, name: str = "vllm", **given: object) -> Service:
         """A service of which only some things matter."""
         usual = {"command": ("/no/such/program",), "port": 0, "ready_url": f"{self.simulated.url}/health"}
-        given = {"environment": "operator", "variables": (), "port_variable": "STACK_VLLM_PORT"} | usual | given
+        given = {"environment": "operator", "variables": ()} | usual | given
         return Service(name=name, stop_grace_s=0, inputs=(), **given)  # type: ignore[arg-type]
 
     def find_model(self, url: str, **given: object) -> None:
@@ -159,7 +159,7 @@ def run_stopped(place: Place) -> None:
 
 @example
 def invalid_stack_setting(place: Place) -> None:
-    services.preset_file("a10")
+    vllm_server.preset_file("a10")
 
 
 @example

@@ -13,7 +13,7 @@ import yaml
 from scripts.checks.preflight.schema import Measure, unsupported
 from scripts.environments import LOCKS, ROOT
 from scripts.settings import read_variables
-from scripts.stack.services import VLLM_PRESETS
+from scripts.stack.vllm_server import PRESETS as VLLM_PRESETS
 from scripts.vllm import tables
 from scripts.vllm.options import read_options
 

@@ -41,7 +41,7 @@ PIPELINE = in_order(
         "metrics runtime sources clients stages output run __main__",
     )
 )
-BASE = prefixed("scripts", "environments settings findings files programs foreground minimum_versions")
+BASE = prefixed("scripts", "environments services settings findings files programs foreground minimum_versions")
 SCRIPTS = in_order(BASE + prefixed("scripts", "vllm models stack docker checks commands"))
 # The rooms that each room may import. A room is a package or module directly under one of these folders.
 ALLOWED: dict[str, set[str]] = {

@@ -15,7 +15,9 @@ import pytest
 import yaml
 
 from scripts.settings import StackSettings, read_variables
-from scripts.stack.services import VLLM_PRESETS, VLLM_STARTS, start_arguments
+from scripts.stack.vllm_server import PRESETS as VLLM_PRESETS
+from scripts.stack.vllm_server import STARTS as VLLM_STARTS
+from scripts.stack.vllm_server import start_arguments
 
 PARSE = Path(__file__).with_name("parse_preset.py")
 GPU = ("l4", "a100-40", "a100-80")

@@ -14,7 +14,8 @@ from pathlib import Path
 from scripts import environments
 from scripts.settings import StackSettings, read_variables
 from scripts.stack.process_engine import ProcessEngine
-from scripts.stack.services import VLLM_PRESETS, Service
+from scripts.stack.service import Service
+from scripts.stack.vllm_server import PRESETS as VLLM_PRESETS
 from scripts.stack.warmup import is_ready
 from tests.ports import free_port
 
@@ -121,7 +122,6 @@ def serve(vllm_python: Path, uv: Path, cache_dir: Path) -> Iterator[Server]:
         command=(str(vllm_python.with_name("vllm")), "serve", str(checkpoint), *config, *OVERRIDES, *listen),
         variables=tuple(variables.items()),
         port=port,
-        port_variable="",
         ready_url=f"http://127.0.0.1:{port}/health",
         stop_grace_s=30.0,
         inputs=(),

@@ -24,7 +24,9 @@ from scripts.findings import Finding
 from scripts.settings import NotReady, ServiceDied, StackError, StackSettings
 from scripts.stack import warmup
 from scripts.stack.process_engine import ProcessEngine
-from scripts.stack.services import VLLM_PRESETS, Service, vllm
+from scripts.stack.service import Service
+from scripts.stack.vllm_server import PRESETS as VLLM_PRESETS
+from scripts.stack.vllm_server import vllm
 from scripts.vllm.checker import in_environment
 from scripts.vllm.tables import MODEL_INFOS
 from tests.configurations import Configuration

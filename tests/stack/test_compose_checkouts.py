@@ -46,7 +46,7 @@ def stack(tmp_path: Path) -> RunningStack:
 @pytest.fixture
 def other(tmp_path: Path, stack: RunningStack) -> Iterator[Path]:
     """Another checkout, whose detector runs in the same project."""
-    images.ensure(["pipeline"], tmp_path, Console(file=io.StringIO()))
+    images.ensure([images.IMAGES["pipeline"]], tmp_path, Console(file=io.StringIO()))
     folder = tmp_path / "other"
     folder.mkdir()
     (folder / "toy.yaml").write_text(TOY)

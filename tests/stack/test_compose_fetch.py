@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from scripts.docker import images
-from scripts.stack.services import VLLM_PRESETS
+from scripts.stack.vllm_server import PRESETS as VLLM_PRESETS
 from tests.configurations import TINY_VLM
 from tests.conftest import environment_python
 from tests.simulated_hub import COMMIT, MODEL, TOKEN, SimulatedHub, of_folder, serve

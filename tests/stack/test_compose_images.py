@@ -32,13 +32,12 @@ for left in /spotter/.spotter/uv /etc/pip.conf /etc/ssl/site.crt /wheels; do [ !
 
 
 def test_images_say_what_they_are_and_hold_no_tools(containers: RunningStack) -> None:
-    for name in images.OF_DEVICE["cpu"]:
-        tag = images.IMAGES[name].tag
-        labels = json.loads(docker("image", "inspect", tag))[0]["Config"]["Labels"]
+    for image in images.of_device("cpu"):
+        labels = json.loads(docker("image", "inspect", image.tag))[0]["Config"]["Labels"]
         for label in ("title", "description", "licenses", "version", "revision"):
             assert labels[f"org.opencontainers.image.{label}"]
         assert str(ROOT) not in str(labels)
-        assert docker("run", "--rm", "--user=0", "--network=none", "--entrypoint=/bin/sh", tag, "-c", TOOLS) == ""
+        assert docker("run", "--rm", "--user=0", "--network=none", "--entrypoint=/bin/sh", image.tag, "-c", TOOLS) == ""
 
 
 def test_ctrl_c_during_a_build_leaves_no_container(tmp_path: Path) -> None:

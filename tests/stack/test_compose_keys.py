@@ -20,8 +20,9 @@ from scripts.commands import fetch
 from scripts.docker import images
 from scripts.docker.engine import ComposeEngine
 from scripts.docker.project import volumes
+from scripts.services import KINDS
 from scripts.settings import StackSettings
-from scripts.stack.services import KINDS, Service
+from scripts.stack.service import Service
 from tests.configurations import TINY_VLM
 from tests.conftest import ROOT
 from tests.simulated_hub import MODEL, TOKEN, of_folder, serve
@@ -33,7 +34,7 @@ from tests.stack.test_compose_fetch import on_bridge
 def address(stack: RunningStack, service: str) -> str:
     """Where this host reaches a service's container."""
     (network,) = inspect(stack, service)["NetworkSettings"]["Networks"].values()
-    return f"http://{network['IPAddress']}:{KINDS[service].container_port}"
+    return f"http://{network['IPAddress']}:{KINDS[service].port}"
 
 
 def status(url: str, key: str | None = None) -> int:
@@ -92,8 +93,8 @@ def test_keys_are_shown_nowhere(containers: RunningStack, tmp_path: Path) -> Non
 
 def test_the_hubs_token_reaches_the_hub_and_is_shown_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a model is fetched, and after: not by Docker, and in no log or file of the stack."""
-    images.ensure(["detector-cpu"], tmp_path, Console(file=io.StringIO()))
-    service = Service("vllm", "vllm-cpu", (), (), 0, "", "http://127.0.0.1:0/", 0.0, (), model=MODEL, revision="main")
+    images.ensure([images.IMAGES["detector-cpu"]], tmp_path, Console(file=io.StringIO()))
+    service = Service("vllm", "vllm-cpu", (), (), 0, "http://127.0.0.1:0/", 0.0, (), model=MODEL, revision="main")
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     hub = of_folder(TINY_VLM)
     hub.token, hub.hold_after = TOKEN, 1000

@@ -136,7 +136,7 @@ services:
 
 
 def test_a_service_that_dies_of_its_memory_limit_is_told_the_limit(tmp_path: Path) -> None:
-    images.ensure(["pipeline"], tmp_path, Console(file=io.StringIO()))
+    images.ensure([images.IMAGES["pipeline"]], tmp_path, Console(file=io.StringIO()))
     settings = StackSettings(state=tmp_path / "state", engine="compose", device="cpu")
     engine = ComposeEngine(settings, "cpu", "cpu")
     (tmp_path / "toy.yaml").write_text(TAKES_TOO_MUCH)
@@ -172,7 +172,7 @@ services:
 
 def test_what_docker_started_again_is_judged_by_its_own_log(tmp_path: Path) -> None:
     """The death before is in the same log: it counts where a death is explained, and nowhere else."""
-    images.ensure(["pipeline"], tmp_path, Console(file=io.StringIO()))
+    images.ensure([images.IMAGES["pipeline"]], tmp_path, Console(file=io.StringIO()))
     settings = StackSettings(state=tmp_path / "state", engine="compose", device="cpu")
     engine = ComposeEngine(settings, "cpu", "cpu")
     (tmp_path / "toy.yaml").write_text(DIES_ONCE)

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 from scripts import environments
-from scripts.stack.services import KINDS
+from scripts.services import KINDS
 from tests.conftest import ROOT
 from tests.ports import free_port
 from tests.stack.conftest import RunningStack

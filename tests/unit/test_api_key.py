@@ -15,7 +15,8 @@ from scripts.environments import ROOT
 from scripts.settings import InvalidStackSetting, StackSettings
 from scripts.stack import api_key
 from scripts.stack.process_engine import environment_of
-from scripts.stack.services import Service, make_stack
+from scripts.stack.service import Service
+from scripts.stack.services import make_stack
 
 
 def stored(state: Path) -> str:

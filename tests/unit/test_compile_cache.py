@@ -14,8 +14,8 @@ from scripts.checks.doctor.context import Context
 from scripts.commands import clean
 from scripts.docker import host as docker_host
 from scripts.settings import StackSettings
-from scripts.stack import services
-from scripts.stack.services import VLLM_PRESETS
+from scripts.stack import vllm_server
+from scripts.stack.vllm_server import PRESETS as VLLM_PRESETS
 from scripts.vllm import compile_cache
 from scripts.vllm.options import Options
 from scripts.vllm.tables import MODEL_INFOS
@@ -74,23 +74,23 @@ def test_what_does_not_matter_leaves_the_key_as_it_is(locks: Path, gpu: list[str
 def test_every_cache_of_the_server_is_within_the_key(tmp_path: Path) -> None:
     settings = StackSettings(state=tmp_path)
     preset = VLLM_PRESETS / "cpu.yaml"
-    variables = dict(services.vllm(settings, "cpu", preset).variables)
-    folder = tmp_path / "cache" / "vllm" / services.cache_key(settings, "cpu", preset)
+    variables = dict(vllm_server.vllm(settings, "cpu", preset).variables)
+    folder = tmp_path / "cache" / "vllm" / vllm_server.cache_key(settings, "cpu", preset)
     assert compile_cache.PLACES.keys() <= variables.keys()
     assert all(Path(variables[name]).is_relative_to(folder) for name in compile_cache.PLACES)
 
 
 def test_a_place_that_the_user_chose_is_keyed_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "large"))
-    variables = dict(services.vllm(StackSettings(state=tmp_path), "cpu", VLLM_PRESETS / "cpu.yaml").variables)
+    variables = dict(vllm_server.vllm(StackSettings(state=tmp_path), "cpu", VLLM_PRESETS / "cpu.yaml").variables)
     assert Path(variables["VLLM_CACHE_ROOT"]).parent.parent == tmp_path / "large"
 
 
 def test_old_keys_are_listed_and_go_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(docker_host, "answers", lambda: False)  # whatever runs on this host
     settings = StackSettings(state=tmp_path, engine="process", device="cpu", preset="cpu")
-    root = services.cache_root(settings)
-    current = services.cache_key(settings, "cpu", VLLM_PRESETS / "cpu.yaml")
+    root = vllm_server.cache_root(settings)
+    current = vllm_server.cache_key(settings, "cpu", VLLM_PRESETS / "cpu.yaml")
     old = "vllm0.31.0-torch2.12.0-cpu-tiny-vlm-0badcafe"
     for name in (current, old, "of-somebody-else"):
         (root / name / "vllm").mkdir(parents=True)
@@ -119,7 +119,7 @@ def test_a_cache_begins_with_what_vllm_knows_of_the_presets_models(tmp_path: Pat
 
 def test_a_fast_start_puts_its_options_over_the_preset(tmp_path: Path) -> None:
     full, fast = (
-        services.vllm(StackSettings(state=tmp_path, start=start), "cuda", VLLM_PRESETS / "l4.yaml")
+        vllm_server.vllm(StackSettings(state=tmp_path, start=start), "cuda", VLLM_PRESETS / "l4.yaml")
         for start in ("full", "fast")
     )
     assert fast.command == (*full.command, "--enforce-eager")

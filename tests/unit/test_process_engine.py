@@ -18,7 +18,7 @@ from rich.console import Console
 from scripts.settings import NotReady, PortTaken, ServiceDied, StackSettings
 from scripts.stack import warmup
 from scripts.stack.process_engine import ProcessEngine, session_members
-from scripts.stack.services import Service
+from scripts.stack.service import Service
 from tests.ports import free_port
 
 # Answers 200 on every path, with a child of its own that would outlive it.
@@ -40,7 +40,6 @@ def service(code: str = SERVER, *, port: int | None = None, variables: tuple[tup
         command=(sys.executable, "-c", code, str(port)),
         variables=variables,
         port=port,
-        port_variable="STACK_TOY_PORT",
         ready_url=f"http://127.0.0.1:{port}/",
         stop_grace_s=5,
         inputs=(),

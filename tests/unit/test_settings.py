@@ -95,7 +95,7 @@ def test_a_byte_order_mark_in_the_file_is_no_part_of_a_name(
     (elsewhere / ".env").write_text(first, encoding=encoding)
     assert settings.load([]).job == "cars"
     monkeypatch.setitem(StackSettings.model_config, "env_file", elsewhere / ".env")
-    assert StackSettings().vllm_port == 8123
+    assert StackSettings().port("vllm") == 8123
 
 
 @pytest.mark.parametrize(

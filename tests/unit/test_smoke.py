@@ -106,8 +106,8 @@ def process(one: smoke.Smoke) -> Iterator[str]:
 @contextmanager
 def port(one: smoke.Smoke) -> Iterator[str]:
     """A listener where a service of this pass was."""
-    with closing(socket.create_server(("127.0.0.1", one.ports[1]))):
-        yield f"port {one.ports[1]}"
+    with closing(socket.create_server(("127.0.0.1", one.ports["STACK_DETECTOR_PORT"]))):
+        yield f"port {one.ports['STACK_DETECTOR_PORT']}"
 
 
 @contextmanager

@@ -29,7 +29,9 @@ from scripts.environments import ROOT
 from scripts.findings import Finding
 from scripts.settings import BuildFailed, ChecksFailed, NotRemoved, ServiceDied, StackSettings, load_job
 from scripts.stack.engine import Engine
-from scripts.stack.services import VLLM_PRESETS, Service, make_stack
+from scripts.stack.service import Service
+from scripts.stack.services import make_stack
+from scripts.stack.vllm_server import PRESETS as VLLM_PRESETS
 from scripts.vllm.compile_cache import Kept
 
 DOG_BREEDS = ROOT / "pipeline" / "jobs" / "dog_breeds.yaml"
@@ -262,10 +264,10 @@ def test_images_of_a_device_are_built_on_a_host_without_it(tmp_path: Path, monke
     built: list[str] = []
     monkeypatch.setattr(docker_host, "client_config", lambda: None)
     monkeypatch.setattr(build, "find_gpus", lambda _: [])
-    monkeypatch.setattr(images, "ensure", lambda names, *_, **__: built.extend(names))
+    monkeypatch.setattr(images, "ensure", lambda wanted, *_, **__: built.extend(image.name for image in wanted))
     monkeypatch.setattr(images, "find", lambda _: None)
     build.run(StackSettings(state=tmp_path, device="cuda"), Console(file=io.StringIO()))
-    assert built == ["detector-cuda", "vllm", "pipeline"]
+    assert built == ["detector-cuda", "vllm-cuda", "pipeline"]
 
 
 def test_what_a_cut_off_job_left_is_no_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

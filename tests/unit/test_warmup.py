@@ -20,7 +20,7 @@ from pipeline.settings import Settings
 from scripts.settings import NotReady, ServiceDied, StackSettings
 from scripts.stack import first_request, warmup
 from scripts.stack.process_engine import ProcessEngine
-from scripts.stack.services import Service
+from scripts.stack.service import Service
 from scripts.stack.start_history import StartHistory
 from tests.doubles.simulated import Simulated
 from tests.ports import free_port
@@ -60,7 +60,6 @@ def service() -> Callable[[str], Service]:
             command=(sys.executable, "-c", code.format(log=str(LOG), port=port)),
             variables=(),
             port=port,
-            port_variable="STACK_VLLM_PORT",
             ready_url=f"http://127.0.0.1:{port}/health",
             stop_grace_s=1.0,
             inputs=(Path(__file__).with_name("test_warmup.py"),),
@@ -218,7 +217,7 @@ def simulated_service(simulated: Simulated, name: str) -> Service:
     """The simulated servers as a service that the wait can ask."""
     port = int(simulated.url.rsplit(":", 1)[1])
     url = f"{simulated.url}/health"
-    return Service(name, "operator", (), (), port, "STACK_VLLM_PORT", url, 1.0, ())
+    return Service(name, "operator", (), (), port, url, 1.0, ())
 
 
 def test_the_first_request_is_the_jobs_own(simulated: Simulated) -> None:

@@ -8,13 +8,14 @@ from pathlib import Path
 from scripts.checks.doctor.context import Context
 from scripts.checks.doctor.disk import existing, room
 from scripts.docker.client import ask
-from scripts.docker.images import IMAGES, OF_DEVICE, has
+from scripts.docker.images import has
 from scripts.docker.project import project_name
 from scripts.environments import ROOT
 from scripts.findings import Finding, error, errors, ok, refuse, unchecked
 from scripts.models.model_files import hub_cache, is_hub_name, is_offline
 from scripts.programs import ANSWER_S
-from scripts.stack.services import cache_root
+from scripts.services import KINDS
+from scripts.stack.vllm_server import cache_root
 
 # The containers' volumes, their place in a container, and the loss if one is removed; see compose.yaml.
 VOLUMES = {
@@ -81,7 +82,7 @@ def volumes(context: Context) -> list[Finding]:
     """The container's user may write its cache volumes; a volume made by hand belongs to root."""
     if not context.in_containers:
         return []
-    tag = IMAGES[OF_DEVICE[context.device][1]].tag
+    tag = KINDS["vllm"].image(context.device).tag
     findings = []
     names, _ = ask("volume", "ls", "--format", "{{.Name}}", timeout_s=ANSWER_S)
     for volume, (target, lost) in VOLUMES.items():

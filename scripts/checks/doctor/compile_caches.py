@@ -6,7 +6,7 @@ from rich.filesize import decimal
 
 from scripts.checks.doctor.context import Context
 from scripts.findings import Finding, ok, unchecked
-from scripts.stack.services import cache_key, cache_root
+from scripts.stack.vllm_server import cache_key, cache_root
 from scripts.vllm import compile_cache
 
 

@@ -11,14 +11,14 @@ from pathlib import Path
 from scripts.docker import engine as compose_engine
 from scripts.docker import project as compose_project
 from scripts.docker.client import ask
-from scripts.docker.images import IMAGES, OF_DEVICE
 from scripts.environments import ROOT
 from scripts.models.model_files import locate_in_cache
 from scripts.programs import ANSWER_S
+from scripts.services import KINDS
 from scripts.settings import StackError, StackSettings, read_variables
 from scripts.stack.devices import Gpu, choose, find_gpus
 from scripts.stack.process_engine import ProcessEngine
-from scripts.stack.services import KINDS, preset_file, start_arguments
+from scripts.stack.vllm_server import preset_file, start_arguments
 from scripts.vllm.options import Options, read_options
 
 # Runs in a container with the volume of models: prints `there` if it holds a model (owner--name) at a revision.
@@ -117,7 +117,7 @@ class Context:
         if volume not in (volumes or "").splitlines():
             return False
         mount = f"type=volume,source={volume},target={compose_engine.HUB_CACHE},readonly"
-        shell = ("--entrypoint=/bin/sh", IMAGES[OF_DEVICE[self.device][0]].tag, "-c", LOOK, "sh")
+        shell = ("--entrypoint=/bin/sh", KINDS["detector"].image(self.device).tag, "-c", LOOK, "sh")
         wanted = (name.replace("/", "--"), revision or "main")
         run = ("run", "--rm", "--network=none", "--pull=never", "--mount", mount, *shell, *wanted)
         said, _ = ask(*run, timeout_s=ANSWER_S)

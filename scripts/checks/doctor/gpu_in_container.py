@@ -6,9 +6,10 @@ from scripts.checks.doctor.context import Context
 from scripts.docker import gpu as docker_gpu
 from scripts.docker.client import ask
 from scripts.docker.host import find_engine
-from scripts.docker.images import IMAGES, has
+from scripts.docker.images import has
 from scripts.findings import Finding, error, ok, unchecked
 from scripts.programs import ANSWER_S
+from scripts.services import KINDS
 
 NAME = "gpu in containers"
 REMEDY = "install nvidia-container-toolkit, run `nvidia-ctk runtime configure`, restart Docker"
@@ -25,7 +26,7 @@ def check(context: Context) -> list[Finding]:
     if driver is None:
         found = "Docker has no NVIDIA runtime, and no CDI description of a GPU"
         return [error(NAME, found, "one of them", REMEDY)]
-    tag = next((IMAGES[name].tag for name in ("detector-cuda", "vllm") if has(IMAGES[name].tag)), None)
+    tag = next(filter(has, (kind.image("cuda").tag for kind in KINDS.values())), None)
     if tag is None:
         return [unchecked(NAME, "the stack has no image yet: `make build` makes them")]
     given = docker_gpu.option(driver, context.settings.gpu)

@@ -15,7 +15,8 @@ from typing import Any
 from scripts.checks.doctor.context import Context
 from scripts.findings import Finding, error, ok, unchecked
 from scripts.models.model_files import hub_token, is_hub_name, is_offline
-from scripts.stack.services import detector
+from scripts.services import KINDS, Kind
+from scripts.stack.services import python_service
 
 NAME = "model at the hub"
 TIMEOUT_S = 5.0
@@ -52,19 +53,19 @@ def head(url: str, token: str | None) -> tuple[int, Message]:
 
 
 def check(context: Context) -> list[Finding]:
-    """The preset's model can be fetched, and the detector's if it comes from the hub."""
-    return [*of_server(context), *of_detector(context)]
+    """The preset's model can be fetched, and those of other services if they come from the hub."""
+    others = [kind for kind in KINDS.values() if kind.module]
+    return [*of_server(context), *(finding for kind in others for finding in of_service(context, kind))]
 
 
-def of_detector(context: Context) -> list[Finding]:
-    """The detector's model, unless it is on this host."""
-    service = detector(context.settings, context.device)
+def of_service(context: Context, kind: Kind) -> list[Finding]:
+    """The model of another service, unless it is on this host."""
+    service, name = python_service(context.settings, context.device, kind), f"{kind.name} at the hub"
     if not is_hub_name(service.model) or context.has_model(service.model, service.revision):
         return []
     if is_offline(context.environment):
-        return [unchecked("detector at the hub", "offline: no request to the hub")]
-    found = can_be_fetched(service.model, service.revision or "main", context.environment)
-    return [replace(found, check="detector at the hub")]
+        return [unchecked(name, "offline: no request to the hub")]
+    return [replace(can_be_fetched(service.model, service.revision or "main", context.environment), check=name)]
 
 
 def of_server(context: Context) -> list[Finding]:

@@ -6,17 +6,17 @@ import socket
 
 from scripts.checks.doctor.context import Context
 from scripts.findings import Finding, error, ok
+from scripts.services import KINDS
 from scripts.stack.process_engine import ProcessEngine, owner_of
-from scripts.stack.services import KINDS
 
 
 def check(context: Context) -> list[Finding]:
     """Each port is free, belongs to this stack's own service, or is not needed."""
     settings = context.settings
-    ports = {name: getattr(settings, f"{name}_port") for name in KINDS}
+    ports = {name: settings.port(name) for name in KINDS}
     return [
         ok(f"port {ports[name]}", f"not used: {kind.url_variable} says where {name} is")
-        if settings.user_variables(kind.url_variable)
+        if kind.url_variable and settings.user_variables(kind.url_variable)
         else of_service(context, name, ports[name])
         for name, kind in KINDS.items()
     ]

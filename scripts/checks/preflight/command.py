@@ -22,9 +22,11 @@ from scripts.checks.preflight import full, static
 from scripts.checks.preflight.memory import Host, Part, shown_gib
 from scripts.environments import ROOT
 from scripts.findings import Finding, as_json, error, exit_code, ok, refuse, show, unchecked
+from scripts.services import KINDS
 from scripts.settings import StackSettings, read_variables
 from scripts.stack.devices import Gpu, choose, find_gpus
-from scripts.stack.services import DETECTOR_PRESETS, preset_file, start_arguments
+from scripts.stack.services import presets_of
+from scripts.stack.vllm_server import preset_file, start_arguments
 from scripts.vllm.checker import CHECKER, Place
 
 UNABLE = "nothing was started: the model server could not do the job:"
@@ -56,7 +58,7 @@ def server_of(
     """A model server as an engine starts it: the preset, its variables over the operator's, and this host."""
     own = dict(os.environ) if environment is None else environment
     variables = {**own, **read_variables(preset.with_suffix(".env"))}
-    share = float(read_variables(DETECTOR_PRESETS / "cuda.env").get("DETECTOR_MEMORY_SHARE") or 0)
+    share = float(read_variables(presets_of(KINDS["detector"], "cuda")).get("DETECTOR_MEMORY_SHARE") or 0)
     host = Host(gpus[0].memory_mib if gpus else None, psutil.virtual_memory().total, share)
     return static.Server(preset, device, variables, host, tuple(arguments))
 
