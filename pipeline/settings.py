@@ -6,8 +6,10 @@ Nothing else in the pipeline reads the environment.
 from __future__ import annotations
 
 import difflib
+import inspect
 import io
 import os
+from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -17,6 +19,7 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
     CliApp,
+    CliSettingsSource,
     CliSuppress,
     EnvSettingsSource,
     PydanticBaseSettingsSource,
@@ -48,6 +51,10 @@ class EmptyIsDefault(EnvSettingsSource):
         }
 
 
+# What `--help` calls a value, by its type.
+METAVARS = {"str": "TEXT", "int": "NUMBER", "float": "NUMBER", "Path": "PATH", "AnyHttpUrl": "URL", "ByteSize": "SIZE"}
+
+
 class Settings(BaseSettings):
     """Find things in images, cut them out, ask a model about each, write rows.
 
@@ -59,7 +66,7 @@ class Settings(BaseSettings):
         env_file=ENV_FILE,
         env_file_encoding=ENV_ENCODING,
         extra="ignore",  # .env holds the stack's settings too; `refuse_unknown` looks after misspelt ones
-        cli_prog_name="python -m pipeline",
+        cli_prog_name="./spotter run",
         cli_kebab_case=True,
         cli_hide_none_type=True,
         cli_avoid_json=True,
@@ -219,6 +226,14 @@ def refuse_unknown(environment: dict[str, str | None]) -> None:
             raise InvalidSetting(f"unknown variable {name} (environment or {ENV_FILE}): {hint}")
 
 
+def add_option(parser: ArgumentParser, *names: str, **given: Any) -> None:
+    """Add an option to a parser as `--help` shows it to people."""
+    if "metavar" in given:
+        given["metavar"] = METAVARS.get(given["metavar"], given["metavar"])
+    given["help"] = given.get("help", "").removesuffix(" (default: None)")
+    parser.add_argument(*names, **given)
+
+
 def load(arguments: list[str]) -> Settings:
     """Read the settings; `--help` prints them and exits.
 
@@ -230,7 +245,9 @@ def load(arguments: list[str]) -> Settings:
     if any(argument.partition("=")[0] == "--api-key" for argument in arguments):
         raise InvalidSetting(f"--api-key: any user of this host can read a command line: set {PREFIX}API_KEY instead")
     try:
-        return CliApp.run(Settings, cli_args=arguments)
+        source: CliSettingsSource[ArgumentParser] = CliSettingsSource(Settings, add_argument_method=add_option)
+        source.root_parser.description = inspect.cleandoc(Settings.__doc__ or "")
+        return CliApp.run(Settings, cli_args=arguments, cli_settings_source=source)
     except ValidationError as error:
         first = error.errors()[0]
         field = str(first["loc"][0])

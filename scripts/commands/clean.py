@@ -44,13 +44,14 @@ def run(settings: StackSettings, console: Console, caches: bool, confirmed: bool
     shared = docker and other is None  # images and volumes are for all checkouts
     own = [image.tag for image in images.IMAGES.values()] if project == "spotter" else []
     tags = [tag for tag in own if images.has(tag)] if shared else []
+    old = images.left_over() if shared and own else []
     volumes = []
     if caches:
         folders.append(settings.state / "cache")
         volumes = compose_project.volumes(project) if shared else []
     present = [str(place) for place in [*folders, *files] if place.exists()]
     console.print("stops the stack, and removes:")
-    for thing in [*present, *(f"image {tag}" for tag in tags), *(f"volume {name}" for name in volumes)]:
+    for thing in [*present, *(f"image {tag}" for tag in tags), *(f"volume {name}" for name in volumes), *counted(old)]:
         console.print(f"  {thing}")
     if other:
         console.print(f"keeps images and volumes: another checkout, {other}, has containers of them", soft_wrap=True)
@@ -73,11 +74,16 @@ def run(settings: StackSettings, console: Console, caches: bool, confirmed: bool
             shutil.rmtree(folder)
     for file in files:
         file.unlink(missing_ok=True)
-    kept = [f"image {tag}" for tag in tags if ask("image", "rm", tag)[0] is None]
+    kept = [f"image {tag}" for tag in (*tags, *old) if ask("image", "rm", tag)[0] is None]
     kept += [f"volume {name}" for name in volumes if ask("volume", "rm", name)[0] is None]
     if kept:
         raise NotRemoved(f"{', '.join(kept)}: cannot be removed: `docker ps --all` shows which container uses it")
     return 0
+
+
+def counted(old: list[str]) -> list[str]:
+    """Images without a name, for people."""
+    return [f"images of earlier builds, without a name: {len(old)}"] if old else []
 
 
 def prune_compile_caches(settings: StackSettings, console: Console) -> None:

@@ -38,7 +38,6 @@ from scripts.settings import (
     NotRunning,
     OtherStack,
     ServiceDied,
-    StackError,
     StackSettings,
 )
 from scripts.stack import api_key
@@ -77,10 +76,8 @@ def chosen(settings: StackSettings, device: str) -> bool:
 
 def why_not(device: str, *, offline: bool = False) -> str | None:
     """Why this host cannot run the stack in containers; None where it can, as far as one can tell beforehand."""
-    try:
-        docker_host.client_config()
-    except StackError as error:
-        return str(error).partition(": ")[0]
+    if fault := docker_host.fault():
+        return fault.found
     if device == "cuda" and docker_gpu.driver() is None:
         return "Docker has no NVIDIA runtime, and no description of a GPU (install nvidia-container-toolkit)"
     if all(images.has(image.tag) for image in images.of_device(device)):

@@ -14,12 +14,14 @@ from urllib.parse import urlsplit
 from scripts import minimum_versions as minimum
 from scripts.docker.client import ask
 from scripts.environments import STATE
+from scripts.findings import Finding, error, errors, ok
 from scripts.programs import ANSWER_S, dotted, version
-from scripts.settings import NoEngine, StackError
+from scripts.settings import NoEngine
 
 # scripts/docker_engine.sh puts Compose here where the host's docker has none.
 OWN_CLIENT_CONFIG = STATE / "docker" / "config"
 
+REMEDY = "install Docker Engine and its Compose plugin, or set STACK_ENGINE=process"
 # What an engine says to a user who may not use it, and the remedy.
 DENIED = "permission denied"
 JOIN_GROUP = "join the group docker and log in anew, or set STACK_ENGINE=process"
@@ -53,7 +55,7 @@ def find_engine() -> tuple[Engine | None, str]:
         about = {}
     # Some clients end with 0 and name no version where no engine answers (docker/cli, issue 5900).
     if not about.get("ServerVersion"):
-        return None, reason or " ".join(about.get("ServerErrors") or ["no engine answers"])
+        return None, reason or " ".join(about.get("ServerErrors") or ["it names no version"])
     signs = f"{about.get('OperatingSystem')} {about.get('SecurityOptions')}"
     out_of_reach = elsewhere() or next((why for sign, why in OUT_OF_REACH.items() if sign in signs), None)
     return Engine(about["ServerVersion"], out_of_reach, about), ""
@@ -76,11 +78,6 @@ class Compose:
     """The client's configuration folder that has it; None: the user's own."""
     version: str
 
-    @property
-    def is_old(self) -> bool:
-        """Whether it cannot read the compose files; a version without a number counts as new."""
-        return () < version(self.version) < minimum.COMPOSE
-
 
 def find_compose() -> Compose | None:
     """The Compose that is new enough, or else one that is not; None where docker has none."""
@@ -90,9 +87,50 @@ def find_compose() -> Compose | None:
         said, _ = ask(*option, "compose", "version", "--short", timeout_s=ANSWER_S)
         if said:
             found.append(Compose(config, said))
-            if not found[-1].is_old:
+            if not is_old(said, minimum.COMPOSE):
                 return found[-1]
     return found[0] if found else None
+
+
+def examine() -> tuple[list[Finding], Compose | None]:
+    """The engine and Compose: their versions, or why the stack cannot use them; and that Compose.
+
+    One finding alone says that no engine can be used.
+    """
+    engine, reason = find_engine()
+    required = f"Docker Engine {dotted(minimum.DOCKER_ENGINE)} or later"
+    if engine is None and DENIED in reason:
+        return [error("docker", "this user may not use the Docker engine", required, JOIN_GROUP)], None
+    if engine is None:
+        return [error("docker", f"no Docker engine answers: {reason}", required, REMEDY)], None
+    if engine.out_of_reach:
+        remedy = "set STACK_ENGINE=process, or use a Docker Engine that root runs on this host, as its packages do"
+        return [error("docker", engine.out_of_reach, "containers that this host reaches", remedy)], None
+    found = judge("docker", "Docker Engine", engine.version, minimum.DOCKER_ENGINE)
+    compose = find_compose()
+    if compose is None:
+        required = f"Compose {dotted(minimum.COMPOSE)} or later"
+        return [found, error("compose", "docker has no Compose plugin", required, REMEDY)], None
+    return [found, judge("compose", "Compose", compose.version, minimum.COMPOSE)], compose
+
+
+def is_old(found: str, least: tuple[int, ...]) -> bool:
+    """Whether a version is below the least; one without a number counts as new."""
+    return () < version(found) < least
+
+
+def judge(name: str, title: str, found: str, least: tuple[int, ...]) -> Finding:
+    """A version is new enough."""
+    if is_old(found, least):
+        remedy = f"update {title}, or set STACK_ENGINE=process"
+        return error(name, f"{title} is {found}", f"{dotted(least)} or later", remedy)
+    return ok(name, f"{title} {found}")
+
+
+@cache
+def fault() -> Finding | None:
+    """Why the stack cannot use Docker; None where it can."""
+    return next(iter(errors(examine()[0])), None)
 
 
 @cache
@@ -103,33 +141,12 @@ def client_config() -> Path | None:
         NoEngine: no Docker engine answers, its containers and this host do not reach each other, or there is no
             Compose that reads the compose files.
     """
-    engine, reason = find_engine()
-    if engine is None and DENIED in reason:
-        raise NoEngine(f"this user may not use the Docker engine (`docker info`): {JOIN_GROUP}")
-    if engine is None:
-        raise NoEngine("no Docker engine answers (`docker info`): start one, or set STACK_ENGINE=process")
-    if engine.out_of_reach:
-        raise NoEngine(
-            f"{engine.out_of_reach}: set STACK_ENGINE=process, or use a Docker Engine that root runs on this host, as "
-            "its packages set it up"
-        )
-    compose = find_compose()
-    if compose is None:
-        raise NoEngine(
-            "docker has no Compose (`docker compose version`): install its plugin, or set STACK_ENGINE=process"
-        )
-    if compose.is_old:
-        raise NoEngine(
-            f"docker's Compose is {compose.version}, and the compose files need {dotted(minimum.COMPOSE)} or later: "
-            "update its plugin, or set STACK_ENGINE=process"
-        )
-    return compose.config
+    findings, compose = examine()
+    for wrong in errors(findings):
+        raise NoEngine(f"{wrong.found} (required: {wrong.required}): {wrong.remedy}")
+    return compose.config if compose else None
 
 
 def answers() -> bool:
     """Whether there are Docker and Compose to ask."""
-    try:
-        client_config()
-    except StackError:
-        return False
-    return True
+    return fault() is None

@@ -87,6 +87,12 @@ def is_current(image: Image) -> bool:
     return found is not None and (found.config.labels or {}).get(SOURCES_LABEL) == fingerprint(image)
 
 
+def left_over() -> list[str]:
+    """The ids of images without a name that builds left: older versions, and stages of Docker's classic builder."""
+    found, _ = ask("image", "ls", "--quiet", "--filter", "dangling=true", "--filter", f"label={SOURCES_LABEL}")
+    return (found or "").split()
+
+
 def size(image: Image) -> str:
     """An image's size, for people."""
     found = find(image.tag)

@@ -90,7 +90,7 @@ def test_caches_go_when_told(state: Path) -> None:
 
 
 def test_images_and_volumes_are_named_before_they_go(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The images belong to the stack of the default state; another one leaves them."""
+    """Images without a name count as well. All belong to the stack of the default state; another one leaves them."""
     removed: list[tuple[str, ...]] = []
 
     def ask(*arguments: str) -> tuple[str, str]:
@@ -103,6 +103,7 @@ def test_images_and_volumes_are_named_before_they_go(state: Path, monkeypatch: p
     monkeypatch.setattr(compose_project, "checkouts", lambda _: {})
     monkeypatch.setattr(compose_project, "volumes", lambda _: ["spotter_vllm-cache"])
     monkeypatch.setattr(images, "has", lambda _: True)
+    monkeypatch.setattr(images, "left_over", lambda: ["0123abcd"])
     monkeypatch.setattr(clean, "ask", ask)
     monkeypatch.setattr(compose_engine, "left_over", lambda _: ([], []))
     for project, expected in (("spotter-12ab34cd", False), ("spotter", True)):
@@ -111,7 +112,8 @@ def test_images_and_volumes_are_named_before_they_go(state: Path, monkeypatch: p
         person = Person("n")
         assert clean.run(StackSettings(state=state), person, caches=True, confirmed=True) == 0
         assert "volume spotter_vllm-cache" in person.said
-        tags = {image.tag for image in images.IMAGES.values()}
+        assert ("images of earlier builds, without a name: 1" in person.said) == expected
+        tags = {image.tag for image in images.IMAGES.values()} | {"0123abcd"}
         expected_images = {("image", "rm", tag) for tag in tags} if expected else set()
         assert set(removed) == {("volume", "rm", "spotter_vllm-cache"), *expected_images}
 

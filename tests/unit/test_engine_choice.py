@@ -15,7 +15,7 @@ from scripts.docker import images
 from scripts.settings import NoEngine, StackSettings
 from scripts.stack.services import make_stack
 
-CACHED = (docker_host.client_config, docker_gpu.driver, images.why_not_buildable, images.at_registry)
+CACHED = (docker_host.client_config, docker_host.fault, docker_gpu.driver, images.why_not_buildable, images.at_registry)
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_without_docker_processes_and_why(docker: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("complaint", "why"),
     [
-        ("", "no Docker engine answers (`docker info`)"),
+        ("", "no Docker engine answers: it names no version"),
         ("permission denied", "this user may not use the Docker engine"),
     ],
 )
