@@ -29,7 +29,7 @@ from pipeline.output.breakdown import explain, one_line
 from pipeline.output.collector import Collector
 from pipeline.output.estimate import after_trial
 from pipeline.output.formats import FORMATS
-from pipeline.output.manifest import STOPPED, Result, begun, ended, identify, lost, outcome, why_new
+from pipeline.output.manifest import Result, begun, ended, finished, identify, lost, why_new
 from pipeline.output.parts import Parts
 from pipeline.output.publish import Publication
 from pipeline.output.report import Pictures, write_report
@@ -294,12 +294,16 @@ class JobRun:
                 write(self.tables, self.folder / name)
             todo = len(self.resume_plan.sources)
             unended = max(todo - self.collector.progress.done, len(images) - self.tables["images"].num_rows)
-            seconds = round(time.perf_counter() - self.clock, 3)
-            self.manifest |= {"seconds": seconds, "done_before": len(self.sources) - todo}
-            self.manifest |= outcome(reason or lost(unended, len(images)))
+            self._note_end(reason or lost(unended, len(images)))
+            self.manifest |= {"done_before": len(self.sources) - todo}
             self.manifest |= ended(self.tables, len(images), self.job)
             run_folder.write_manifest(self.folder, self.manifest)
+        seconds = self.manifest["starts"][-1]["seconds"]
         log.info("%s after %.1f s: %s", self.manifest["status"], seconds, json.dumps(self.manifest["counts"]))
+
+    def _note_end(self, reason: str | None) -> None:
+        seconds = round(time.perf_counter() - self.clock, 3)
+        self.manifest |= finished(self.manifest["starts"], seconds, reason, self.collector.progress)
 
     @contextmanager
     def _stopped_in_manifest(self, reason: str | None) -> Iterator[None]:
@@ -307,8 +311,9 @@ class JobRun:
             yield
         except Exception as error:
             reason = explain(error, self.folder) if reason in (None, INTERRUPTED) else reason
+            self._note_end(reason)
             with suppress(OSError):
-                run_folder.write_manifest(self.folder, self.manifest | {"status": STOPPED, "reason": reason})
+                run_folder.write_manifest(self.folder, self.manifest)
             raise RunStopped(f"{reason}; what was committed until then is safe") from error
 
     def report(self) -> None:

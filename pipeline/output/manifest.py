@@ -17,7 +17,9 @@ from pipeline.clients.probe import Services
 from pipeline.job import Job
 from pipeline.output.breakdown import AGAIN
 from pipeline.output.run_folder import differences, read_manifest
+from pipeline.runtime import history
 from pipeline.runtime.interrupts import INTERRUPTED
+from pipeline.runtime.progress import Progress
 from pipeline.settings import Settings
 from pipeline.sources.listing import canonical
 
@@ -125,11 +127,12 @@ def identify(settings: Settings, job: Job, services: Services) -> dict[str, Any]
 def begun(
     folder: Path, started: str, identity: dict[str, Any], settings: Settings, job: Job, services: Services
 ) -> dict[str, Any]:
-    """The manifest of a run that has begun."""
+    """The manifest of a run that has begun, for the first time or again in the same `folder`."""
     return {
         "run": folder.name,
-        "status": "running",
+        "status": history.RUNNING,
         "started": started,
+        "starts": history.begun(read_manifest(folder), started),
         "identity": identity,
         "job": {"name": job.name, **job.content()},
         "settings": settings.public(),
@@ -154,6 +157,16 @@ def ended(written: dict[str, pa.Table], listed: int, job: Job) -> dict[str, Any]
         "failures": count_reasons(written),
         "totals": totals(written),
     }
+
+
+def finished(starts: list[history.Start], seconds: float, reason: str | None, progress: Progress) -> dict[str, Any]:
+    """What the manifest adds of the start that ended after some `seconds`; `reason`: why it ended early.
+
+    Its `seconds` are those of all starts.
+    """
+    status = outcome(reason)
+    starts = history.ended(starts, seconds, status, progress)
+    return {"seconds": history.total(starts), **status, "starts": starts}
 
 
 def lost(unended: int, listed: int) -> str | None:

@@ -15,6 +15,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.runtime import history
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.terminal import escaped
 
@@ -167,6 +168,8 @@ def show_summary(console: Console, manifest: dict[str, Any]) -> None:
     console.print(line, markup=False)
     if several := manifest["several_frames"]:
         console.print(f"images with several pages or frames: {several}; only the first is used")
+    if starts := history.sentence(manifest["starts"]):
+        console.print(starts, markup=False, highlight=False)
     if "reason" in manifest:
         reason = escaped(f"stopped: {manifest['reason']}")
         console.print(reason, style="bold red", markup=False, highlight=False, soft_wrap=True)

@@ -23,6 +23,7 @@ def manifest(**changes: object) -> dict[str, object]:
         },
         "failures": [{"stage": "read", "reason": "the file is [empty]", "rows": 1}],
         "several_frames": 0,
+        "starts": [],
         **changes,
     }
 
@@ -41,6 +42,19 @@ def test_summary_counts_and_reasons() -> None:
         "failed at read: the file is [empty] (1 rows)",
     ):
         assert text in shown, shown
+
+
+def test_a_run_that_was_begun_twice_shows_both_starts() -> None:
+    starts = [
+        {"started": "2026-01-01T10:00:00+00:00", "status": "unfinished"},
+        {"started": "2026-01-01T12:00:00+00:00", "status": "interrupted", "seconds": 100.0, "images": {"done": 40}},
+        {"started": "2026-01-01T13:00:00+00:00", "status": "complete", "seconds": 2.5, "images": {"done": 1}},
+    ]
+    console = Console(file=io.StringIO(), width=100)
+    show_summary(console, manifest(starts=starts))
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert "3 starts, 102.5 s in all; this one: 2.5 s, 1 images; 1 did not reach its end" in lines
 
 
 def test_a_log_file_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:

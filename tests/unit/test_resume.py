@@ -81,6 +81,13 @@ def test_a_second_run_asks_nothing(run_job: RunJob, simulated: Simulated) -> Non
     assert len(simulated.model.bodies) == 1  # the question before the run
     assert rows(second, "detections") == before
     assert "10 are done already" in printed
+    (start,) = first.manifest["starts"]
+    assert (start["status"], start["images"]) == ("complete", {"done": 10, "failed": 0})
+    assert start["detections"] == {"total": 10, "answered": 10, "failed": 0}
+    assert second.manifest["starts"][0] == start
+    assert second.manifest["starts"][1]["images"] == {"done": 0, "failed": 0}
+    seconds = [each["seconds"] for each in second.manifest["starts"]]
+    assert second.manifest["seconds"] == pytest.approx(sum(seconds), abs=0.001)
 
 
 def test_two_runs_of_the_same_give_the_same_files_but_for_timings(
@@ -356,6 +363,9 @@ def test_an_interrupt_keeps_what_was_done_and_the_next_run_does_the_rest(
     simulated.model.bodies.clear()
     done, printed = run_job()
     assert "are done already" in printed
+    starts = done.manifest["starts"]
+    assert [each["status"] for each in starts] == ["interrupted", "complete"]
+    assert sum(each["images"]["done"] for each in starts) == 60
     # What was on its way: four in flight, as many that wait for them, and both again for Daft's hands.
     assert asked + len(simulated.model.bodies) - 2 - 60 <= 16
     assert done.manifest["counts"]["images"] == {
@@ -432,6 +442,9 @@ def test_kill_9_then_resume_gives_every_row_once(simulated: Simulated, tmp_path:
     assert resumed.killed
     assert (resumed.committed > 0) == some_committed
     assert resumed.rows == 300 * BOXES
+    starts = json.loads((folder / "run.json").read_text())["starts"]
+    killed_starts = [each["status"] for each in starts[:-1]]
+    assert killed_starts == ["unfinished"] or not asked  # the first kill may come before run.json
     assert not resumed.wrong
 
 
@@ -559,6 +572,7 @@ def test_an_error_in_the_tables_is_told_in_one_line_and_costs_no_rows(
     manifest = json.loads((tmp_path / "runs" / "mine" / "run.json").read_text())
     assert manifest["status"] == "stopped"
     assert "offset overflow" in manifest["reason"]
+    assert [(each["status"], each["images"]["done"]) for each in manifest["starts"]] == [("stopped", 10)]
     _, printed = run_job("--run-name", "mine")
     assert "10 are done already" in printed
 

@@ -32,6 +32,7 @@ def test_nothing_that_comes_from_data_is_markup(
             "counts": {"images": counts, "detections": counts},
             "failures": [{"stage": "ask", "reason": value, "rows": 1}],
             "several_frames": 0,
+            "starts": [],
             "reason": value,
         }
         show_summary(make_console(), manifest)
