@@ -61,13 +61,15 @@ def decode(data: bytes, least: Least | None = None, formats: tuple[str, ...] = F
                 raise BadImage(f"{width} x {height} pixels: more than {MAX_PIXELS // 1_000_000} megapixels")
             if least:
                 image.draft(None, least(width, height))
+            smaller = image.size != (width, height)
             raw_mode = str(image.tile[0].args) if image.tile else ""
             image.load()
-            # Read after `load`: by then Pillow's TIFF reader has applied the orientation itself.
             if image.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS:
                 width, height = height, width
             # In place, and RGB is not converted: each copy of 81 megapixels takes 243 MB.
             ImageOps.exif_transpose(image, in_place=True)
+            if not smaller:  # Pillow's TIFF reader applies the orientation itself, as it loads
+                width, height = image.size
             return Upright(to_rgb(image, raw_mode), str(image.format), width, height)
     except BadImage:
         raise

@@ -46,6 +46,7 @@ from pipeline.runtime.stream import Stream
 from pipeline.runtime.terminal import escaped
 from pipeline.runtime.watchdog import TICK_S, Watchdog
 from pipeline.settings import Settings
+from pipeline.sources.images import UNKNOWN_INPUT
 from pipeline.sources.listing import Listing, list_images
 from pipeline.sources.objects import Objects
 from pipeline.sources.reader import Reader
@@ -214,7 +215,8 @@ class JobRun:
         plan, runtime = self.resume_plan, self.runtime
         sizes = (held_bytes(source.size) or 0 for source in plan.sources)
         batch = runtime.budget.admission_batch(sizes, BATCH)
-        frame = read(listed(plan.sources), self.reader, plan.seen, runtime, batch)
+        takes = self.services.detector_input or UNKNOWN_INPUT
+        frame = read(listed(plan.sources), self.reader, plan.seen, runtime, batch, takes)
         frame = detect(frame, self.clients.detector, runtime, batch)
         frame = crop(frame, self.job.crop, runtime)
         frame = ask(frame, self.clients.model, runtime, plan.answers)

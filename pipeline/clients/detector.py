@@ -38,6 +38,8 @@ class Detected:
     attempts: int
     latency_s: float
     """Of the request that was answered."""
+    input: tuple[int, int] | None = None
+    """Pixels across and down that the detector's model takes: more give no better boxes. None: it does not say."""
 
 
 class Answer(BaseModel):
@@ -49,6 +51,7 @@ class Answer(BaseModel):
     model: str
     revision: str | None
     settings: dict[str, str | FiniteFloat] = {}
+    input: tuple[PositiveInt, PositiveInt] | None = None
 
 
 class DetectorClient:
@@ -83,4 +86,5 @@ class DetectorClient:
             answer.settings,
             reply.attempts,
             reply.latency_s,
+            answer.input,
         )

@@ -46,6 +46,8 @@ class Services:
     detector_revision: str | None
     detector_settings: str
     """What the detector says of how it chooses boxes; a threshold that the job names is in the job."""
+    detector_input: tuple[int, int] | None
+    """Pixels that its model takes; None: it does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +200,7 @@ async def probe_all(settings: Settings, job: Job) -> Services:
     await try_model(settings, job, served)
     chosen = {name: value for name, value in detected.settings.items() if name != "threshold" or job.threshold is None}
     told = ", ".join(f"{name} {value}" for name, value in sorted(chosen.items()))
-    return Services(served.model, served.root, detected.model, detected.revision, told)
+    return Services(served.model, served.root, detected.model, detected.revision, told, detected.input)
 
 
 def probe(settings: Settings, job: Job) -> Services:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 
 from PIL import Image
 
@@ -17,6 +18,9 @@ JPEG_QUALITY = 90
 # for Qwen3-VL. They also refuse sides of more than 200:1, which 32 pixels of at most 4096 exclude.
 MIN_SIDE = 32
 FILL = (128, 128, 128)
+
+# Pillow's own for thumbnails: it scales down by whole factors first, to at least this multiple of the target.
+REDUCING_GAP = 2.0
 
 
 class BadBox(RowError):
@@ -55,24 +59,70 @@ def padded_box(box: Sequence[float], margin: float, size: tuple[int, int]) -> tu
     return left, top, right, bottom
 
 
-def cut(image: Image.Image, box: Sequence[float], margin: float, max_side: int, min_side: int = MIN_SIDE) -> bytes:
+def enough(boxes: Sequence[Sequence[float]], margin: float, max_side: int, size: tuple[int, int]) -> int | None:
+    """Pixels of the longest side of an image of `size` that are enough for crops of `max_side`; None: all pixels.
+
+    A crop out of a JPEG that is decoded at a half or a quarter differs by 41 dB or more from one out of all pixels,
+    measured on noise, and costs a third.
+    """
+    sides = []
+    for box in boxes:
+        with suppress(BadBox):
+            check_box(box, size)
+            left, top, right, bottom = padded_box(box, margin, size)
+            sides.append(max(right - left, bottom - top))
+    if not sides or min(sides) <= max_side:
+        return None
+    return math.ceil(max(size) * max_side / min(sides))
+
+
+def cut(
+    image: Image.Image,
+    box: Sequence[float],
+    margin: float,
+    max_side: int,
+    min_side: int = MIN_SIDE,
+    size: tuple[int, int] | None = None,
+) -> bytes:
     """Return the JPEG of one box of an upright RGB image.
 
     The box (`xyxy`, pixels) is padded and clipped by `padded_box`. A crop with a side above `max_side` pixels is scaled
     down to it. One with a side below `min_side` is scaled up, until its longer side has `max_side`; what is missing
-    then at the shorter side is filled with grey.
+    then at the shorter side is filled with grey. `size`, (width, height), is that of the image which the box refers
+    to; `image` may be a smaller copy of it.
 
     Raises:
         BadBox: the box holds nothing of the image.
     """
-    check_box(box, image.size)
-    crop = image.crop(padded_box(box, margin, image.size))
-    crop.thumbnail((max_side, max_side), Image.Resampling.BICUBIC)
+    size = size or image.size
+    check_box(box, size)
+    padded = padded_box(box, margin, size)
+    if image.size == size:
+        crop = image.crop(padded)
+        crop.thumbnail((max_side, max_side), Image.Resampling.BICUBIC)
+    else:
+        crop = from_copy(image, padded, max_side, size)
     if min(crop.size) < min_side:
         crop = enlarged(crop, max_side, min(min_side, max_side))
     encoded = io.BytesIO()
     crop.save(encoded, "JPEG", quality=JPEG_QUALITY)
     return encoded.getvalue()
+
+
+def from_copy(
+    copy: Image.Image, padded: tuple[int, int, int, int], max_side: int, size: tuple[int, int]
+) -> Image.Image:
+    """The crop that `cut` makes of a box (whole pixels of an image of `size`) out of a smaller copy of the image.
+
+    The box stays where it is to a fraction of the copy's pixels: whole ones would move it by up to half a pixel, which
+    is a larger difference than that between the copy and the image.
+    """
+    left, top, right, bottom = padded
+    across, down = copy.width / size[0], copy.height / size[1]
+    scale = min(max_side / max(right - left, bottom - top), 1.0)
+    target = (max(round((right - left) * scale), 1), max(round((bottom - top) * scale), 1))
+    within = (left * across, top * down, right * across, bottom * down)
+    return copy.resize(target, Image.Resampling.BICUBIC, box=within, reducing_gap=REDUCING_GAP)
 
 
 def enlarged(crop: Image.Image, max_side: int, min_side: int) -> Image.Image:

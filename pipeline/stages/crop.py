@@ -8,18 +8,17 @@ from typing import Any
 import daft
 from daft import col
 from daft.functions import coalesce
-from PIL import Image
 
 from pipeline.job import Crop
 from pipeline.metrics.stage import ASK, COLLECT, CROP
 from pipeline.runtime.runtime import Runtime, failure
-from pipeline.sources.images import decode
-from pipeline.stages.boxes import BadBox, cut
+from pipeline.sources.images import Upright, decode
+from pipeline.stages.boxes import BadBox, cut, enough
 from pipeline.stages.schema import CROPPED
 
 
 class CropBoxes:
-    """Cuts the boxes out of the image at full resolution."""
+    """Cuts the boxes out of the image, which is decoded as large as the crops need it."""
 
     def __init__(self, crop: Crop, runtime: Runtime) -> None:
         self.crop = crop
@@ -27,21 +26,22 @@ class CropBoxes:
 
     @daft.method(return_dtype=CROPPED)
     def __call__(
-        self, path: bytes, data: bytes | None, boxes: list[dict[str, Any]] | None, key: str | None
+        self, path: bytes, image: dict[str, Any] | None, boxes: list[dict[str, Any]] | None
     ) -> dict[str, Any] | None:
         """Each box with its JPEG; the image's bytes are released."""
-        cropped = self.cut(data, boxes, key) if data and boxes else None
+        cropped = self.cut(image, boxes) if image and image["data"] and boxes else None
         found = (cropped or {}).get("detections", [])
         self.runtime.budget.cropped(path, sum(len(each.get("jpeg", b"")) for each in found))
         return cropped
 
-    def cut(self, data: bytes, boxes: list[dict[str, Any]], key: str | None) -> dict[str, Any]:
+    def cut(self, image: dict[str, Any], boxes: list[dict[str, Any]]) -> dict[str, Any]:
         """Each box with its JPEG, or why it has none."""
         cropped: dict[str, Any] = {}
-        with self.runtime.step(CROP, key) as step:
-            step.bytes_in = len(data)
-            pixels = decode(data).pixels
-            cropped["detections"] = [self.cut_one(pixels, box) for box in boxes]
+        with self.runtime.step(CROP, image["key"]) as step:
+            step.bytes_in = len(image["data"])
+            places, size = [box["box"] for box in boxes], (image["width"], image["height"])
+            upright = decode(image["data"], enough(places, self.crop.margin, self.crop.max_side, size))
+            cropped["detections"] = [self.cut_one(upright, box) for box in boxes]
             jpegs = [found["jpeg"] for found in cropped["detections"] if "jpeg" in found]
             step.bytes_out = sum(map(len, jpegs))
             if jpegs:
@@ -51,10 +51,11 @@ class CropBoxes:
                 step.hand_on(COLLECT, len(boxes))
         return cropped | {"seconds": step.seconds, "failure": step.failure}
 
-    def cut_one(self, pixels: Image.Image, box: dict[str, Any]) -> dict[str, Any]:
+    def cut_one(self, image: Upright, box: dict[str, Any]) -> dict[str, Any]:
         """A box with its JPEG, or why it has none; the image's other boxes are cut all the same."""
+        crop, size = self.crop, (image.width, image.height)
         try:
-            return box | {"jpeg": cut(pixels, box["box"], self.crop.margin, self.crop.max_side, self.crop.min_side)}
+            return box | {"jpeg": cut(image.pixels, box["box"], crop.margin, crop.max_side, crop.min_side, size)}
         except BadBox as error:
             return box | {"failure": failure(CROP, error)}
 
@@ -66,9 +67,7 @@ def crop(detected: daft.DataFrame, settings: Crop, runtime: Runtime) -> daft.Dat
     2.0 GB decoded and 449 MB encoded.
     """
     stage = daft.cls(CropBoxes, use_process=False)(settings, runtime)
-    cropped = detected.with_column(
-        "cropped", stage(col("path"), col("image")["data"], col("detected")["boxes"], col("image")["key"])
-    )
+    cropped = detected.with_column("cropped", stage(col("path"), col("image"), col("detected")["boxes"]))
     image, found, cut_out = col("image"), col("detected"), col("cropped")
     slim = cropped.select(
         col("path"),

@@ -6,6 +6,7 @@ from typing import Any
 
 import daft
 from daft import col
+from daft.functions import coalesce
 
 from pipeline.clients.detector import DetectorClient
 from pipeline.metrics.stage import CROP, DETECT
@@ -56,4 +57,5 @@ def detect(images: daft.DataFrame, client: DetectorClient, runtime: Runtime, bat
     batches = in_flight_batches(client.http.limits.concurrency, batch)
     stage = daft.cls(Detect, max_concurrency=batches)(client, runtime)
     image = col("image")
-    return images.with_column("detected", stage(col("path"), image["upload"], image["width"], image["key"]))
+    upload = coalesce(image["copy"], image["data"])
+    return images.with_column("detected", stage(col("path"), upload, image["width"], image["key"]))

@@ -20,7 +20,7 @@ IMAGE = DataType.struct(
         "file_bytes": DataType.int64(),
         "duplicate": DataType.bool(),  # an image with the same bytes was read before: nothing is asked about this one
         "data": DataType.binary(),  # the file
-        "upload": DataType.binary(),  # what the detector gets
+        "copy": DataType.binary(),  # what the detector gets; null: the file
         "seconds": DataType.float32(),
         "failure": FAILURE,
     }

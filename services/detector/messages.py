@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from services.detector.checkpoint import Checkpoint
+
 # Longest label, in characters; also the longest name that an error repeats.
 MAX_LABEL = 100
 
@@ -111,8 +113,9 @@ def check_label(label: str, known: frozenset[str] | None) -> None:
         raise UnknownLabel(f"{label!r} is not a label of this model: known are {', '.join(sorted(known))}")
 
 
-def answer(found: Found, model: str, revision: str | None, settings: dict[str, Any]) -> dict[str, Any]:
+def answer(found: Found, checkpoint: Checkpoint, settings: dict[str, Any]) -> dict[str, Any]:
     """The body of a 200, before packing; `settings` are the service's settings that decide the boxes."""
     boxes = [{"box": list(item.box), "label": item.label, "score": item.score} for item in found.detections]
-    made_by = {"model": model, "revision": revision, "settings": settings}
-    return {"boxes": boxes, "width": found.width, "height": found.height, **made_by}
+    made_by = {"model": checkpoint.model, "revision": checkpoint.revision, "settings": settings}
+    size = {"width": found.width, "height": found.height, "input": list(checkpoint.input_size.largest)}
+    return {"boxes": boxes, **size, **made_by}

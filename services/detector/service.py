@@ -1,8 +1,9 @@
 """The HTTP service: settings in, a running Mosec server, an exit code out.
 
     POST /detect   msgpack {"image": encoded bytes, "label": str, "threshold": 0..1 or nil}
-      200  msgpack {"boxes": [{"box": [x1, y1, x2, y2], "label", "score"}], "width", "height", "model", "revision",
-           "settings": {"threshold", "nms_iou", "dtype"}}
+      200  msgpack {"boxes": [{"box": [x1, y1, x2, y2], "label", "score"}], "width", "height", "input": [width, height],
+           "model", "revision", "settings": {"threshold", "nms_iou", "dtype"}}; a larger image than `input`, the size
+           in pixels that the model takes, gives no better boxes
       400  an invalid request, or no usable image       413  body over DETECTOR_MAX_BODY_MB
       422  a label that the model does not know         429  DETECTOR_QUEUE requests wait already: try later
       500  the model failed on this image               408  no answer within DETECTOR_TIMEOUT_S

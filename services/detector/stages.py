@@ -144,4 +144,4 @@ class Answer(MsgpackMixin, Stage):  # type: ignore[misc]  # no Mosec where types
         if isinstance(data, Failed):
             raise DetectionError(data.reason)
         chosen = self.settings.model_dump(include=DECIDE_BOXES)
-        return answer(data, self.checkpoint.model, self.checkpoint.revision, chosen)
+        return answer(data, self.checkpoint, chosen)

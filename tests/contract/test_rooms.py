@@ -53,7 +53,7 @@ ALLOWED: dict[str, set[str]] = {
     "scripts.bench": {
         *SCRIPTS,
         *PIPELINE,
-        *("samples", "examples"),
+        *("samples", "examples", "services.detector"),
         *prefixed("tests", "doubles corpus killed_runs outages pictures"),
     },
     "scripts.lock": set(SCRIPTS),

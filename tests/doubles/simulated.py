@@ -53,6 +53,8 @@ class Simulated:
     boxes: Callable[[Image.Image], list[list[float]]] = lambda image: [[0, 0, image.width / 2, image.height / 2]]
     detector_settings: dict[str, Any] = field(default_factory=lambda: {"threshold": 0.4, "nms_iou": 0.6})
     """What the detector says of how it chooses boxes."""
+    detector_input: tuple[int, int] | None = None
+    """What it says of the pixels that its model takes."""
     answer: Callable[[Image.Image, dict[str, Any]], str] | None = None
     """What the model says about a crop; by default ANSWER, without looking."""
     models: tuple[str, ...] = ("simulated",)
@@ -126,13 +128,15 @@ class Simulated:
     async def detect(self, request: web.Request) -> web.StreamResponse:
         """POST /detect as services/detector has it."""
         body = msgpack.unpackb(await request.read())
+        if self.keep_bodies:
+            self.detector.bodies.append(body)
 
         def answer() -> web.Response:
             if body["label"] not in self.labels:
                 return web.Response(status=422, text=f"unknown label, known are {', '.join(self.labels)}")
             image = ImageOps.exif_transpose(Image.open(io.BytesIO(body["image"])))
             found = detection(self.boxes(image), body["label"], image.size)
-            return message(found | {"settings": self.detector_settings})
+            return message(found | {"settings": self.detector_settings, "input": self.detector_input})
 
         return await self.observed(self.detector, self.detector_fault, request, answer)
 

@@ -1,12 +1,15 @@
 """Crops: padded, clipped, never empty."""
 
 import io
+import math
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops, ImageStat
 
-from pipeline.stages.boxes import BadBox, cut, encoded_size, padded_box
-from tests.pictures import gradient
+from pipeline.sources.images import decode
+from pipeline.stages.boxes import BadBox, cut, encoded_size, enough, padded_box
+from scripts.bench.memory import photo
+from tests.pictures import encoded, gradient
 
 
 @pytest.mark.parametrize(
@@ -95,3 +98,37 @@ def test_the_size_of_a_crop_is_read_from_its_bytes() -> None:
     assert encoded_size(cut(gradient(), (0, 0, 320, 240), 0.0, 64)) == (64, 48)
     assert encoded_size(b"\xff\xd8\xff\xe0\x00\x10JFIF") is None
     assert encoded_size(b"") is None
+
+
+# --- crops out of an image that is decoded smaller -------------------------------------------------------------------
+
+
+def decibels(one: bytes, other: bytes) -> float:
+    """Peak signal-to-noise ratio of two JPEGs of one size."""
+    first, second = (Image.open(io.BytesIO(jpeg)) for jpeg in (one, other))
+    assert first.size == second.size
+    squares = sum(ImageStat.Stat(ImageChops.difference(first, second)).sum2)
+    return 10 * math.log10(255**2 * 3 * first.width * first.height / squares) if squares else math.inf
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("side", [600, 1000, 1200, 1600, 2000, 2900])
+def test_a_crop_out_of_a_smaller_decode_is_as_good(side: int) -> None:
+    size = (4000, 3000)
+    data = encoded(photo(3, size), quality=88)
+    box = (333.3, 77.7, 333.3 + side, 77.7 + 0.75 * side)
+    pixels = enough([box], 0.05, 512, size)
+    assert pixels is not None
+    small, full = decode(data, pixels), decode(data)
+    expected = {600: 4000, 1000: 2000, 1200: 2000, 1600: 2000, 2000: 1000, 2900: 1000}[side]
+    assert small.pixels.width == expected
+    assert decibels(cut(small.pixels, box, 0.05, 512, size=size), cut(full.pixels, box, 0.05, 512)) >= 38
+
+
+def test_the_smallest_crop_decides_how_large_the_decode_is() -> None:
+    large, small = (0, 0, 2000, 1500), (0, 0, 600, 300)
+    assert enough([large], 0.0, 500, (4000, 3000)) == 1000
+    assert enough([large, small], 0.0, 500, (4000, 3000)) == 3334
+    assert enough([large, (0, 0, 400, 300)], 0.0, 500, (4000, 3000)) is None
+    assert enough([large, (math.nan, 0, 1, 1), (9000, 0, 9001, 1)], 0.0, 500, (4000, 3000)) == 1000
+    assert enough([(math.nan, 0, 1, 1)], 0.0, 500, (4000, 3000)) is None

@@ -5,6 +5,7 @@ from typing import Any
 import msgpack
 import pytest
 
+from services.detector.checkpoint import Checkpoint, InputSize
 from services.detector.messages import (
     Detection,
     Found,
@@ -74,13 +75,15 @@ def test_a_model_without_fixed_labels_takes_any() -> None:
 def test_an_answer() -> None:
     found = Found((Detection((1.0, 2.0, 3.0, 4.0), "dog", 0.5), Detection((0.0, 0.0, 1.0, 1.0), "dog", None)), 640, 480)
     settings = {"threshold": 0.4, "nms_iou": 0.6, "dtype": "auto"}
-    assert msgpack.unpackb(msgpack.packb(answer(found, "some/model", None, settings))) == {
+    checkpoint = Checkpoint("some/model", None, frozenset({"dog"}), InputSize(exact=(256, 192)))
+    assert msgpack.unpackb(msgpack.packb(answer(found, checkpoint, settings))) == {
         "boxes": [
             {"box": [1.0, 2.0, 3.0, 4.0], "label": "dog", "score": 0.5},
             {"box": [0.0, 0.0, 1.0, 1.0], "label": "dog", "score": None},
         ],
         "width": 640,
         "height": 480,
+        "input": [256, 192],
         "model": "some/model",
         "revision": None,
         "settings": settings,

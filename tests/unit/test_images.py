@@ -7,8 +7,15 @@ import pytest
 from PIL import Image, ImageCms
 
 from imaging import decode as imaging
-from pipeline.sources import images
-from pipeline.sources.images import BadImage, content_key, decode, for_detector, frames
+from pipeline.sources.images import (
+    BadImage,
+    content_key,
+    copy_for_detector,
+    covering,
+    decode,
+    decode_for_detector,
+    frames,
+)
 from tests.pictures import Tags, animated, as_phones_take_it, encoded, gradient, rotated_by_exif, sixteen_bit, tiff
 
 
@@ -92,23 +99,54 @@ def test_key_names_content() -> None:
     assert len(content_key(JPEG)) == 16
 
 
+def sent(data: bytes, takes: tuple[int, int]) -> tuple[str, str, tuple[int, int]] | None:
+    """Format, mode and size of what the detector gets; None: the file itself."""
+    copy = copy_for_detector(data, decode_for_detector(data, takes), takes)
+    if copy is None:
+        return None
+    image = Image.open(io.BytesIO(copy))
+    return str(image.format), image.mode, image.size
+
+
 @pytest.mark.parametrize("data", [JPEG, rotated_by_exif(gradient()), sixteen_bit(), encoded(gradient(), "WEBP")])
-def test_detector_gets_the_file_where_that_will_do(data: bytes) -> None:
-    assert for_detector(data, decode(data)) is data
+def test_the_detector_gets_a_small_file_as_it_is(data: bytes) -> None:
+    assert sent(data, (64, 64)) is None
+
+
+def test_the_detector_gets_a_file_not_much_larger_than_its_input_as_it_is() -> None:
+    data = encoded(gradient(1600, 1200))
+    assert sent(data, (800, 600)) is None
+    assert sent(data, (640, 480)) == ("JPEG", "RGB", (640, 480))
 
 
 @pytest.mark.parametrize("kind", ["BMP", "HEIF"])
-def test_detector_gets_a_small_jpeg_of_other_formats(kind: str) -> None:
-    data = encoded(gradient(2560, 640), kind)
-    sent = Image.open(io.BytesIO(for_detector(data, decode(data))))
-    assert (sent.format, sent.mode, sent.size) == ("JPEG", "RGB", (1280, 320))
+def test_the_detector_gets_a_jpeg_of_other_formats(kind: str) -> None:
+    assert sent(encoded(gradient(320, 240), kind), (1280, 1280)) == ("JPEG", "RGB", (320, 240))
+    assert sent(encoded(gradient(2560, 1280), kind), (640, 640)) == ("JPEG", "RGB", (1280, 640))
 
 
-def test_detector_gets_a_small_jpeg_of_a_huge_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "PASSED_ON_BYTES", 1000)
-    data = rotated_by_exif(gradient(1600, 1200))
-    sent = Image.open(io.BytesIO(for_detector(data, decode(data))))
-    assert (sent.format, sent.mode, sent.size) == ("JPEG", "RGB", (1280, 960))
+def test_the_copy_is_upright_and_covers_the_models_input() -> None:
+    assert sent(rotated_by_exif(gradient(4000, 3000)), (640, 640)) == ("JPEG", "RGB", (854, 640))
+    assert sent(rotated_by_exif(gradient(4000, 3000)), (256, 192)) == ("JPEG", "RGB", (256, 192))
+
+
+@pytest.mark.parametrize("size", [(4000, 3000), (3000, 4000), (5000, 400), (1, 3000), (33, 35)])
+@pytest.mark.parametrize("takes", [(640, 640), (256, 192), (1333, 1333)])
+def test_a_smaller_decode_keeps_the_pixels_that_the_model_takes(size: tuple[int, int], takes: tuple[int, int]) -> None:
+    for data in (encoded(gradient(*size)), rotated_by_exif(gradient(*size))):
+        upright = decode_for_detector(data, takes)
+        assert (upright.width, upright.height) == size
+        scale = covering(size, takes)
+        assert upright.pixels.width >= size[0] * scale
+        assert upright.pixels.height >= size[1] * scale
+        assert abs(upright.pixels.width / size[0] - upright.pixels.height / size[1]) < 1 / min(upright.pixels.size)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+def test_a_smaller_decode_finds_a_file_that_is_cut_short(kind: str) -> None:
+    data = encoded(gradient(4000, 3000), kind)
+    with pytest.raises(BadImage, match="cannot be decoded"):
+        decode_for_detector(data[:-1000], (64, 64))
 
 
 # --- what a picture shows ------------------------------------------------------------------------------------------

@@ -77,7 +77,8 @@ def test_every_detection_becomes_a_row_with_its_answer(run_job: RunJob, simulate
 
 @pytest.mark.slow
 def test_boxes_come_back_in_pixels_of_the_full_image(run_job: RunJob, simulated: Simulated, tmp_path: Path) -> None:
-    """Of 2560 pixels in a format that detectors do not take, the detector sees 1280: its boxes are scaled up again."""
+    """Of 2560 x 1920 pixels, the detector sees what its model has use for: its boxes are scaled up again."""
+    simulated.detector_input = (960, 960)
     (tmp_path / "large").mkdir()
     (tmp_path / "large" / "a.tif").write_bytes(encoded(gradient(2560, 1920), "TIFF"))
     widths: list[int] = []
