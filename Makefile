@@ -125,7 +125,7 @@ quick: dev
 
 .PHONY: test
 test: dev ## run all tests, on the real services: TESTS=
-	@scripts/python.sh scripts/environments.py detector-cpu vllm-cpu
+	@scripts/python.sh scripts/environments.py detector-cpu detector-torch-cpu vllm-cpu
 ifdef TESTS
 	$(DEV)/python -m pytest -n 3 $(TESTS)
 else

@@ -19,15 +19,13 @@ import numpy as np
 from samples.detection_metrics import Counts, FloatArray, ScoredBoxes, average_precision, count_matches
 from samples.make_images import IMAGES, TRUTH
 from samples.scenes import LABELS, make_scene
-from services.detector.backends import DetectorError
-from services.detector.backends.closed_set import ClosedSetDetector
-from services.detector.backends.closed_set import read as read_checkpoint
+from services.detector.backends import Detector, DetectorError, backend
 from services.detector.checkpoint import Checkpoint, CheckpointError
 from services.detector.images import decode
 from services.detector.messages import Detection, Failed, Frame
 from services.detector.settings import Settings
 
-MODEL = Path(__file__).parent / "models" / "tiny-detector"
+MODEL = Path(__file__).parent / "models" / "tiny-detector" / "model.onnx"
 
 # Far from the seeds of `samples.train_detector` and from those of the bundled pictures.
 EVALUATION_SEED = 9_000_000
@@ -73,7 +71,7 @@ def bundled_pictures() -> Iterator[Example]:
 
 def evaluate(
     examples: Iterable[Example],
-    detector: ClosedSetDetector,
+    detector: Detector,
     checkpoint: Checkpoint,
     iou: float,
     thresholds: list[float],
@@ -135,7 +133,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bundled", action="store_true", help="evaluate the bundled pictures instead of fresh scenes")
     add = parser.add_argument
-    add("--model", default=str(MODEL), help="folder or hub id of a checkpoint (default: the bundled tiny model)")
+    add(
+        "--model",
+        default=str(MODEL),
+        help=".onnx file, or folder or hub id of a checkpoint (default: the bundled tiny model)",
+    )
     add("--revision", help="branch, tag or commit of a hub id (default: main)")
     add("--scenes", type=int, default=200, help="fresh scenes to draw (default: %(default)s)")
     add("--seed", type=int, default=EVALUATION_SEED, help="seed of the first scene (default: %(default)s)")
@@ -149,8 +151,11 @@ def main() -> int:
     args = parser.parse_args()
 
     try:
-        checkpoint = read_checkpoint(args.model, args.revision)
-        detector = ClosedSetDetector(defaults.model_copy(update={"max_batch": len(LABELS)}), checkpoint)
+        chosen = {"model": args.model, "revision": args.revision, "max_batch": len(LABELS)}
+        settings = defaults.model_copy(update=chosen)
+        kind = backend(settings)
+        checkpoint = kind.read(args.model, args.revision)
+        detector = kind.load(settings, checkpoint)
         examples = bundled_pictures() if args.bundled else fresh_scenes(args.seed, args.scenes)
         thresholds = sorted({*THRESHOLDS, args.threshold})
         reports = evaluate(examples, detector, checkpoint, args.iou, thresholds)

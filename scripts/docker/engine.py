@@ -14,7 +14,7 @@ import shutil
 import sys
 import uuid
 from collections.abc import Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NoReturn
 
 from python_on_whales import DockerException
@@ -139,10 +139,12 @@ class ComposeEngine(ContainerEngine):
         Raises:
             InvalidStackSetting: the model is a folder of this host.
         """
-        inside = self.device == "cpu" and service.model in self.image(service.name).sources
-        if not inside and (ROOT / service.model).is_dir():
+        sources = [Path(source) for source in self.image(service.name).sources]
+        model = Path(service.model)
+        inside = self.device == "cpu" and any(place in sources for place in (model, *model.parents))
+        if not inside and (ROOT / model).exists():
             raise InvalidStackSetting(
-                f"{service.name}: the model {service.model} is a folder of this host, and its container takes models "
+                f"{service.name}: the model {service.model} is on this host, and its container takes models "
                 "from the hub: mount it in a compose overlay of yours, or set STACK_ENGINE=process"
             )
 

@@ -86,8 +86,9 @@ def hub_token(environment: Mapping[str, str]) -> str | None:
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether a name can be a repository of the hub: `name` or `owner/name`."""
-    return re.fullmatch(r"(?:[\w.-]+/)?[\w.-]+", name) is not None and not name.startswith((".", "~"))
+    """Whether a name can be a repository of the hub: `name` or `owner/name`; a path to an .onnx file is none."""
+    named = re.fullmatch(r"(?:[\w.-]+/)?[\w.-]+", name) is not None
+    return named and not name.startswith((".", "~")) and not name.endswith(".onnx")
 
 
 def locate(options: Options, root: Path) -> tuple[Model | None, list[Finding]]:

@@ -41,26 +41,37 @@ def own_variables(settings: StackSettings, kind: Kind, device: str) -> dict[str,
     return read_variables(presets_of(kind, device)) | settings.user_variables(kind.prefix)
 
 
+def environment_of(kind: Kind, device: str, model: str) -> str:
+    """The environment in which a service runs: the detector's for an ONNX model has no torch."""
+    if kind.name != "detector":
+        return kind.image(device).name
+    if model.endswith(".onnx") or (any(Path(model).glob("*.onnx")) and not any(Path(model).glob("*.safetensors"))):
+        return "detector-cpu"
+    return "detector-torch-cpu" if device == "cpu" else kind.image(device).name
+
+
 def python_service(settings: StackSettings, device: str, kind: Kind) -> Service:
     """A service that a Python module of this repository serves.
 
     <NAME>_HOST and <NAME>_PORT tell it where to listen, <NAME>_MODEL and <NAME>_REVISION name its model, if it has one.
     """
     image, port = kind.image(device), settings.port(kind.name)
+    model = own_variables(settings, kind, device).get(f"{kind.prefix}MODEL", "")
+    environment = environment_of(kind, device, model)
     listen = {f"{kind.prefix}HOST": settings.host, f"{kind.prefix}PORT": str(port)}
     variables = own_variables(settings, kind, device) | host_variables(settings, device) | listen
     code = {file for source in image.sources for file in (ROOT / source).rglob("*.py")}
     preset = presets_of(kind, device)
     return Service(
         name=kind.name,
-        environment=image.name,
-        command=(str(environments.python(image.name)), "-m", kind.module),
+        environment=environment,
+        command=(str(environments.python(environment)), "-m", kind.module),
         variables=tuple(sorted(variables.items())),
         port=port,
         ready_url=f"http://{settings.host}:{port}{kind.ready_path}",
         stop_grace_s=kind.stop_grace_s,
         inputs=(*([preset] if preset.is_file() else []), *sorted(code)),
-        model=variables.get(f"{kind.prefix}MODEL", ""),
+        model=model,
         revision=variables.get(f"{kind.prefix}REVISION"),
     )
 

@@ -31,10 +31,12 @@ class InputSize:
     """The size in pixels that an image is scaled to before the model's own processor sees it.
 
     `exact`, (width, height), is the processor's own size, and `resample` its filter, so that nothing is left for it to
-    scale. Without it, larger images are scaled down in proportion to a `longest` side, and the processor does the rest.
+    scale. `within`, (width, height), is the largest size in the image's own proportions: the model pads the rest.
+    Without either, larger images are scaled down in proportion to a `longest` side, and the processor does the rest.
     """
 
     exact: tuple[int, int] | None = None
+    within: tuple[int, int] | None = None
     longest: int = LONGEST_SIDE
     resample: int = BILINEAR
 
@@ -42,13 +44,16 @@ class InputSize:
         """The size, (width, height), for an image of this width and height."""
         if self.exact is not None:
             return self.exact
+        if self.within is not None:
+            scale = min(self.within[0] / width, self.within[1] / height)
+            return max(1, round(width * scale)), max(1, round(height * scale))
         scale = min(1.0, self.longest / max(width, height))
         return max(1, round(width * scale)), max(1, round(height * scale))
 
     @property
     def largest(self) -> tuple[int, int]:
         """The largest size, (width, height), that `of` returns."""
-        return self.exact or (self.longest, self.longest)
+        return self.exact or self.within or (self.longest, self.longest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +81,23 @@ class Files:
         """
         self.model = model
         self.revision = revision
-        self.folder = Path(model) if Path(model).is_dir() else None
+        self.file = Path(model) if Path(model).is_file() else None
+        self.folder = self.file.parent if self.file else Path(model) if Path(model).is_dir() else None
         if self.folder and revision is not None:
-            raise CheckpointError(f"DETECTOR_REVISION={revision!r} has no meaning for the folder {model}: unset it")
+            raise CheckpointError(
+                f"DETECTOR_REVISION={revision!r} has no meaning for the local model {model}: unset it"
+            )
         if not self.folder and not HUB_ID.fullmatch(model):
             raise CheckpointError(
-                f"DETECTOR_MODEL={model!r} is neither a folder (seen from {Path.cwd()}) nor a hub id like owner/name"
+                f"DETECTOR_MODEL={model!r} is neither a file nor a folder (seen from {Path.cwd()}), nor a hub id like "
+                "owner/name"
             )
+
+    def names(self, pattern: str) -> list[Path]:
+        """The files of a local checkpoint that match, in order; of a file, itself alone. Empty for a hub id."""
+        if self.file:
+            return [self.file] if self.file.match(pattern) else []
+        return sorted(self.folder.glob(pattern)) if self.folder else []
 
     def path(self, name: str) -> Path:
         """A file on this host; from the hub, of one commit, which `revision` names from then on.

@@ -15,6 +15,9 @@ PREFIX = "DETECTOR_"
 # Mosec reads variables of its own, which would override these settings.
 SERVER_PREFIX = "MOSEC_"
 
+# The value of DETECTOR_BACKEND that leaves the choice to the model's files.
+AUTO = "auto"
+
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -35,10 +38,10 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str = Field(
-        default="samples/models/tiny-detector",
-        description="folder of an object detection checkpoint, or its id on the Hugging Face hub",
+        default="samples/models/tiny-detector/model.onnx",
+        description="an .onnx file, or a checkpoint of transformers: its folder or its id on the Hugging Face hub",
     )
-    backend: str = Field(default="transformers", description="the kind of model: a name in services/detector/backends")
+    backend: str = Field(default=AUTO, description="the kind of model: a name in services/detector/backends")
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub id (none: main)")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda where there is one")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
@@ -75,8 +78,8 @@ class Settings(BaseModel):
         """See that a backend is in the registry."""
         from services.detector.backends import BACKENDS  # which imports this module
 
-        if name not in BACKENDS:
-            raise PydanticCustomError("backend", f"known are {', '.join(BACKENDS)}")
+        if name not in (AUTO, *BACKENDS):
+            raise PydanticCustomError("backend", f"known are {', '.join((AUTO, *BACKENDS))}")
         return name
 
 

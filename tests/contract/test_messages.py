@@ -194,7 +194,7 @@ def build_failed(place: Place) -> None:
 def fetch_failed(place: Place) -> None:
     place.request.getfixturevalue("detector_python")
     place.patch.setenv("HF_HOME", str(place.folder / "hub"))
-    service = place.service(environment="detector-cpu", model="owner/model", revision="main")
+    service = place.service(environment="detector-torch-cpu", model="owner/model", revision="main")
     fetch.ensure(ProcessEngine(place.stack), [service], Console(file=io.StringIO()), offline=True, verify=False)
 
 

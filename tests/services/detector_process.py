@@ -19,7 +19,7 @@ from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# A start takes 10 s on a quiet machine and has taken 25 s on a busy one, nearly all of it imports.
+# A start with torch takes 10 s on a quiet machine and has taken 25 s on a busy one, nearly all of it imports.
 START_S = 300.0
 STOP_S = 120.0
 POLL_S = 0.1
@@ -110,13 +110,17 @@ Start = Callable[..., str]
 
 
 @pytest.fixture
-def launch_detector(detector_python: Path, tmp_path: Path) -> Iterator[Launch]:
-    """Start a service with `DETECTOR_*` variables and do not wait for it; it is stopped after the test."""
+def launch_detector(detector_python: Path, torch_python: Path, tmp_path: Path) -> Iterator[Launch]:
+    """Start a service with `DETECTOR_*` variables and do not wait for it; it is stopped after the test.
+
+    As in the stack, an ONNX model has an environment without torch.
+    """
     with contextlib.ExitStack() as started:
 
         def launch(**variables: str) -> DetectorProcess:
             log = tmp_path / f"detector-{len(list(tmp_path.glob('detector-*.log')))}.log"
-            service = DetectorProcess(detector_python, log, **variables)
+            python = detector_python if variables.get("DETECTOR_MODEL", ".onnx").endswith(".onnx") else torch_python
+            service = DetectorProcess(python, log, **variables)
             started.callback(service.close)
             return service
 

@@ -150,7 +150,7 @@ def test_an_answer_has_every_field(detector_url: str) -> None:
     assert set(reply.body) == {"boxes", "width", "height", "model", "revision", "settings"}
     assert reply.body["settings"] == {"threshold": 0.4, "nms_iou": 0.6, "dtype": "auto"}
     assert (reply.body["width"], reply.body["height"]) == (640, 480)
-    assert (reply.body["model"], reply.body["revision"]) == ("samples/models/tiny-detector", None)
+    assert (reply.body["model"], reply.body["revision"]) == ("samples/models/tiny-detector/model.onnx", None)
     for item in reply.boxes:
         assert set(item) == {"box", "label", "score"}
         x1, y1, x2, y2 = item["box"]
@@ -351,7 +351,7 @@ def test_a_model_from_the_hub_carries_its_commit(start_detector: Start, tmp_path
         ({"DETECTOR_PORT": "abc"}, "error: DETECTOR_PORT='abc': "),
         ({"DETECTOR_TRESHOLD": "1"}, "did you mean DETECTOR_THRESHOLD"),
         ({"MOSEC_TIMEOUT": "1"}, "error: MOSEC_TIMEOUT is set"),
-        ({"DETECTOR_MODEL": "no-such-model"}, "error: DETECTOR_MODEL='no-such-model' is neither a folder"),
+        ({"DETECTOR_MODEL": "no-such-model"}, "error: DETECTOR_MODEL='no-such-model' is neither a file nor a folder"),
         ({"DETECTOR_MODEL": "no/such-model", "HF_HUB_OFFLINE": "1"}, "error: cannot get config.json"),
         ({"DETECTOR_REVISION": "main"}, "error: DETECTOR_REVISION='main' has no meaning"),
     ],

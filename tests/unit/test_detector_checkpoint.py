@@ -59,7 +59,7 @@ def test_a_checkpoint_survives_the_way_to_a_worker(folder: Path) -> None:
 
 @pytest.mark.parametrize("model", ["no-such-folder", "samples/models/no-such-folder", "/no/such/folder", "a b/c"])
 def test_neither_folder_nor_hub_id(model: str) -> None:
-    with pytest.raises(CheckpointError, match=r"DETECTOR_MODEL=.* is neither a folder .* nor a hub id"):
+    with pytest.raises(CheckpointError, match=r"DETECTOR_MODEL=.* is neither a file nor a folder .* nor a hub id"):
         read_checkpoint(model, None)
 
 

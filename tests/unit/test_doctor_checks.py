@@ -515,7 +515,9 @@ def test_the_locks_are_in_step_and_a_change_is_seen(tmp_path: Path) -> None:
     assert locks.missing_pins(ROOT / "pyproject.toml", LOCKS) == {}
     changed = tmp_path / "pyproject.toml"
     changed.write_text((ROOT / "pyproject.toml").read_text().replace("mosec==0.9.8", "mosec==9.9.9"))
-    assert locks.missing_pins(changed, LOCKS) == {name: ["mosec==9.9.9"] for name in ("detector-cpu", "detector-cuda")}
+    assert locks.missing_pins(changed, LOCKS) == {
+        name: ["mosec==9.9.9"] for name in ("detector-cpu", "detector-torch-cpu", "detector-cuda")
+    }
 
 
 # All of them

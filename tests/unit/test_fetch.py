@@ -50,7 +50,9 @@ def large_hub(hub: SimulatedHub) -> SimulatedHub:
 def service(detector_python: Path) -> Service:
     """A service whose model is at the hub."""
     assert detector_python.exists()
-    return Service("vllm", "detector-cpu", (), (), 0, "http://127.0.0.1:0/", 0.0, (), model=MODEL, revision="main")
+    return Service(
+        "vllm", "detector-torch-cpu", (), (), 0, "http://127.0.0.1:0/", 0.0, (), model=MODEL, revision="main"
+    )
 
 
 Get = Callable[..., fetch.Fetched]

@@ -1,7 +1,8 @@
 """Detector backends, one module for each kind of model.
 
-To add one: a module here with `read(model, revision) -> Checkpoint`, which must not import the model's libraries, and
-`load(settings, checkpoint) -> Detector`; its line in BACKENDS; and its packages in pyproject.toml.
+To add one: a module here with `claims(files) -> bool` and `read(model, revision) -> Checkpoint`, which must not import
+the model's libraries, and `load(settings, checkpoint) -> Detector`; its line in BACKENDS; and its packages in
+pyproject.toml.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Protocol, cast
 
-from services.detector.checkpoint import Checkpoint
+from services.detector.checkpoint import Checkpoint, Files
 from services.detector.messages import Failed, Frame, Outcome
-from services.detector.settings import Settings
+from services.detector.settings import AUTO, Settings
 
-BACKENDS = {"transformers": "closed_set"}
-"""The values of DETECTOR_BACKEND, and their modules."""
+BACKENDS = {"onnx": "onnx_runtime", "transformers": "closed_set"}
+"""The values of DETECTOR_BACKEND, and their modules, in the order in which `auto` asks them."""
 
 
 class DetectorError(Exception):
@@ -41,6 +42,14 @@ class Detector(Protocol):
 class Backend(Protocol):
     """What a module of BACKENDS offers."""
 
+    def claims(self, files: Files) -> bool:
+        """Whether a model's files are of this kind.
+
+        Raises:
+            CheckpointError: they cannot be had.
+        """
+        ...
+
     def read(self, model: str, revision: str | None) -> Checkpoint:
         """What is known of a model before it is loaded.
 
@@ -59,8 +68,17 @@ class Backend(Protocol):
 
 
 def backend(settings: Settings) -> Backend:
-    """The backend that the settings name."""
-    return cast(Backend, import_module(f"{__name__}.{BACKENDS[settings.backend]}"))
+    """The backend that the settings name; with `auto`, the first that claims the model's files, or else the last.
+
+    Raises:
+        CheckpointError: the model's files cannot be had.
+    """
+    modules = {name: cast(Backend, import_module(f"{__name__}.{module}")) for name, module in BACKENDS.items()}
+    if settings.backend != AUTO:
+        return modules[settings.backend]
+    files = Files(settings.model, settings.revision)
+    *others, last = modules.values()
+    return next((each for each in others if each.claims(files)), last)
 
 
 def detect_apart(detector: Detector, frames: Sequence[Frame]) -> list[Outcome]:

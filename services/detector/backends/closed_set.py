@@ -22,6 +22,11 @@ from services.detector.settings import Settings
 WARM_UP_SEED = 0
 
 
+def claims(files: Files) -> bool:
+    """Whether the files are a checkpoint of transformers."""
+    return files.path("config.json").is_file()
+
+
 def read(model: str, revision: str | None) -> Checkpoint:
     """Read a checkpoint's labels and input size.
 
@@ -47,9 +52,15 @@ class ClosedSetDetector:
             DetectorError: no such device, a setting that does not apply to the device, weights that cannot be loaded,
                 or a warm-up whose result is not finite.
         """
-        import torch
-        from transformers import AutoImageProcessor, AutoModelForObjectDetection
-        from transformers.utils import logging
+        try:
+            import torch
+            from transformers import AutoImageProcessor, AutoModelForObjectDetection
+            from transformers.utils import logging
+        except ImportError as error:
+            raise DetectorError(
+                f"DETECTOR_MODEL={checkpoint.model} needs torch and transformers ({error}): take the environment "
+                "detector-torch-cpu or detector-cuda, or an .onnx file"
+            ) from error
 
         logging.disable_progress_bar()
         torch.set_num_threads(settings.threads)

@@ -1,0 +1,1 @@
+"""Detectors exported as ONNX: what their files say, what each family's outputs mean."""
