@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import msgpack
@@ -57,19 +58,25 @@ class Answer(BaseModel):
 class DetectorClient:
     """Asks the service of services/detector; `service.py` there has the protocol."""
 
-    def __init__(self, http: HttpClient, label: str, threshold: float | None = None) -> None:
+    def __init__(
+        self, http: HttpClient, labels: Mapping[str, float | None] | None, threshold: float | None = None
+    ) -> None:
+        """`labels`: each with its lowest score, None for `threshold`, and that None for the detector's own.
+
+        None in place of the labels: any that the detector knows.
+        """
         self.http = http
-        self.label = label
+        self.labels = labels
         self.threshold = threshold
 
     async def detect(self, image: bytes) -> Detected:
-        """Find the label's objects in an encoded image.
+        """Find the labels' objects in an encoded image.
 
         Raises:
-            RequestFailed: the service refused the image or the label, or could not be reached.
+            RequestFailed: the service refused the image or a label, or could not be reached.
             BadReply: it answered in another form.
         """
-        body = msgpack.packb({"image": image, "label": self.label, "threshold": self.threshold})
+        body = msgpack.packb({"image": image, "labels": self.labels, "threshold": self.threshold})
         reply = await self.http.post("/detect", body, "application/msgpack")
         try:
             answer = Answer.model_validate(msgpack.unpackb(reply.body))

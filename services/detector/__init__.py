@@ -1,1 +1,1 @@
-"""The detector service: encoded images and a label in, bounding boxes out, over HTTP."""
+"""The detector service: encoded images and labels in, bounding boxes out, over HTTP."""

@@ -58,11 +58,14 @@ class InputSize:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A model as it will be loaded: the operator's name for it, and its commit, which is None for a local folder."""
+    """A model as it will be loaded: the operator's name for it, and its commit, which is None for a local folder.
+
+    `labels`: those that a request may ask for; None for a model that takes free text.
+    """
 
     model: str
     revision: str | None
-    labels: frozenset[str]
+    labels: frozenset[str] | None
     input_size: InputSize
 
 

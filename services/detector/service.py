@@ -1,11 +1,13 @@
 """The HTTP service: settings in, a running Mosec server, an exit code out.
 
-    POST /detect   msgpack {"image": encoded bytes, "label": str, "threshold": 0..1 or nil}
+    POST /detect   msgpack {"image": encoded bytes, "labels": {label: 0..1 or nil} or nil, "threshold": 0..1 or nil}
+           labels: each with its lowest score, nil for `threshold`; nil in place of the map: any label of the model
+           threshold: nil for DETECTOR_THRESHOLD
       200  msgpack {"boxes": [{"box": [x1, y1, x2, y2], "label", "score"}], "width", "height", "input": [width, height],
            "model", "revision", "settings": {"threshold", "nms_iou", "dtype"}}; a larger image than `input`, the size
            in pixels that the model takes, gives no better boxes
       400  an invalid request, or no usable image       413  body over DETECTOR_MAX_BODY_MB
-      422  a label that the model does not know         429  DETECTOR_QUEUE requests wait already: try later
+      422  labels that the model does not know          429  DETECTOR_QUEUE requests wait already: try later
       500  the model failed on this image               408  no answer within DETECTOR_TIMEOUT_S
       503  the service is stopping
     GET /          200 once the model is loaded and warm; the port is closed before, 503 while stopping

@@ -33,7 +33,7 @@ from services.detector.messages import (
     Outcome,
     UnknownLabel,
     answer,
-    check_label,
+    check_labels,
     parse_request,
 )
 from services.detector.settings import Settings
@@ -53,7 +53,7 @@ class BadImageError(ClientError):  # type: ignore[misc]  # no Mosec where types 
 
 
 class UnknownLabelError(ValidationError):  # type: ignore[misc]  # no Mosec where types are checked
-    """422: the model does not know the label."""
+    """422: the model does not know a label."""
 
     msg = "unknown label"
 
@@ -97,11 +97,11 @@ class Decode(Stage):
 
         Raises:
             ClientError: 400, not a request or not an image.
-            ValidationError: 422, the model does not know the label.
+            ValidationError: 422, the model does not know a label.
         """
         try:
             request = parse_request(bytes(data))
-            check_label(request.label, self.checkpoint.labels)
+            check_labels(request.labels, self.checkpoint.labels)
             pixels, width, height = decode(request.image, self.checkpoint.input_size)
         except MalformedRequest as error:
             raise ClientError(str(error)) from error
@@ -110,7 +110,10 @@ class Decode(Stage):
         except BadImage as error:
             raise BadImageError(str(error)) from error
         threshold = self.settings.threshold if request.threshold is None else request.threshold
-        return Frame(pixels, width, height, request.label, threshold)
+        labels = None
+        if request.labels is not None:
+            labels = {label: threshold if least is None else least for label, least in request.labels.items()}
+        return Frame(pixels, width, height, labels, threshold)
 
 
 class Detect(Stage):

@@ -10,7 +10,7 @@ import json
 import threading
 import time
 import urllib.request
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,6 +19,8 @@ from typing import Any
 import msgpack
 from aiohttp import web
 from PIL import Image, ImageOps
+
+from services.detector.messages import UnknownLabel, check_labels
 
 Misbehaviour = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Fault = Callable[[int], web.Response | Misbehaviour | None]
@@ -132,10 +134,14 @@ class Simulated:
             self.detector.bodies.append(body)
 
         def answer() -> web.Response:
-            if body["label"] not in self.labels:
-                return web.Response(status=422, text=f"unknown label, known are {', '.join(self.labels)}")
+            wanted = body["labels"]
+            try:
+                check_labels(wanted, frozenset(self.labels))
+            except UnknownLabel as error:
+                return web.Response(status=422, text=f"unknown label: {error}")
             image = ImageOps.exif_transpose(Image.open(io.BytesIO(body["image"])))
-            found = detection(self.boxes(image), body["label"], image.size)
+            names = [label for label in self.labels if wanted is None or label in wanted]
+            found = detection(self.boxes(image), names, image.size)
             return message(found | {"settings": self.detector_settings, "input": self.detector_input})
 
         return await self.observed(self.detector, self.detector_fault, request, answer)
@@ -200,9 +206,14 @@ def picture(body: dict[str, Any]) -> Image.Image:
     return Image.new("RGB", (1, 1))
 
 
-def detection(boxes: list[list[float]], label: str = "dog", size: tuple[int, int] = (640, 480)) -> dict[str, Any]:
-    """What the detector says of an image of this width and height."""
-    found = [{"box": box, "label": label, "score": 0.9 - 0.001 * number} for number, box in enumerate(boxes)]
+def detection(
+    boxes: list[list[float]], labels: Sequence[str] = ("dog",), size: tuple[int, int] = (640, 480)
+) -> dict[str, Any]:
+    """What the detector says of an image of this width and height; the boxes have the labels in turn."""
+    found = [
+        {"box": box, "label": labels[number % len(labels)], "score": 0.9 - 0.001 * number}
+        for number, box in enumerate(boxes)
+    ]
     return {"boxes": found, "width": size[0], "height": size[1], "model": "simulated", "revision": None}
 
 

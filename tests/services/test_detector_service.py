@@ -60,8 +60,11 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     return target.getvalue()
 
 
-def request(image: bytes, label: str = "dog", threshold: float | None = None) -> bytes:
-    body: bytes = msgpack.packb({"image": image, "label": label, "threshold": threshold})
+def request(
+    image: bytes, labels: str | dict[str, float | None] | None = "dog", threshold: float | None = None
+) -> bytes:
+    wanted = {labels: None} if isinstance(labels, str) else labels
+    body: bytes = msgpack.packb({"image": image, "labels": wanted, "threshold": threshold})
     return body
 
 
@@ -190,6 +193,26 @@ def test_labels_are_told_apart(detector_url: str) -> None:
         assert {item["label"] for item in reply.boxes} <= {label}
 
 
+def test_several_labels_are_found_as_each_alone(detector_url: str) -> None:
+    image = scene_bytes(4)
+    names = ("dog", "cat", "sports ball")
+    low, some, every, *alone = ask_at_once(
+        detector_url,
+        [
+            request(image, {"dog": 0.0, "cat": None}, 1.0),
+            request(image, dict.fromkeys(names), 0.1),
+            request(image, None, 0.1),
+            *(request(image, name, 0.1) for name in names),
+        ],
+    )
+    assert {item["label"] for item in low.boxes} == {"dog"}
+    assert_same(some, every)
+    assert Counter(item["label"] for item in some.boxes) == Counter(
+        {name: len(reply.boxes) for name, reply in zip(names, alone, strict=True) if reply.boxes}
+    )
+    assert [item["score"] for item in some.boxes] == sorted((item["score"] for item in some.boxes), reverse=True)
+
+
 def test_boxes_are_in_pixels_of_the_upright_image(detector_url: str) -> None:
     upright = make_scene(5, dogs=3).image
     exif = Image.Exif()
@@ -233,16 +256,17 @@ def test_any_kind_of_image_is_taken(detector_url: str, mode: str, kind: str) -> 
     ("body", "status", "reason"),
     [
         (b"\xc1", 400, "bad request: the body is not msgpack"),
-        (msgpack.packb({"label": "dog"}), 400, "bad request: image: field required"),
+        (msgpack.packb({"labels": {"dog": None}}), 400, "bad request: image: field required"),
         (request(b"x", threshold=2.0), 400, "bad request: threshold"),
-        (msgpack.packb({"image": b"x", "label": "dog", "prompt": ""}), 400, "bad request: unknown field 'prompt'"),
+        (msgpack.packb({"image": b"x", "labels": None, "prompt": ""}), 400, "bad request: unknown field 'prompt'"),
+        (msgpack.packb({"image": b"x", "label": "dog"}), 400, "bad request: 'label' is no field .* send labels"),
         (request(b"no image at all"), 400, "bad image: not an image"),
         (request(scene_bytes(8, "JPEG")[:9000]), 400, "bad image: cannot be decoded"),
         (request(encoded(Image.new("1", (10000, 10000)))), 400, "bad image: .* more than 89 megapixels"),
         (request(scene_bytes(8), "zebra"), 422, "unknown label: 'zebra' .* known are cat, dog, sports ball"),
         (request(b"x" * (30 << 20)), 413, "too large"),
     ],
-    ids=["msgpack", "no image", "threshold", "field", "text", "truncated", "bomb", "label", "size"],
+    ids=["msgpack", "no image", "threshold", "field", "old form", "text", "truncated", "bomb", "label", "size"],
 )
 def test_each_error_has_its_status_and_one_line(detector_url: str, body: bytes, status: int, reason: str) -> None:
     reply = ask(detector_url, body)

@@ -196,7 +196,7 @@ def test_the_detector_ranks_dogs_before_all_else(stack: RunningStack, fresh: Fre
 
     async def ask() -> list[Detected]:
         http = HttpClient(stack.detector_url, Limits(concurrency=16))
-        client = DetectorClient(http, "dog", threshold=0.05)
+        client = DetectorClient(http, {"dog": 0.05})
         pictures = [(fresh.finished.folder.parent / "images" / name).read_bytes() for name in names]
         try:
             return await asyncio.gather(*map(client.detect, pictures))

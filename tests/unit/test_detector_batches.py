@@ -9,13 +9,11 @@ from services.detector.messages import Failed, Found, Frame, Outcome
 
 
 def frame(label: str) -> Frame:
-    return Frame(np.zeros((2, 2, 3), dtype=np.uint8), 2, 2, label, 0.5)
+    return Frame(np.zeros((2, 2, 3), dtype=np.uint8), 2, 2, {label: 0.5}, 0.5)
 
 
 class Fragile:
     """A detector that raises on any batch with the label `poison`, or larger than `most`."""
-
-    labels = None
 
     def __init__(self, most: int = 100) -> None:
         self.most = most
@@ -25,7 +23,7 @@ class Fragile:
         self.batches.append(len(frames))
         if len(frames) > self.most:
             raise MemoryError("out of memory\nwith details")
-        if any(each.label == "poison" for each in frames):
+        if any("poison" in (each.labels or ()) for each in frames):
             raise RuntimeError("cannot take this")
         return [Found((), each.width, each.height) for each in frames]
 

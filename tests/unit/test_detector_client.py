@@ -17,7 +17,7 @@ ANSWER = {"boxes": [BOX], "width": 64, "height": 48, "model": "tiny", "revision"
 
 @pytest.fixture
 def client() -> DetectorClient:
-    return DetectorClient(HttpClient("http://nowhere", Limits(concurrency=1)), "dog")
+    return DetectorClient(HttpClient("http://nowhere", Limits(concurrency=1)), {"dog": None})
 
 
 def answered(client: DetectorClient, monkeypatch: pytest.MonkeyPatch, answer: Any) -> Any:

@@ -3,32 +3,38 @@
 from typing import Any
 
 import msgpack
+import numpy as np
 import pytest
 
 from services.detector.checkpoint import Checkpoint, InputSize
 from services.detector.messages import (
     Detection,
     Found,
+    Frame,
     MalformedRequest,
     Request,
     UnknownLabel,
     answer,
-    check_label,
+    check_labels,
     parse_request,
 )
 
 
 def packed(**fields: Any) -> bytes:
-    body: bytes = msgpack.packb({"image": b"bytes", "label": "dog", **fields})
+    body: bytes = msgpack.packb({"image": b"bytes", "labels": {"dog": None}, **fields})
     return body
 
 
 def test_a_request() -> None:
-    assert parse_request(packed(threshold=0.25)) == Request(image=b"bytes", label="dog", threshold=0.25)
+    assert parse_request(packed(threshold=0.25)) == Request(image=b"bytes", labels={"dog": None}, threshold=0.25)
 
 
 def test_threshold_may_be_nil_or_left_out() -> None:
-    assert parse_request(packed(threshold=None)) == parse_request(packed()) == Request(image=b"bytes", label="dog")
+    assert (
+        parse_request(packed(threshold=None))
+        == parse_request(packed())
+        == Request(image=b"bytes", labels={"dog": None})
+    )
 
 
 @pytest.mark.parametrize("threshold", [0, 1])
@@ -44,12 +50,19 @@ def test_threshold_may_be_a_whole_number(threshold: int) -> None:
         (b'{"image": ""}', "not msgpack"),
         (packed()[:-1], "not msgpack"),
         (msgpack.packb([1, 2]), "list"),
-        (msgpack.packb({"label": "dog"}), "image"),
+        (msgpack.packb({"labels": {"dog": None}}), "image"),
         (packed(image="text"), "image"),
         (packed(image=b""), "image"),
-        (packed(label=None), "label"),
-        (packed(label=""), "label"),
-        (packed(label="x" * 101), "label"),
+        (msgpack.packb({"image": b"bytes"}), "labels"),
+        (msgpack.packb({"image": b"bytes", "label": "dog"}), "'label' is no field of a request: send labels"),
+        (packed(label="dog"), "'label' is no field of a request: send labels"),
+        (packed(labels="dog"), "labels"),
+        (packed(labels=["dog"]), "labels"),
+        (packed(labels={}), "labels"),
+        (packed(labels={"": None}), "labels"),
+        (packed(labels={"x" * 101: None}), "labels"),
+        (packed(labels={"dog": 1.5}), "labels"),
+        (packed(labels={"dog": "0.5"}), "labels"),
         (packed(threshold=1.5), "threshold"),
         (packed(threshold=-0.1), "threshold"),
         (packed(threshold=float("nan")), "threshold"),
@@ -64,12 +77,45 @@ def test_anything_else_is_refused_with_a_reason(body: bytes, reason: str) -> Non
 
 
 def test_an_unknown_label_names_the_known_ones() -> None:
-    with pytest.raises(UnknownLabel, match="'zebra' is not a label of this model: known are cat, dog"):
-        check_label("zebra", frozenset({"dog", "cat"}))
+    with pytest.raises(UnknownLabel, match=r"^'zebra' is not a label of this model: known are cat, dog$"):
+        check_labels({"zebra": None}, frozenset({"dog", "cat"}))
 
 
-def test_a_model_without_fixed_labels_takes_any() -> None:
-    check_label("zebra", None)
+def test_all_unknown_labels_are_named_with_known_ones_like_them() -> None:
+    known = frozenset({"dog", "cat", "sports ball"})
+    with pytest.raises(UnknownLabel) as raised:
+        check_labels({"Dog": None, "cat": 0.5, "sport ball": None, "zebra": None}, known)
+    assert str(raised.value) == (
+        "'Dog' (did you mean 'dog'?), 'sport ball' (did you mean 'sports ball'?), 'zebra' are not labels of this "
+        "model: known are cat, dog, sports ball"
+    )
+
+
+def test_a_long_list_of_labels_is_cut() -> None:
+    with pytest.raises(UnknownLabel, match=r"label 099 and 1900 more$"):
+        check_labels({"zebra": None}, frozenset(f"label {number:03}" for number in range(2000)))
+
+
+def test_a_model_without_fixed_labels_takes_any_text_but_needs_some() -> None:
+    check_labels({"zebra": None}, None)
+    with pytest.raises(UnknownLabel, match="takes free text"):
+        check_labels(None, None)
+
+
+def test_a_model_with_fixed_labels_can_be_asked_for_all() -> None:
+    check_labels(None, frozenset({"dog"}))
+
+
+def test_a_request_for_any_label() -> None:
+    assert parse_request(packed(labels=None)).labels is None
+
+
+def test_lowest_scores_of_a_frame() -> None:
+    pixels = np.zeros((2, 2, 3), dtype=np.uint8)
+    some, every = Frame(pixels, 2, 2, {"dog": 0.5, "cat": 0.2}, 0.4), Frame(pixels, 2, 2, None, 0.4)
+    assert [some.least(label) for label in ("dog", "cat", "cow")] == [0.5, 0.2, None]
+    assert [every.least(label) for label in ("dog", "cow")] == [0.4, 0.4]
+    assert (some.lowest, every.lowest) == (0.2, 0.4)
 
 
 def test_an_answer() -> None:

@@ -51,7 +51,7 @@ def found(path: Path, label: str = "dog", threshold: float = 0.4, images: int = 
     """What a model finds in images of 128 x 96, scaled as the service scales them."""
     size = read(str(path), None).input_size.of(WIDTH, HEIGHT)
     pixels = np.zeros((size[1], size[0], 3), np.uint8)
-    outcomes = load(path).detect([Frame(pixels, WIDTH, HEIGHT, label, threshold)] * images)
+    outcomes = load(path).detect([Frame(pixels, WIDTH, HEIGHT, {label: threshold}, threshold)] * images)
     assert all(isinstance(each, Found) for each in outcomes), outcomes
     return [each for each in outcomes if isinstance(each, Found)]
 

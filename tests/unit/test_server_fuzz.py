@@ -199,7 +199,7 @@ def test_the_detectors_answer_is_boxes_or_a_reason(raw: Raw, status: int, header
     async def main() -> None:
         http = HttpClient(f"http://127.0.0.1:{raw.port}", Limits(concurrency=1, attempts=1, timeout_s=5.0))
         try:
-            await DetectorClient(http, "dog").detect(b"picture")
+            await DetectorClient(http, {"dog": None}).detect(b"picture")
         finally:
             await http.aclose()
 

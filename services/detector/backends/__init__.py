@@ -24,12 +24,7 @@ class DetectorError(Exception):
 
 
 class Detector(Protocol):
-    """A model family; it may take any label, and give no scores."""
-
-    @property
-    def labels(self) -> frozenset[str] | None:
-        """The labels that a frame may ask for; None if the model takes any."""
-        ...
+    """A model family; it may take free text for labels, and give no scores."""
 
     def detect(self, frames: Sequence[Frame]) -> list[Outcome]:
         """One outcome per frame, in their order; an image without a usable result is `Failed`, alone.

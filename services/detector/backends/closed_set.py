@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from services.detector.backends import DetectorError, one_line
 from services.detector.checkpoint import BILINEAR, LONGEST_SIDE, Checkpoint, CheckpointError, Files, InputSize
-from services.detector.messages import Detection, Failed, Found, Frame, Outcome
-from services.detector.nms import non_maximum_suppression
+from services.detector.messages import Failed, Found, Frame, Outcome
+from services.detector.selection import select
 from services.detector.settings import Settings
 
 # The model's first input is noise from this seed: a flat image leaves much of a network at zero and hides overflows.
@@ -82,18 +82,13 @@ class ClosedSetDetector:
         self._names: dict[int, str] = {int(index): str(name) for index, name in model.config.id2label.items()}
         self._warm_up(settings.max_batch)
 
-    @property
-    def labels(self) -> frozenset[str]:
-        """The labels of the checkpoint."""
-        return frozenset(self._names.values())
-
     def detect(self, frames: Sequence[Frame]) -> list[Outcome]:
         """See `Detector.detect`; one batch, in which each frame has the same result as alone."""
         logits, boxes = self._forward([frame.pixels for frame in frames])
         finite = (logits.isfinite().flatten(1).all(1) & boxes.isfinite().flatten(1).all(1)).tolist()
         found = self._processor.post_process_object_detection(
             SimpleNamespace(logits=logits, pred_boxes=boxes),
-            threshold=min(frame.threshold for frame in frames),
+            threshold=min(frame.lowest for frame in frames),
             target_sizes=[(frame.height, frame.width) for frame in frames],
         )
         return [
@@ -135,19 +130,8 @@ class ClosedSetDetector:
         return output.logits.float().cpu(), output.pred_boxes.float().cpu()
 
     def _outcome(self, frame: Frame, found: dict[str, Any]) -> Found:
-        """Keep the boxes of the frame's label, clipped to the image, each object once."""
-        scores = found["scores"].numpy()
-        wanted = np.array([self._names[index] == frame.label for index in found["labels"].tolist()], dtype=bool)
-        wanted &= scores > frame.threshold
-        limits = np.array([frame.width, frame.height, frame.width, frame.height], dtype=np.float32)
-        boxes, scores = np.clip(found["boxes"].numpy()[wanted], 0, limits), scores[wanted]
-        with_area = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-        boxes, scores = boxes[with_area], scores[with_area]
-        detections = []
-        for index in non_maximum_suppression(boxes, scores, self._max_iou):
-            x1, y1, x2, y2 = boxes[index].tolist()
-            detections.append(Detection((x1, y1, x2, y2), frame.label, float(scores[index])))
-        return Found(tuple(detections), frame.width, frame.height)
+        labels = [self._names[index] for index in found["labels"].tolist()]
+        return select(frame, found["boxes"].numpy(), found["scores"].numpy(), labels, self._max_iou)
 
     def _warm_up(self, batch: int) -> None:
         width, height = self._checkpoint.input_size.largest

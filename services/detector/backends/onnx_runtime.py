@@ -18,8 +18,8 @@ from services.detector.checkpoint import Checkpoint, CheckpointError, Files, Inp
 from services.detector.exported.description import Exported, read_exported
 from services.detector.exported.families import Candidates, Meaning, Misfit
 from services.detector.exported.graph import array_type
-from services.detector.messages import Detection, Failed, Found, Frame, Outcome
-from services.detector.nms import non_maximum_suppression
+from services.detector.messages import Failed, Frame, Outcome
+from services.detector.selection import select
 from services.detector.settings import Settings
 
 WARM_UP_SEED = 0
@@ -110,11 +110,6 @@ class OnnxDetector:
             self._label_of[number] = self._names.index(name)
         self._warm_up(settings.max_batch)
 
-    @property
-    def labels(self) -> frozenset[str]:
-        """The labels of the model."""
-        return frozenset(self._names)
-
     def detect(self, frames: Sequence[Frame]) -> list[Outcome]:
         """See `Detector.detect`; a graph with a fixed batch gets the frames in batches of that size."""
         step = self._model.batch or len(frames)
@@ -165,11 +160,11 @@ class OnnxDetector:
         return (self._model.size[0] - width) // 2, (self._model.size[1] - height) // 2
 
     def _outcome(self, frame: Frame, found: Candidates) -> Outcome:
-        """Keep the boxes of the frame's labels, in the image's own pixels and clipped to it, each object once."""
+        """Keep the boxes of the frame's labels, in the image's own pixels."""
         if not (np.isfinite(found.boxes).all() and np.isfinite(found.scores).all()):
             return Failed("the model's output is not finite")
-        wanted = {frame.label: frame.threshold}
-        lowest = np.array([wanted.get(name, np.inf) for name in self._names])
+        least = map(frame.least, self._names)
+        lowest = np.array([np.inf if score is None else score for score in least])
         if found.classes is None:
             places, classes = np.nonzero(found.scores > lowest.min())
             scores = found.scores[places, classes]
@@ -181,26 +176,16 @@ class OnnxDetector:
             return Failed(f"the model found class {classes[~known][0]}, but it has {len(self._label_of)} labels")
         labels = np.where(known, self._label_of[np.where(known, classes, 0)], -1)
         kept = (labels >= 0) & (scores > lowest[labels])
-        boxes, scores, labels = self._in_image(frame, found.boxes[places[kept]]), scores[kept], labels[kept]
-        with_area = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-        boxes, scores, labels = boxes[with_area], scores[with_area], labels[with_area]
-        detections = []
-        for number in np.unique(labels):
-            here = labels == number
-            mine, values = boxes[here], scores[here]
-            for index in non_maximum_suppression(mine, values, self._max_iou):
-                x1, y1, x2, y2 = mine[index].tolist()
-                detections.append(Detection((x1, y1, x2, y2), self._names[number], float(values[index])))
-        detections.sort(key=lambda item: -(item.score or 0.0))
-        return Found(tuple(detections), frame.width, frame.height)
+        names = [self._names[label] for label in labels[kept]]
+        return select(frame, self._in_image(frame, found.boxes[places[kept]]), scores[kept], names, self._max_iou)
 
     def _in_image(self, frame: Frame, boxes: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Boxes in pixels of the input to pixels of the upright image, clipped to it."""
+        """Boxes in pixels of the input to pixels of the upright image."""
         height, width = frame.pixels.shape[:2]
         left, top = self._offset(width, height)
         whole = np.array([frame.width, frame.height] * 2, dtype=np.float32)
         moved = (boxes - np.array([left, top] * 2, dtype=np.float32)) / np.array([width, height] * 2, dtype=np.float32)
-        return np.clip(moved * whole, 0, whole)
+        return np.multiply(moved, whole, dtype=np.float32)
 
     def _warm_up(self, batch: int) -> None:
         width, height = self._model.size
