@@ -18,7 +18,7 @@ def run(settings: StackSettings, console: Console) -> None:
         engine.claim()
         wanted = [service for service in stack.services if fetch.from_hub(service)]
         for service in stack.services:
-            if service not in wanted:
+            if service.model and service not in wanted:
                 console.print(f"{service.name}: {service.model} is a folder: nothing to fetch")
         prepare(engine, wanted)
         try:

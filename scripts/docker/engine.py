@@ -142,7 +142,7 @@ class ComposeEngine(ContainerEngine):
         sources = [Path(source) for source in self.image(service.name).sources]
         model = Path(service.model)
         inside = self.device == "cpu" and any(place in sources for place in (model, *model.parents))
-        if not inside and (ROOT / model).exists():
+        if service.model and not inside and (ROOT / model).exists():
             raise InvalidStackSetting(
                 f"{service.name}: the model {service.model} is on this host, and its container takes models "
                 "from the hub: mount it in a compose overlay of yours, or set STACK_ENGINE=process"

@@ -36,6 +36,7 @@ from scripts.vllm.checker import CHECKER
 from tests.conftest import ROOT
 
 SERVICES = tuple(KINDS)
+ON_GPU = tuple(name for name, kind in KINDS.items() if "cuda" in kind.images)
 GPU_PRESETS = ("l4", "a100-40", "a100-80")
 FILES = [COMPOSE_FILE, *sorted(OVERLAYS.glob("*.yaml"))]
 
@@ -105,7 +106,9 @@ def test_health_and_order(stack: tuple[str, dict[str, Any]]) -> None:
     services = stack[1]["services"]
     assert services["vllm"]["depends_on"]["detector"]["condition"] == "service_healthy"
     for name in SERVICES:
-        assert services["pipeline"]["depends_on"][name]["condition"] == "service_healthy"
+        asked = services["pipeline"]["depends_on"].get(name)
+        assert (asked is not None) == bool(KINDS[name].url_variable)
+        assert asked is None or asked["condition"] == "service_healthy"
         url = f"http://127.0.0.1:{KINDS[name].port}{KINDS[name].ready_path}"
         assert services[name]["healthcheck"]["test"][:4] == ["CMD", "python3", "/spotter/health.py", url]
     assert services["vllm"]["healthcheck"]["test"][4:] == ["--ask"]
@@ -141,7 +144,7 @@ def test_a_start_may_take_as_long_in_a_container_as_the_setting_says(tmp_path: P
 
 def test_memory_limits_are_the_settings_or_the_devices_own(tmp_path: Path) -> None:
     gib = 2**30
-    names = (*SERVICES, "pipeline")
+    names = ("detector", "vllm", "pipeline")
     for device, limits in (("cpu", (2, 6, 4)), ("cuda", (8, 48, 4))):
         files = ComposeFiles(StackSettings(state=tmp_path), device, "l4")
         files.write()
@@ -182,7 +185,7 @@ def test_a_gpu_stack_reserves_the_first_gpu_and_uses_the_preset(preset: str, tmp
     files = ComposeFiles(StackSettings(state=tmp_path), "cuda", preset)
     files.write()
     content = config("gpu.yaml", **files.variables())
-    for name in SERVICES:
+    for name in ON_GPU:
         service = content["services"][name]
         (device,) = service["deploy"]["resources"]["reservations"]["devices"]
         assert device == {"driver": "nvidia", "device_ids": ["0"], "capabilities": ["gpu"]}
@@ -234,7 +237,7 @@ def test_the_gpu_that_is_asked_for_comes_in_the_way_that_docker_has(
         content = config("gpu.yaml", **files.variables())
     finally:
         docker_gpu.driver.cache_clear()
-    for name in SERVICES:
+    for name in ON_GPU:
         (given,) = content["services"][name]["deploy"]["resources"]["reservations"]["devices"]
         assert (given["driver"], given["device_ids"]) == (driver, [device])
 
@@ -269,7 +272,7 @@ def test_both_engines_start_vllm_with_the_same_options(start: str, tmp_path: Pat
     files = ComposeFiles(settings, "cpu", "cpu")
     files.write()
     command = config("cpu.yaml", **files.variables())["services"]["vllm"]["command"]
-    (service,) = make_stack(settings, "cpu", "cpu", {"SPOTTER_DETECTOR_URL": "http://192.0.2.1"}).services
+    service = next(each for each in make_stack(settings, "cpu", "cpu", {}).services if each.name == "vllm")
     inside = {str(files.preset): "/spotter/preset.yaml", settings.host: "0.0.0.0"}
     assert command == [inside.get(each, each) for each in service.command[1:]]
 
