@@ -10,13 +10,21 @@ from pathlib import Path
 from typing import Any, Self
 
 import jsonschema_rs
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
 
-from pipeline.answer_schema import SchemaError, folded
+from pipeline.answer_schema import SchemaError
 from pipeline.errors import NotFound
 from pipeline.job_file import JobFile
-from pipeline.question import Question, Text
-from pipeline.tables import answer_type, shown_path
+from pipeline.question import Question, Text, Truth, check_inputs, check_shared, check_truth
+from pipeline.tables import shown_path
+from pipeline.template import Template
 
 BUNDLED = Path(__file__).parent / "jobs"
 
@@ -61,6 +69,13 @@ class Job(BaseModel):
     )
     crop: Crop = Crop()
     summary: str | None = Field(None, description="the property whose answers are counted in the summary")
+    inputs: dict[str, Text] = Field(
+        {}, description="values from the input table for `{name}` in questions: name to column, or path of fields"
+    )
+    each: Text | None = Field(None, description="a column of lists: each element is a row of its own")
+    truth: dict[str, Truth] = Field(
+        {}, description="property to the input that holds the right answer; the summary then has the accuracy"
+    )
     request: dict[str, Any] = Field(
         {}, description="more fields of each request, for example top_p, seed, chat_template_kwargs"
     )
@@ -85,6 +100,12 @@ class Job(BaseModel):
             for name, schema in question.properties.items():
                 found.setdefault(name, schema)
         return found
+
+    @property
+    def in_questions(self) -> frozenset[str]:
+        """The inputs that questions take."""
+        texts = [Template(question.question) for question in self.questions] if self.inputs else []
+        return frozenset(name for text in texts for name in text.names)
 
     def about(self, label: str) -> list[int]:
         """The numbers of the questions that are asked about detections with this label."""
@@ -115,6 +136,8 @@ class Job(BaseModel):
                 if label != self.label:
                     where = ("questions", number, "labels", place)
                     raise SchemaError(where, f"label {label!r} is none that the job finds: {self.label}")
+        check_inputs(self.inputs, self.each, self.questions)
+        check_truth(self.truth, self.inputs, self.properties)
         if self.summary is not None and self.summary not in self.properties:
             known = ", ".join(self.properties)
             raise SchemaError(("summary",), f"summary {self.summary!r} is not a property of the schema: {known}")
@@ -123,8 +146,9 @@ class Job(BaseModel):
     def content(self) -> dict[str, Any]:
         """The job with all defaults, as JSON; a single question about all detections is written without a list."""
         content = self.model_dump(mode="json", by_alias=True)
-        if not self.request:  # as in runs that are older than this key
-            del content["request"]
+        for name in ("request", "inputs", "each", "truth"):  # as in runs that are older than these keys
+            if not content[name]:
+                del content[name]
         for question in content["questions"]:
             for name, default in (("labels", None), ("image", True)):
                 if question[name] == default:
@@ -168,31 +192,6 @@ def check_request(request: dict[str, Any]) -> None:
     limit = request.get(MAX_COMPLETION_TOKENS, 1)
     if type(limit) is not int or limit < 1:
         raise SchemaError(("request", MAX_COMPLETION_TOKENS), f"is {limit!r}, but must be an integer of 1 or more")
-
-
-def check_shared(questions: list[Question]) -> None:
-    """Refuse a property in two questions, unless no detection gets both and one column holds the answers of both.
-
-    Raises:
-        SchemaError: names the property and both questions.
-    """
-    found: dict[str, list[tuple[int, str, Any]]] = {}
-    for number, question in enumerate(questions):
-        for name, schema in question.properties.items():
-            for other, other_name, other_schema in found.setdefault(folded(name), []):
-                where = ("questions", number, "schema", "properties", name)
-                also = f"property {name!r} is also in question {other + 1}"
-                if not apart(question, questions[other]):
-                    raise SchemaError(where, f"{also}: rename one, or give each question `labels` of its own")
-                if name != other_name or answer_type(schema) != answer_type(other_schema):
-                    kinds = f"{other_name!r} ({answer_type(other_schema)}), here {name!r} ({answer_type(schema)})"
-                    raise SchemaError(where, f"{also} as {kinds}: one column cannot hold both: rename one")
-            found[folded(name)].append((number, name, schema))
-
-
-def apart(one: Question, other: Question) -> bool:
-    """Whether no detection gets both questions."""
-    return one.labels is not None and other.labels is not None and set(one.labels).isdisjoint(other.labels)
 
 
 @cache

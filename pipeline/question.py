@@ -1,14 +1,27 @@
-"""One question of a job: its text, the form of its answers, and the detections that it is asked about."""
+"""The questions of a job: text, form of the answers, the detections that each is about, and the right answers."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, NoReturn, Self
 
 import jsonschema_rs
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
-from pipeline.answer_schema import SchemaError, check_ends, check_names
-from pipeline.tables import DETECTION_COLUMNS
+from pipeline.answer_schema import SchemaError, check_ends, check_names, folded
+from pipeline.tables import DETECTION_COLUMNS, answer_type
+from pipeline.template import NAME, Template
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
@@ -68,3 +81,96 @@ class Question(BaseModel):
         for name, schema in properties.items():
             check_ends(schema, ("schema", "properties", name))
         return self
+
+
+class Truth(BaseModel):
+    """Where the right answer to a property is. In a job file, an input's name alone is enough."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    input: Text
+    pattern: Text | None = Field(
+        None, description="a regular expression: what its first group finds in the input is the right answer"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def read(cls, content: Any) -> Any:
+        """Take a name alone."""
+        return {"input": content} if isinstance(content, str) else content
+
+    @field_validator("pattern")
+    @classmethod
+    def check_pattern(cls, pattern: str | None) -> str | None:
+        """Refuse what is not a regular expression with one group."""
+        try:
+            if pattern is not None and re.compile(pattern).groups != 1:
+                raise SchemaError((), f"pattern {pattern!r} must have one group, such as 'Answer: ([A-D])'")
+        except re.error as error:
+            raise SchemaError((), f"pattern {pattern!r} is not a regular expression: {error}") from error
+        return pattern
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"anyOf": [{"type": "string"}, handler(schema)]}
+
+
+def check_shared(questions: Sequence[Question]) -> None:
+    """Refuse a property in two questions, unless no detection gets both and one column holds the answers of both.
+
+    Raises:
+        SchemaError: names the property and both questions.
+    """
+    found: dict[str, list[tuple[int, str, Any]]] = {}
+    for number, question in enumerate(questions):
+        for name, schema in question.properties.items():
+            for other, other_name, other_schema in found.setdefault(folded(name), []):
+                where = ("questions", number, "schema", "properties", name)
+                also = f"property {name!r} is also in question {other + 1}"
+                if not apart(question, questions[other]):
+                    raise SchemaError(where, f"{also}: rename one, or give each question `labels` of its own")
+                if name != other_name or answer_type(schema) != answer_type(other_schema):
+                    kinds = f"{other_name!r} ({answer_type(other_schema)}), here {name!r} ({answer_type(schema)})"
+                    raise SchemaError(where, f"{also} as {kinds}: one column cannot hold both: rename one")
+            found[folded(name)].append((number, name, schema))
+
+
+def apart(one: Question, other: Question) -> bool:
+    """Whether no detection gets both questions."""
+    return one.labels is not None and other.labels is not None and set(one.labels).isdisjoint(other.labels)
+
+
+def check_inputs(inputs: Mapping[str, str], each: str | None, questions: Sequence[Question]) -> None:
+    """Refuse inputs that have no usable name, questions that take others, and an `each` without an input.
+
+    Raises:
+        SchemaError: names the place.
+    """
+    known = ", ".join(inputs)
+    for name in inputs:
+        if not NAME.fullmatch(name):
+            raise SchemaError(("inputs", name), "the name of an input has letters, digits and _ alone")
+    if each is not None and not any(f"{path}.".startswith(f"{each}.") for path in inputs.values()):
+        raise SchemaError(("each",), f"no input is in {each!r}: add one such as {each}.text, or remove the key")
+    for number, question in enumerate(questions if inputs else ()):
+        where = ("questions", number, "question")
+        try:
+            names = Template(question.question).names
+        except ValueError as error:
+            raise SchemaError(where, str(error)) from error
+        if unknown := next((name for name in names if name not in inputs), None):
+            raise SchemaError(where, f"{{{unknown}}} is not an input: the inputs are {known}")
+
+
+def check_truth(truth: Mapping[str, Truth], inputs: Mapping[str, str], properties: Collection[str]) -> None:
+    """Refuse a right answer to a property, or from an input, that the job does not have.
+
+    Raises:
+        SchemaError: names the property.
+    """
+    for name, right in truth.items():
+        if name not in properties:
+            raise SchemaError(("truth", name), f"is not a property of the schema: {', '.join(properties)}")
+        if right.input not in inputs:
+            known = f"the inputs are {', '.join(inputs)}" if inputs else "add `inputs`"
+            raise SchemaError(("truth", name), f"{right.input!r} is not an input: {known}")

@@ -47,6 +47,7 @@ from pipeline.runtime.terminal import escaped
 from pipeline.runtime.watchdog import TICK_S, Watchdog
 from pipeline.settings import Settings
 from pipeline.sources.images import UNKNOWN_INPUT
+from pipeline.sources.inputs import InputColumns, example
 from pipeline.sources.listing import Listing, list_images
 from pipeline.sources.objects import Objects
 from pipeline.sources.reader import Reader
@@ -123,13 +124,13 @@ class JobRun:
         self.profiler.phase(profiler.LIST)
         self.job = load_job(settings.job)
         with display.waiting(self.console, f"listing {settings.images}"):
-            self.listing = list_images(settings.images, settings.column, self.objects)
+            self.listing = list_images(settings.images, settings.column, self.objects, InputColumns.of(self.job))
         self.sources = self.listing.trial(settings.limit, settings.sample, settings.sample_seed)
         if summary := self.listing.summary():
             self.say(summary)
         self.profiler.phase(profiler.PROBE)
         with display.waiting(self.console, "asking both services one question"):
-            self.services = probe(settings, self.job)
+            self.services = probe(settings, self.job, example(source.inputs for source in self.sources))
         self.profiler.phase(profiler.PREPARE)
         self.identity = identify(settings, self.job, self.services)
         fingerprint = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:8]

@@ -15,7 +15,7 @@ import pyarrow as pa
 from pipeline.answer_schema import NUMBERS, kinds
 
 # Changes when rows that an older version wrote cannot stand beside new ones.
-FORMAT = "3"
+FORMAT = "4"
 
 DETECTED = "detected"
 NO_OBJECT = "no_object"
@@ -36,6 +36,7 @@ IMAGES = pa.schema(
         pa.field("frames", pa.int32()),  # frames or pages in the file; only the first is used
         pa.field("file_bytes", pa.int64()),
         pa.field("version", pa.string()),  # another one tells a changed source: a file's time and size, for example
+        pa.field("inputs", pa.string()),  # JSON: the job's values of the row of a table; null for a job without inputs
         pa.field("duplicate_of", pa.string()),  # the path of an image with the same bytes: its answers are copied here
         pa.field("detections", pa.int32()),
         pa.field("stage", pa.string()),  # where it failed; null unless `outcome` is failed

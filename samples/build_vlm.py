@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 import yaml
+from PIL import Image
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     GenerationConfig,
@@ -26,6 +28,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.models.idefics3.configuration_idefics3 import Idefics3VisionConfig
+
+from samples.drawn_questions import LETTERS, VALUES, options, question_text
 
 JOB_FILE = Path(__file__).parent.parent / "pipeline" / "jobs" / "dog_breeds.yaml"
 
@@ -46,6 +50,9 @@ END_TOKEN = "<end_of_utterance>"
 IMAGE_TOKEN = "<image>"
 # The names of the image tokens are fixed by Idefics3Processor.
 SPECIAL_TOKENS = (PAD_TOKEN, START_TOKEN, END_TOKEN, "<fake_token_around_image>", IMAGE_TOKEN, "<global-img>")
+
+# Multiple-choice questions that the tokenizer learns from.
+CHOICE_TEXTS = 3000
 
 # Room for the 256 bytes, the special tokens and each word and JSON key of the job as one token.
 VOCABULARY_SIZE = 768
@@ -99,10 +106,23 @@ def answer_text(answer: Mapping[str, str]) -> str:
 
 
 def tokenizer_texts(job: Job) -> Iterator[str]:
-    """Yield the texts that decide which byte pairs become tokens: every possible answer, and the question."""
+    """Yield the texts that decide which byte pairs become tokens: every possible answer, the job's question, and
+    multiple-choice questions with their answers."""
     for values in itertools.product(*job.choices.values()):
         yield answer_text(dict(zip(job.choices, values, strict=True)))
         yield f"User: {job.question}{END_TOKEN}\nAssistant:"
+    generator = random.Random(0)
+    for number in range(CHOICE_TEXTS):
+        about = ("breed", "coat_color")[number % 2]
+        place = generator.randrange(len(LETTERS))
+        text = question_text(about, options(about, generator.choice(VALUES[about]), place, generator))
+        yield f"User: {text}{END_TOKEN}\nAssistant:"
+        yield choice_answer(place)
+
+
+def choice_answer(place: int) -> str:
+    """The answer to a multiple-choice question whose right choice is at this place."""
+    return answer_text({"answer": LETTERS[place]})
 
 
 def build_tokenizer(job: Job) -> PreTrainedTokenizerFast:
@@ -180,6 +200,15 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Idefics3ForConditionalGen
         tie_word_embeddings=False,
     )
     return Idefics3ForConditionalGeneration(config)
+
+
+def prompt_ids(question: str, processor: Idefics3Processor) -> torch.Tensor:
+    """Return the tokens, (length,), of the prompt that vLLM renders for one picture and a question."""
+    message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
+    prompt = processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
+    encoded = processor(text=prompt, images=[Image.new("RGB", (8, 8), "gray")], return_tensors="pt")
+    ids: torch.Tensor = encoded["input_ids"][0]
+    return ids
 
 
 def save(model: Idefics3ForConditionalGeneration, processor: Idefics3Processor, directory: Path) -> None:

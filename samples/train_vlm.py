@@ -2,7 +2,8 @@
 
 Two stages, because a language model learns to read pictures slowly from its own loss alone: first the vision tower
 and the connector learn to tell breed, coat and facing apart under linear heads that are thrown away; then the
-whole model learns to write the answer as JSON. Runs in the detector's environment, which has torch and transformers.
+whole model learns to write the answer of the job as JSON, and the letter of the right one of four choices. Runs in the
+environment `detector-torch-cpu`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import io
 import itertools
 import json
 import math
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,9 +35,12 @@ from samples.build_vlm import (
     build_processor,
     build_tokenizer,
     load_job,
+    prompt_ids,
     save,
 )
+from samples.choice_batches import Prompts, choice_batch
 from samples.crops import LabelledCrop, labelled_crops
+from samples.drawn_questions import LETTERS
 
 DEFAULT_OUTPUT = Path(__file__).parent / "models" / "tiny-vlm"
 
@@ -122,15 +127,6 @@ def augmented(batch: Examples, job: Job) -> tuple[Tensor, Tensor]:
     return ((pixels + 1.0) * gain * tint - 1.0 + noise).clamp(-1.0, 1.0), values
 
 
-def prompt_ids(question: str, processor: Idefics3Processor) -> Tensor:
-    """Return the tokens, (length,), of the prompt that vLLM renders for one picture and a question."""
-    message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
-    prompt = processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
-    encoded = processor(text=prompt, images=[Image.new("RGB", (8, 8), "gray")], return_tensors="pt")
-    ids: Tensor = encoded["input_ids"][0]
-    return ids
-
-
 def answer_table(job: Job, processor: Idefics3Processor) -> Tensor:
     """Return the tokens of every possible answer, int64, (values of each property ..., tokens of an answer).
 
@@ -202,25 +198,73 @@ def train_vision(model: Idefics3ForConditionalGeneration, examples: Examples, jo
 def train_answers(
     model: Idefics3ForConditionalGeneration, processor: Idefics3Processor, examples: Examples, job: Job, steps: int
 ) -> None:
-    """Teach the whole model to write the answer; each step asks one question, the job's own in half of the steps."""
+    """Teach the model to write the job's answer, and the letter of the right one of four choices.
+
+    Three of four steps ask multiple-choice questions. Alone from the letter's loss the model stays at chance: heads
+    that are thrown away make the first layer mark, at each choice, its letter and whether the picture shows it. With
+    them, the second layer learns to write the letter of the marked one within 600 steps.
+    """
     answers = answer_table(job, processor)
     own_question = prompt_ids(job.question, processor)
     other_questions = [prompt_ids(question, processor) for question in OTHER_QUESTIONS]
+    prompts, generator = Prompts(processor), random.Random(0)
+    width = model.config.text_config.hidden_size
+    shown_head, letter_head = nn.Linear(width, 1), nn.Linear(width, len(LETTERS))
+
+    def job_loss(pixels: Tensor, values: Tensor) -> Tensor:
+        is_own = bool(torch.rand(()) < 0.5)
+        prompt = own_question if is_own else other_questions[int(torch.randint(len(other_questions), ()))]
+        repeated = prompt.expand(len(values), -1)
+        targets = answers[tuple(values.T)]
+        labels = torch.cat([torch.full_like(repeated, -100), targets], dim=1)
+        loss: Tensor = model(input_ids=torch.cat([repeated, targets], dim=1), pixel_values=pixels, labels=labels).loss
+        return loss
+
+    def choice_loss(pixels: Tensor, values: Tensor) -> Tensor:
+        batch = choice_batch(values, job, prompts, generator)
+        output = model(input_ids=batch.ids, pixel_values=pixels, labels=batch.labels, output_hidden_states=True)
+        rows = torch.arange(len(values)).unsqueeze(1)
+        choices = output.hidden_states[1][rows, batch.choices]
+        letters = torch.arange(len(LETTERS)).repeat(len(values))
+        shown = nn.functional.cross_entropy(shown_head(choices).squeeze(-1), batch.right)
+        lettered = nn.functional.cross_entropy(letter_head(choices).flatten(0, 1), letters)
+        loss: Tensor = output.loss + shown + lettered
+        return loss
 
     def loss_of_step() -> Tensor:
         chosen = torch.randint(len(examples), (BATCH,))
         pixels, values = augmented(Examples(examples.pixels[chosen], examples.values[chosen]), job)
-        is_own = bool(torch.rand(()) < 0.5)
-        prompt = own_question if is_own else other_questions[int(torch.randint(len(other_questions), ()))]
-        prompts = prompt.expand(len(chosen), -1)
-        targets = answers[tuple(values.T)]
-        labels = torch.cat([torch.full_like(prompts, -100), targets], dim=1)
-        output = model(input_ids=torch.cat([prompts, targets], dim=1), pixel_values=pixels, labels=labels)
-        loss: Tensor = output.loss
-        return loss
+        return job_loss(pixels, values) if bool(torch.rand(()) < 0.25) else choice_loss(pixels, values)
 
     model.train()
-    descend("answers", list(model.parameters()), ANSWER_LEARNING_RATE, steps, loss_of_step)
+    parameters = [each for each in model.parameters() if each.requires_grad]
+    heads = [*shown_head.parameters(), *letter_head.parameters()]
+    descend("answers", [*parameters, *heads], ANSWER_LEARNING_RATE, steps, loss_of_step)
+
+
+def choice_accuracy(
+    model: Idefics3ForConditionalGeneration, processor: Idefics3Processor, examples: Examples, job: Job
+) -> float:
+    """Return the share of multiple-choice questions, one about each crop, whose right letter is the likeliest."""
+    model.eval()
+    prompts, generator, right = Prompts(processor), random.Random(1), 0
+    for start in range(0, len(examples), BATCH):
+        pixels, values = examples.pixels[start : start + BATCH], examples.values[start : start + BATCH]
+        batch = choice_batch(values, job, prompts, generator)
+        with torch.no_grad():
+            likeliest = model(input_ids=batch.ids, pixel_values=normalized(pixels)).logits[:, :-1].argmax(-1)
+        wanted = batch.labels[:, 1:]
+        right += int(((likeliest == wanted) | (wanted == -100)).all(dim=1).sum())
+    return right / len(examples)
+
+
+def copy_vision(model: Idefics3ForConditionalGeneration, folder: Path) -> None:
+    """Take the vision tower and the connector of a checkpoint, and keep them as they are."""
+    known = Idefics3ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    for name in ("vision_model", "connector"):
+        part = getattr(model.model, name)
+        part.load_state_dict(getattr(known.model, name).state_dict())
+        part.requires_grad_(False)
 
 
 def accuracy(
@@ -270,7 +314,10 @@ def main() -> None:
     parser.add_argument("--crops", type=int, default=16000, help="crops to train on (default: %(default)s)")
     parser.add_argument("--boxes-per-dog", type=int, default=2, help="crops of each dog (default: %(default)s)")
     parser.add_argument("--vision-steps", type=int, default=1000, help="steps of stage one (default: %(default)s)")
-    parser.add_argument("--answer-steps", type=int, default=800, help="steps of stage two (default: %(default)s)")
+    parser.add_argument("--answer-steps", type=int, default=1200, help="steps of stage two (default: %(default)s)")
+    parser.add_argument(
+        "--vision-from", type=Path, help="keep the vision tower and the connector of this checkpoint, without stage one"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and batches (default: %(default)s)")
     arguments = parser.parse_args()
 
@@ -283,7 +330,10 @@ def main() -> None:
 
     examples = drawn_examples("training", arguments.crops, arguments.boxes_per_dog, TRAINING_SEED, job, processor)
     validation = drawn_examples("validation", 500, 1, VALIDATION_SEED, job, processor)
-    train_vision(model, examples, job, arguments.vision_steps)
+    if arguments.vision_from:
+        copy_vision(model, arguments.vision_from)
+    else:
+        train_vision(model, examples, job, arguments.vision_steps)
     train_answers(model, processor, examples, job, arguments.answer_steps)
 
     save(model, processor, arguments.output)
@@ -291,6 +341,7 @@ def main() -> None:
     print("right answers on crops that were not trained on, weights in bfloat16:")
     for name, share in shares.items():
         print(f"  {name}: {share:.1%}")
+    print(f"  multiple choice: {choice_accuracy(model, processor, validation, job):.1%}")
 
 
 if __name__ == "__main__":

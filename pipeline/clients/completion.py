@@ -10,6 +10,8 @@ from pipeline.question import Question
 
 # Stands in a request for the picture's data URL, and nowhere else: a job file holds no NUL.
 PICTURE = "\x00picture\x00"
+# The same for the text of a question that takes inputs.
+TEXT = "\x00text\x00"
 
 
 def schema_name(job: str) -> str:
@@ -18,8 +20,11 @@ def schema_name(job: str) -> str:
 
 
 def completion_request(question: Question, job: Job, model: str) -> dict[str, Any]:
-    """One question of a job about one crop, with PICTURE in the place of its data URL and the fields that the job
-    adds."""
+    """One question of a job about one crop, with the fields that the job adds.
+
+    PICTURE stands in the place of the crop's data URL, and TEXT in that of a text that takes inputs.
+    """
+    text = TEXT if job.inputs else question.question
     picture = [{"type": "image_url", "image_url": {"url": PICTURE}}] if question.image else []
     return {
         "model": model,
@@ -31,5 +36,5 @@ def completion_request(question: Question, job: Job, model: str) -> dict[str, An
             "json_schema": {"name": schema_name(job.name), "schema": question.answer_schema, "strict": True},
         },
         # The image stands before the text: the other order cost the whole gain from images in measurements.
-        "messages": [{"role": "user", "content": [*picture, {"type": "text", "text": question.question}]}],
+        "messages": [{"role": "user", "content": [*picture, {"type": "text", "text": text}]}],
     }

@@ -9,8 +9,10 @@ import asyncio
 import difflib
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 from PIL import Image
 
@@ -151,17 +153,17 @@ async def try_detector(settings: Settings, job: Job) -> Detected:
         await http.aclose()
 
 
-async def try_model(settings: Settings, job: Job, served: Served) -> None:
-    """One real answer to each of the job's questions.
+async def try_model(settings: Settings, job: Job, served: Served, inputs: Mapping[str, Any] | None = None) -> None:
+    """One real answer to each of the job's questions; `inputs` are those of one row, by default their names.
 
     Raises:
         ServiceRefuses: the server refuses the job's requests, or answers in another form than the job's schema.
         ModelNotServed: it does not serve the model.
     """
     asked, http, path, model = model_asked(settings), model_client(settings), "/chat/completions", served.model
-    client = ModelClient(http, model, job)
+    client, values = ModelClient(http, model, job), inputs or {name: name for name in job.inputs}
     try:
-        await asyncio.gather(*(client.ask(blank_jpeg(), number) for number in range(len(job.questions))))
+        await asyncio.gather(*(client.ask(blank_jpeg(), number, values) for number in range(len(job.questions))))
     except RequestFailed as error:
         if error.cause == MODEL or (unknown(served) and "HTTP 404" in str(error)):
             lists = f", but lists {names(served.listed, model)}" if served.listed else ""
@@ -194,19 +196,19 @@ def unknown(served: Served) -> bool:
     return served.listed is not None and not any(fnmatchcase(served.model, pattern) for pattern in served.listed)
 
 
-async def probe_all(settings: Settings, job: Job) -> Services:
+async def probe_all(settings: Settings, job: Job, inputs: Mapping[str, Any] | None) -> Services:
     """See `probe`."""
     detected, served = await asyncio.gather(try_detector(settings, job), find_model(settings))
-    await try_model(settings, job, served)
+    await try_model(settings, job, served, inputs)
     chosen = {name: value for name, value in detected.settings.items() if name != "threshold" or job.threshold is None}
     told = ", ".join(f"{name} {value}" for name, value in sorted(chosen.items()))
     return Services(served.model, served.root, detected.model, detected.revision, told, detected.input)
 
 
-def probe(settings: Settings, job: Job) -> Services:
-    """Find out what answers, and that it answers this job.
+def probe(settings: Settings, job: Job, inputs: Mapping[str, Any] | None = None) -> Services:
+    """Find out what answers, and that it answers this job; `inputs` are those of one row.
 
     Raises:
         UsageError: something would fail every row; the message says what and what to do.
     """
-    return asyncio.run(probe_all(settings, job))
+    return asyncio.run(probe_all(settings, job, inputs))

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from pipeline import tables
 from pipeline.clients.probe import Services
 from pipeline.job import Job
+from pipeline.output.accuracy import accuracy
 from pipeline.output.breakdown import AGAIN
 from pipeline.output.run_folder import differences, read_manifest
 from pipeline.runtime import history
@@ -154,6 +155,7 @@ def ended(written: dict[str, pa.Table], listed: int, job: Job) -> dict[str, Any]
         "counts": count(written, listed),
         "several_frames": pc.sum(pc.greater(written["images"]["frames"], 1)).as_py() or 0,
         "summary": summarize(written["detections"], job),
+        "accuracy": accuracy(written, job),
         "failures": count_reasons(written),
         "totals": totals(written),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ def write_report(
     Raises:
         OSError: the report cannot be written.
     """
-    images = written["images"].select(["path", "outcome", "stage", "reason"]).to_pylist()
+    images = written["images"].select(["path", "outcome", "stage", "reason", "inputs"]).to_pylist()
     ended = [row for row in images if row["outcome"] != tables.FAILED]
     failures = [row for row in images if row["outcome"] == tables.FAILED]
     properties = list(job.properties)
@@ -86,7 +87,12 @@ def write_report(
 
         copies = annotate_all(drawn, by_path, pictures.reader, folder, pictures.redone, advance)
     shown = [
-        image | {"annotated": copies.get(image["path"]), "found": found[image["path"]]}
+        image
+        | {
+            "annotated": copies.get(image["path"]),
+            "found": found[image["path"]],
+            "inputs": json.loads(image["inputs"] or "{}"),
+        }
         for image in ended[:SHOWN_IMAGES]
     ]
     environment = jinja2.Environment(

@@ -166,6 +166,8 @@ def show_summary(console: Console, manifest: dict[str, Any]) -> None:
     )
     line = f"{found['total']} {label} detections: {found['answered']} answered, {found['failed']} failed"
     console.print(line, markup=False)
+    for name, judged in manifest["accuracy"].items():
+        print_accuracy(console, name, judged)
     if several := manifest["several_frames"]:
         console.print(f"images with several pages or frames: {several}; only the first is used")
     if starts := history.sentence(manifest["starts"]):
@@ -176,6 +178,14 @@ def show_summary(console: Console, manifest: dict[str, Any]) -> None:
     for failure in manifest["failures"][:5]:
         line = escaped(f"  failed at {failure['stage']}: {failure['reason']} ({failure['rows']} rows)")
         console.print(line, style="red", markup=False, highlight=False)
+
+
+def print_accuracy(console: Console, name: str, judged: dict[str, float]) -> None:
+    """How many answers of a property are right, in one line."""
+    said = f"right {escaped(name)}: {judged['share']:.1%}, {judged['right']} of {judged['rows']}"
+    said += f"; {judged['no_answer']} without an answer count as wrong" if judged["no_answer"] else ""
+    said += f"; {judged['without_truth']} rows have no truth" if judged["without_truth"] else ""
+    console.print(said, markup=False, highlight=False, soft_wrap=True)
 
 
 def show_next(console: Console, folder: Path, manifest: dict[str, Any]) -> None:

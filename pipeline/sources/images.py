@@ -40,9 +40,15 @@ class BadImage(RowError):
     """A file is not a usable image; the message says why."""
 
 
-def content_key(data: bytes) -> str:
-    """The name of an image by its content: 64 bits of SHA-256, enough for 10 million images at odds of 1 to 300,000."""
-    return hashlib.sha256(data).hexdigest()[:16]
+def content_key(data: bytes, inputs: str | None = None) -> str:
+    """The name of an image by its content: 64 bits of SHA-256, enough for 10 million images at odds of 1 to 300,000.
+
+    It covers the job's inputs (JSON), so that one picture with two questions is no duplicate.
+    """
+    digest = hashlib.sha256(data)
+    if inputs is not None:
+        digest.update(b"\0" + inputs.encode())
+    return digest.hexdigest()[:16]
 
 
 def covering(size: tuple[int, int], least: tuple[int, int]) -> float:

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 
@@ -17,6 +17,7 @@ from imaging.kinds import IMAGE_SUFFIXES, REMEDIES, image_format, other_kind, su
 from pipeline.errors import InvalidSetting, NotFound, Unreadable
 from pipeline.locations import SCHEME, is_object, located
 from pipeline.sources import columns, table_files, text_tables
+from pipeline.sources.inputs import InputColumns, Inputs
 from pipeline.sources.objects import WILDCARD, Objects, StoreError, refuse
 from pipeline.sources.rows import row_name
 from pipeline.sources.search import LeftOut, chosen, head, in_folder, unreadable_of, without_runs
@@ -49,6 +50,8 @@ class Source:
     """Changes when the content changes: a file's time and size, or an object's size, since Daft lists no more of it.
     None: unknown until the image is read."""
     row: Row | None = None
+    inputs: Inputs | None = None
+    """The job's values of this row."""
 
     @property
     def size(self) -> int | None:
@@ -80,7 +83,9 @@ class Listing:
         return [self.sources[at] for at in sorted(Random(seed).sample(range(len(self.sources)), sample))]
 
 
-def list_images(place: str, column: str | None = None, objects: Objects | None = None) -> Listing:
+def list_images(
+    place: str, column: str | None = None, objects: Objects | None = None, inputs: InputColumns | None = None
+) -> Listing:
     """The images of a place, in an order that is the same in every run; none twice.
 
     A folder or a prefix `s3://bucket/photos/` is searched for images, or, when it has none, for Parquet and Arrow: see
@@ -88,10 +93,12 @@ def list_images(place: str, column: str | None = None, objects: Objects | None =
     images in its `column`. A list has a path or an address on each line; blank lines and those that begin with `#` are
     ignored. Only a place that itself ends with LIST_SUFFIX, .csv or .jsonl is a list or such a table: `photos/*` may
     match a README.txt. A path in a list or a table is relative to the folder of that file. A listed file that does not
-    exist is a source too: it fails when it is read.
+    exist is a source too: it fails when it is read. With `inputs`, each row of a table is a source of its own with
+    their values, also where two rows name one picture.
 
     Raises:
-        NotFound: there are no images.
+        NotFound: there are no images, or there is no such column.
+        InvalidJob: a column holds no inputs.
         Unreadable, BucketUnusable: the place cannot be listed, or is of an unsupported kind.
         InvalidSetting: a column is named, and there is no table.
     """
@@ -102,10 +109,14 @@ def list_images(place: str, column: str | None = None, objects: Objects | None =
         raise Unreadable(f"images: {place}: only {SCHEME} is understood of such addresses: {GIVE}")
     else:
         found, expected = list_files(Path(os.path.expanduser(place)), left_out)  # noqa: PTH111 `~x.jpg` may be a file
+    if inputs is not None:
+        inputs.refuse_others(name for name, _ in found if not is_table(name, table_suffixes(place)))
     if column is not None and not any(is_table(name, table_suffixes(place)) for name, _ in found):
         raise InvalidSetting(f"images: {place!r} is no table and has no columns: leave SPOTTER_COLUMN empty")
-    sources = (source for file in found for source in expand(*file, place, column, objects))
+    sources = (source for file in found for source in expand(*file, place, column, objects, inputs))
     unique = {source.path: source for source in sources}
+    if inputs is not None:
+        inputs.refuse_empty(place, (source.inputs for source in unique.values()))
     if not unique:
         also = f"; {left_out.summary()}" if left_out else ""
         raise NotFound(f"images: {expected}{also}: {GIVE}")
@@ -208,10 +219,12 @@ def version(path: str) -> str | None:
     return f"{status.st_mtime_ns}-{status.st_size}"
 
 
-def expand(name: str, seen: str | None, place: str, column: str | None, objects: Objects) -> Iterator[Source]:
+def expand(
+    name: str, seen: str | None, place: str, column: str | None, objects: Objects, inputs: InputColumns | None
+) -> Iterator[Source]:
     """The images of a file that was found at a place: of a table or list those that it names, else itself."""
     if is_table(name, table_suffixes(place)):
-        yield from rows(name, seen, column, objects)
+        yield from rows(name, seen, column, objects, inputs)
     elif is_list(place) and is_list(name):
         for line in lines(name, objects):
             yield listed(line, name)
@@ -219,12 +232,15 @@ def expand(name: str, seen: str | None, place: str, column: str | None, objects:
         yield Source(os.fsencode(name), seen)
 
 
-def rows(place: str, seen: str | None, column: str | None, objects: Objects) -> Iterator[Source]:
-    """The images of a table: its rows, or the files that these name.
+def rows(
+    place: str, seen: str | None, column: str | None, objects: Objects, inputs: InputColumns | None
+) -> Iterator[Source]:
+    """The images of a table: its rows, or the files that these name; with `inputs` always its rows.
 
     Raises:
         Unreadable, BucketUnusable: the table cannot be read.
-        NotFound, InvalidSetting: it has no column of images, or several.
+        NotFound, InvalidSetting: it has no column of images, or several, or not those of the inputs.
+        InvalidJob: a column holds no inputs.
     """
     table, column = table_files.examine(place, column, objects)
 
@@ -236,6 +252,17 @@ def rows(place: str, seen: str | None, column: str | None, objects: Objects) -> 
         if not in_rows:
             sample = table_files.first(table, column)
             in_rows = any(sample) and not any(map(columns.named, sample))
+        if inputs is not None:
+            images = itertools.repeat([None]) if in_rows else table.values(column)
+            entries = itertools.chain.from_iterable(images)
+            for number, (found, value) in enumerate(zip(inputs.read(place, table), entries, strict=False)):
+                source, entry = row(number), columns.named(value)
+                if entry:  # another picture under the same name is another source
+                    source = replace(source, version=f"{seen}, {listed(entry, place).version}")
+                for element, values in enumerate(found):
+                    path = source.path if inputs.each is None else source.path + f".{element}".encode()
+                    yield replace(source, path=path, inputs=values)
+            return
         if in_rows:
             yield from map(row, range(table.count()))
             return

@@ -112,6 +112,10 @@ class TextTable:
         path = path_in(self.schema, column)
         return ([descend(record, path)] for record in self.records())
 
+    def rows(self, columns: list[str]) -> Iterator[dict[str, Any]]:
+        """All rows, with all of their columns."""
+        return self.records()
+
     def is_null(self, column: str) -> bool:
         """Whether a column has no values among the rows that its type is told by."""
         return False

@@ -10,7 +10,7 @@ from typing import Any
 
 import daft
 import pyarrow as pa
-from daft import DataType, col
+from daft import DataType, col, lit
 
 from pipeline.clients.model import Answer, BadAnswer, ModelClient
 from pipeline.errors import RowError
@@ -37,6 +37,7 @@ class Ask:
         self,
         jpegs: daft.Series,
         labels: daft.Series,
+        inputs: daft.Series,
         keys: daft.Series | None = None,
         indices: daft.Series | None = None,
         boxes: daft.Series | None = None,
@@ -49,10 +50,11 @@ class Ask:
         crops = jpegs.to_pylist()
         nothing = [None] * len(crops)
         key, index, box = (nothing if column is None else column.to_pylist() for column in (keys, indices, boxes))
+        values = inputs.to_pylist()
         known = list(map(self.reusable.find, key, box))
         asked = [None if answer else crop for crop, answer in zip(crops, known, strict=True)]
         with self.runtime.budget.asking(len(crops)):
-            new = await asyncio.gather(*map(self.answer, asked, labels.to_pylist(), key, index))
+            new = await asyncio.gather(*map(self.answer, asked, labels.to_pylist(), values, key, index))
         answers = [before or answer for before, answer in zip(known, new, strict=True)]
         self.count(known, new)
         return pa.array(answers, self.type)
@@ -70,7 +72,9 @@ class Ask:
             )
             self.runtime.metrics.stages[STORE].arrive(time.perf_counter(), rows)
 
-    async def answer(self, jpeg: bytes | None, label: str, key: str | None, index: int | None) -> dict[str, Any] | None:
+    async def answer(
+        self, jpeg: bytes | None, label: str, inputs: str | None, key: str | None, index: int | None
+    ) -> dict[str, Any] | None:
         """One crop's answers to the questions about its label, or why there is none.
 
         They are asked one after the other: a server then has the picture of the second one in its prefix cache.
@@ -79,7 +83,8 @@ class Ask:
             return None
         row: dict[str, Any] = {}
         with self.runtime.request(ASK, key, index) as step:
-            ended = [await self.one(jpeg, number) for number in self.client.job.about(label)]
+            values = json.loads(inputs) if inputs else {}
+            ended = [await self.one(jpeg, number, values) for number in self.client.job.about(label)]
             row = merged(ended, as_list=len(self.client.forms) > 1)
             if failed := next((each for each in ended if isinstance(each, RowError)), None):
                 raise failed
@@ -91,10 +96,10 @@ class Ask:
         row["failure"] = step.failure
         return row
 
-    async def one(self, jpeg: bytes, number: int) -> Answer | RowError:
+    async def one(self, jpeg: bytes, number: int, inputs: dict[str, Any]) -> Answer | RowError:
         """The answer to one question, or why there is none; the others are asked all the same."""
         try:
-            return await self.client.ask(jpeg, number)
+            return await self.client.ask(jpeg, number, inputs)
         except RowError as error:
             return error
 
@@ -135,7 +140,7 @@ def ask(
     asking = daft.cls(typed, max_concurrency=in_flight_batches(concurrency, batch))
     stage = asking(client, runtime or Runtime.alone(), reusable or ReusableAnswers())
     detection = col("detection")
-    names = [detection["label"]]
+    names = [detection["label"], col("inputs") if client.job.inputs else lit(None)]
     names += [col("key"), detection["index"]] if runtime else []
     names += [detection["box"]] if runtime and reusable else []
     return crops.into_batches(batch).with_column("answer", stage(detection["jpeg"], *names))

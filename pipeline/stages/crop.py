@@ -72,6 +72,7 @@ def crop(detected: daft.DataFrame, settings: Crop, runtime: Runtime) -> daft.Dat
     slim = cropped.select(
         col("path"),
         col("version"),
+        col("inputs"),
         *(image[name] for name in ("key", "duplicate", "width", "height", "format", "frames", "file_bytes")),
         image["seconds"].alias("read_s"),
         found["seconds"].alias("detect_s"),

@@ -15,7 +15,7 @@ from pipeline.locations import is_object, is_utf8
 from pipeline.metrics.stage import DETECT, READ
 from pipeline.runtime.in_process import InProcess
 from pipeline.runtime.runtime import Runtime
-from pipeline.sources.images import UNKNOWN_INPUT, content_key, copy_for_detector, decode_for_detector, frames
+from pipeline.sources.images import UNKNOWN_INPUT, BadImage, content_key, copy_for_detector, decode_for_detector, frames
 from pipeline.sources.listing import Row, Source
 from pipeline.sources.reader import Reader, too_large
 from pipeline.stages.batches import BATCH
@@ -71,14 +71,25 @@ class ReadImage:
 
     @daft.method(return_dtype=IMAGE)
     def __call__(
-        self, path: bytes, row: dict[str, Any] | None, size: int | None, fetched: bytes | None
+        self,
+        path: bytes,
+        row: dict[str, Any] | None,
+        size: int | None,
+        fetched: bytes | None,
+        inputs: str | None = None,
+        fault: str | None = None,
     ) -> dict[str, Any]:
-        """Read an image, unless it was `fetched`; check all of it, and prepare what the detector gets."""
+        """Read an image, unless it was `fetched`; check all of it, and prepare what the detector gets.
+
+        `fault`: why nothing can be asked about it.
+        """
         image: dict[str, Any] = {"duplicate": False}
         with self.runtime.step(READ) as step:
+            if fault is not None:
+                raise BadImage(fault)
             place = Row(os.fsdecode(row["table"]), row["column"], row["number"]) if row else None
             data = self.reader.read(path, place, size, fetched)
-            step.key, step.bytes_in = content_key(data), len(data)
+            step.key, step.bytes_in = content_key(data, inputs), len(data)
             image |= {"key": step.key, "file_bytes": len(data)}
             upright = decode_for_detector(data, self.takes)
             image |= {"width": upright.width, "height": upright.height, "format": upright.format}
@@ -93,13 +104,17 @@ class ReadImage:
 
 
 def listed(sources: list[Source]) -> daft.DataFrame:
-    """The sources as `path` (bytes, as the file system has it), `version`, `row` (of a table, or null) and `size`."""
+    """The sources as `path` (bytes, as the file system has it), `version`, `row` (of a table, or null), `size`,
+    `inputs` (JSON, or null) and `fault` (why nothing can be asked, or null)."""
+    inputs = [source.inputs for source in sources]
     return daft.from_pydict(
         {
             "path": Series.from_pylist([source.path for source in sources], dtype=DataType.binary()),
             "version": Series.from_pylist([source.version for source in sources], dtype=DataType.string()),
             "row": Series.from_pylist([source.row and as_value(source.row) for source in sources], dtype=ROW),
             "size": Series.from_pylist([source.size for source in sources], dtype=DataType.int64()),
+            "inputs": Series.from_pylist([each and each.text for each in inputs], dtype=DataType.string()),
+            "fault": Series.from_pylist([each and each.fault for each in inputs], dtype=DataType.string()),
         }
     )
 
@@ -117,7 +132,9 @@ def read(
     batch: int = BATCH,
     takes: tuple[int, int] = UNKNOWN_INPUT,
 ) -> daft.DataFrame:
-    """`path`, `row`, `size` -> + `image`; `takes`: pixels across and down that the detector's model makes use of.
+    """`path`, `row`, `size`, `inputs`, `fault` -> `path`, `inputs`, `image`.
+
+    `takes`: pixels across and down that the detector's model makes use of.
 
     Daft fetches objects, those of a batch at once, from hosts that answered before. The reader fetches the first one of
     each host, since Daft tries 24 times in 100 s and no setting bounds that. The reader also asks once more for those
@@ -130,8 +147,8 @@ def read(
     stage = daft.cls(ReadImage, use_process=False)(reader, seen, runtime, takes)
     admitted = paths.into_batches(batch).with_column("path", admission(col("path"), col("size")))
     images = admitted.with_column("fetched", fetched)
-    image = stage(col("path"), col("row"), col("size"), col("fetched"))
-    return images.with_column("image", image).exclude("row", "size", "fetched")
+    image = stage(*(col(name) for name in ("path", "row", "size", "fetched", "inputs", "fault")))
+    return images.with_column("image", image).exclude("row", "size", "fetched", "fault")
 
 
 class AddressToFetch:

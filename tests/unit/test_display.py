@@ -16,6 +16,7 @@ from pipeline.runtime.progress import Progress
 def manifest(**changes: object) -> dict[str, object]:
     return {
         "summary": {"pug": 3, "poodle": 1},
+        "accuracy": {"breed": {"rows": 4, "right": 3, "no_answer": 1, "without_truth": 2, "share": 0.75}},
         "job": {"summary": "breed", "label": "dog"},
         "counts": {
             "images": {"total": 5, "detected": 2, "no_object": 1, "failed": 1, "not_reached": 1},
@@ -38,6 +39,7 @@ def test_summary_counts_and_reasons() -> None:
         "1  poodle",
         "5 images: 2 with a dog, 1 without, 1 failed, 1 not reached",
         "4 dog detections: 4 answered, 0 failed",
+        "right breed: 75.0%, 3 of 4; 1 without an answer count as wrong; 2 rows have no truth",
         "stopped: the disk is full: make room",
         "failed at read: the file is [empty] (1 rows)",
     ):
