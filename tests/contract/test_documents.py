@@ -28,6 +28,8 @@ from scripts import settings as stack_settings
 from scripts.stack.vllm_server import PRESETS as VLLM_PRESETS
 from scripts.vllm import tables as vllm_tables
 from services.detector import settings as detector_settings
+from services.detector.exported.description import Description
+from services.detector.exported.families import FAMILIES
 from tests.conftest import ROOT
 
 README = ROOT / "README.md"
@@ -280,6 +282,8 @@ def vocabulary() -> dict[str, tuple[set[str], set[str]]]:
         "column": (columns, columns),
         "key": (keys, keys),
         "preset": (PRESETS, PRESETS),
+        "family": (set(FAMILIES), set(FAMILIES)),
+        "description": (set(Description.model_fields), set(Description.model_fields)),
         "setting": (VARIABLES | DETECTOR_VARIABLES, set()),
         "room": ({f"{path.relative_to(ROOT)}/" for path in (*ROOT.glob("*"), *ROOT.glob("*/*"))}, rooms),
         "file": ({name.removesuffix("/") for name in contents}, contents),
@@ -330,6 +334,8 @@ def test_yaml_is_a_job_or_a_preset(path: Path, tmp_path: Path) -> None:
             file = tmp_path / "example.yaml"
             file.write_text(block.text)
             job.load(str(file))
+        elif "family" in content:
+            Description.model_validate(content)
         else:
             assert {name.replace("_", "-") for name in content} <= {name.lstrip("-") for name in options}
 

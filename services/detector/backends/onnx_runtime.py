@@ -129,7 +129,8 @@ class OnnxDetector:
         each = [
             {role: _of_image(value, index, count) for role, value in values.items()} for index in range(len(images))
         ]
-        return [self._model.family.read(outputs, self._meaning) for outputs in each]
+        with np.errstate(all="ignore"):  # what is not finite is found afterwards
+            return [self._model.family.read(outputs, self._meaning) for outputs in each]
 
     def _inputs(self, images: Sequence[npt.NDArray[np.uint8]]) -> dict[str, Any]:
         model, (width, height) = self._model, self._model.size

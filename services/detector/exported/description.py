@@ -20,7 +20,7 @@ from services.detector.checkpoint import CheckpointError
 from services.detector.exported.families import FAMILIES, Family
 from services.detector.exported.graph import Graph, Value, array_type, read_graph
 
-PAGE = "docs/detectors.md"
+PAGE = "docs/exported-detectors.md"
 
 Side = Annotated[int, Field(ge=1, le=8192)]
 Three = tuple[float, float, float]
@@ -101,6 +101,10 @@ def read_exported(path: Path) -> Exported:
     channels_last = bool(image.shape and image.shape[3] in (1, 3) and image.shape[1] != 3)
     size = _size(image, channels_last, said, path)
     family = _family(graph, said, len(named) if isinstance(labels, list) else None, size)
+    fixed = image.shape[0] if image.shape else None
+    for key, given, of_graph in (("size", written.size, size), ("batch", written.batch, fixed)):
+        if given and of_graph and given != of_graph:
+            raise CheckpointError(f"{beside}: {key}: {given}, but the graph fixes {of_graph}: remove the key")
     settled = {**_preprocessing(image, family, said, path), **_forms(graph, family, said)}
     return Exported(
         graph,
@@ -109,7 +113,7 @@ def read_exported(path: Path) -> Exported:
         named,
         isinstance(labels, list),
         size,
-        batch=said.get("batch") or (image.shape[0] if image.shape else None),
+        batch=fixed or said.get("batch"),
         channels_last=channels_last,
         resample=said.get("resample", 2),
         anchors=said.get("anchors", {}),
@@ -211,7 +215,8 @@ def _size(image: Value, channels_last: bool, said: Mapping[str, Any], path: Path
 def _family(graph: Graph, said: Mapping[str, Any], labels: int | None, size: tuple[int, int]) -> Family:
     if "family" in said:
         if said["family"] not in FAMILIES:
-            raise CheckpointError(f"family: {said['family']} is unknown: known are {', '.join(FAMILIES)}")
+            beside = graph.path.with_suffix(".yaml")
+            raise CheckpointError(f"{beside}: family: {said['family']} is unknown: known are {', '.join(FAMILIES)}")
         return FAMILIES[said["family"]]
     for family in FAMILIES.values():
         if family.recognise(graph, labels, size):
@@ -253,6 +258,8 @@ def _forms(graph: Graph, family: Family, said: Mapping[str, Any]) -> dict[str, A
                 f"{graph.path}: {key}: {value} is unknown: {', '.join(known) or 'this family has only one form'}"
             )
         found[key] = value
+    if "anchors" in said and found["boxes"] != "anchors":
+        raise CheckpointError(f"{graph.path.with_suffix('.yaml')}: anchors: they need `boxes: anchors`")
     names = [value.name for value in graph.outputs]
     roles = family.outputs
     given = said.get("outputs") or ({roles[0]: names[0]} if len(roles) == 1 and len(names) == 1 else {})
