@@ -44,6 +44,10 @@ help: ## list the targets
 run: ## run the job, and start the stack if it is down: IMAGES= JOB= OUTPUT= LIMIT=
 	@./spotter run $(OPTIONS)
 
+.PHONY: report
+report: ## make a run's report again from its tables: RUN=run
+	@./spotter report $(if $(RUN),--run '$(RUN)')
+
 .PHONY: estimate
 estimate: ## say what a run would cost, by the last run of the job: IMAGES= JOB=
 	@./spotter estimate $(OPTIONS)

@@ -25,6 +25,7 @@ from pipeline.metrics import daft_plan, profiler
 from pipeline.metrics.profiler import Profiler
 from pipeline.metrics.stage import ASK, DETECT
 from pipeline.output import resume, run_folder
+from pipeline.output.annotate import copies_in
 from pipeline.output.breakdown import explain, one_line
 from pipeline.output.collector import Collector
 from pipeline.output.estimate import after_trial
@@ -32,7 +33,7 @@ from pipeline.output.formats import FORMATS
 from pipeline.output.manifest import Result, begun, ended, finished, identify, lost, why_new
 from pipeline.output.parts import Parts
 from pipeline.output.publish import Publication
-from pipeline.output.report import Pictures, write_report
+from pipeline.output.report import Pictures, draw_copies, write_report
 from pipeline.output.run_log import run_log
 from pipeline.runtime import display
 from pipeline.runtime.cancellation import CancellationToken
@@ -325,13 +326,16 @@ class JobRun:
         self.closing.join()
         self.profiler.phase(profiler.REPORT)
         self.watchdog.now(f"writing the report into {self.folder}")
-        pictures = Pictures(self.sources, self.reader, self.resume_plan.paths)
-        write_report(self.folder, self.manifest, self.tables, self.job, pictures, self.console, self.watchdog.moved)
+        pictures = Pictures(self.sources, self.reader, self.resume_plan.paths, self.settings.copies)
+        found = self.tables["detections"]
+        drawn = draw_copies(self.folder, found, self.job, pictures, self.console, self.watchdog.moved)
+        self.manifest["annotated"] = drawn
+        write_report(self.folder, self.manifest, self.tables, copies_in(self.folder), Path.cwd())
         run_folder.point_latest_at(self.folder)
         self.profiler.write(self.folder)
         if self.settings.trial:
             self.manifest |= after_trial(self.folder, len(self.listing.sources))
-            run_folder.write_manifest(self.folder, self.manifest)
+        run_folder.write_manifest(self.folder, self.manifest)
 
     def publish(self) -> None:
         """Copy the folder to the bucket that the settings name, if they do.

@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from dotenv import dotenv_values
-from pydantic import AnyHttpUrl, ByteSize, Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    AnyHttpUrl,
+    ByteSize,
+    Field,
+    NonNegativeInt,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
@@ -129,6 +138,11 @@ class Settings(BaseSettings):
     failure_limit: float = Field(
         0.5, ge=0, le=1, description="stop the run when a larger share of the last rows fails at a service"
     )
+    annotated: Literal["all", "none"] | NonNegativeInt = Field(
+        # 0.02 to 0.1 s of a core for each: some minutes at most.
+        10_000,
+        description="copies of images with boxes and answers to draw: the first so many with an object, all or none",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="the lowest level that run.log in the run's folder records"
     )
@@ -165,6 +179,11 @@ class Settings(BaseSettings):
         if self.limit is not None:
             return f"the first {self.limit}"
         return f"{self.sample} drawn by seed {self.sample_seed}" if self.sample is not None else None
+
+    @property
+    def copies(self) -> int | None:
+        """How many annotated copies are drawn; None: of all images that have a detection."""
+        return {"all": None, "none": 0}[self.annotated] if isinstance(self.annotated, str) else self.annotated
 
     @property
     def runs(self) -> Path:

@@ -33,6 +33,7 @@ COMMANDS = {
     "job": ("scripts.commands.new_job", "write a job file to start from"),
     "fetch": ("scripts.commands.fetch_models", "get the models that are missing from the hub; verify all"),
     "build": ("scripts.commands.build", "build the containers' images that are missing or old"),
+    "report": ("scripts.commands.report", "make a run's report again from its tables"),
     "estimate": ("scripts.commands.estimate", "say what a run would cost, by the last run of the job; asks no service"),
     "profile": ("scripts.profile.command", "run the job afresh and say where its time went; takes its options as well"),
     "doctor": ("scripts.checks.doctor.command", "say what this host has and lacks, and what to do; change nothing"),

@@ -7,7 +7,7 @@ import io
 import os
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,17 @@ def is_there(copy: Path) -> bool:
         return False
 
 
+def copies_in(folder: Path) -> set[str]:
+    """The names of the annotated copies in a run's folder."""
+    return {path.name for path in (folder / "annotated").glob("*.jpg") if is_there(path)}
+
+
+def copies_of(paths: Iterable[str], names: set[str]) -> dict[str, str]:
+    """Those of the annotated copies, given by `names`, that are of these images: paths in the run's folder by image."""
+    places = ((path, place(path)) for path in paths)
+    return {path: copy.as_posix() for path, copy in places if copy.name in names}
+
+
 def annotate_all(
     found: dict[str, list[dict[str, Any]]],
     sources: dict[str, Source],
@@ -91,16 +102,16 @@ def annotate_all(
     folder: Path,
     redone: set[str],
     advance: Callable[[], None],
-) -> dict[str, str]:
-    """Annotate the images that have detections; the paths of the copies within `folder`, by image path.
+) -> None:
+    """Annotate the images of `found`.
 
     A copy from an earlier call is kept unless its image is in `redone`. An image that has gone since, or a copy that
     cannot be written, is left out: the rows are safe already. `advance` is called after each image.
     """
-    for path in redone & found.keys():  # first of all: an interrupt must not leave a copy that is out of date
+    for path in redone:  # first of all: an interrupt must not leave a copy that is out of date
         (folder / place(path)).unlink(missing_ok=True)
 
-    def one(path: str) -> tuple[str, str] | None:
+    def one(path: str) -> None:
         target = place(path)
         try:
             if not is_there(folder / target):
@@ -110,13 +121,12 @@ def annotate_all(
                 with whole(folder / target, durable=False) as handle:
                     handle.write(copy)
         except (BadImage, StoreError, OSError, pa.ArrowException):
-            return None
+            pass
         finally:
             advance()
-        return path, target.as_posix()
 
     pool = ThreadPoolExecutor(os.cpu_count())  # Pillow works outside the interpreter's lock
     try:
-        return dict(filter(None, pool.map(one, found)))
+        list(pool.map(one, found))
     finally:
         pool.shutdown(cancel_futures=True)  # Ctrl-C waits for the images that are being drawn, not for all

@@ -1,9 +1,9 @@
-"""The report of a run: a page that shows what was found, with the images annotated."""
+"""The report of a run: a page on its rows, and copies of its images with the answers drawn on them."""
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
+import math
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,19 +11,27 @@ from typing import Any
 
 import jinja2
 import pyarrow as pa
+import pyarrow.compute as pc
 from rich.console import Console
 
 from pipeline import tables
-from pipeline.files import write_atomically
+from pipeline.files import whole, write_atomically
 from pipeline.job import Job
-from pipeline.output.annotate import annotate_all
+from pipeline.output.annotate import annotate_all, copies_in, copies_of
+from pipeline.output.page_rows import CHOICE, NUMBER, Column, PageRows, digest, quoted
+from pipeline.output.run_folder import PAGE
 from pipeline.runtime.display import counted
 from pipeline.sources.listing import Source
 from pipeline.sources.reader import Reader
 
-# A browser shows 200 pictures at once with ease; all are in the folder.
-SHOWN_IMAGES = 200
-SHOWN_FAILURES = 100
+TEMPLATES = Path(__file__).parent / "templates"
+# What the page loads beside its rows.
+LOADED = ("report.css", "rows.js", "report.js")
+
+# Bars that are shown at once, for each field; the others are folded.
+BARS = 12
+BINS = 10
+SHOWN_REASONS = 100
 
 
 def caption(row: dict[str, Any], job: Job) -> str:
@@ -44,40 +52,31 @@ class Pictures:
     reader: Reader
     redone: set[str]
     """The paths of the images that this run did: their annotated copies are made anew."""
+    limit: int | None
+    """Draw at most so many copies; None: all."""
 
 
-def write_report(
+def draw_copies(
     folder: Path,
-    manifest: dict[str, Any],
-    written: dict[str, pa.Table],
+    detections: pa.Table,
     job: Job,
     pictures: Pictures,
     console: Console,
     moved: Callable[[], None] = lambda: None,
-) -> Path:
-    """Write report.html and the annotated images into a run's folder.
+) -> dict[str, int]:
+    """Draw the annotated copies that the limit allows and that are not there; how many are there `of` how many images.
 
-    `written`: the run's two tables; `moved` is called after each annotated image.
-
-    Raises:
-        OSError: the report cannot be written.
+    `moved` is called after each image.
     """
-    images = written["images"].select(["path", "outcome", "stage", "reason", "inputs"]).to_pylist()
-    ended = [row for row in images if row["outcome"] != tables.FAILED]
-    failures = [row for row in images if row["outcome"] == tables.FAILED]
-    properties = list(job.properties)
-    found: dict[str, list[dict[str, Any]]] = {row["path"]: [] for row in ended[:SHOWN_IMAGES]}
     drawn: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    found = pc.unique(detections["path"]).to_pylist()
+    for path in found[: pictures.limit]:
+        drawn[path] = []
     # A few rows at a time, and of most no more than is drawn: there may be a million.
-    for batch in written["detections"].to_batches(max_chunksize=1000):
+    for batch in detections.to_batches(max_chunksize=1000):
         for row in batch.to_pylist():
-            row["caption"] = caption(row, job)
-            drawn[row["path"]].append({"box": row["box"], "caption": row["caption"]})
-            if row["outcome"] == tables.FAILED:
-                failures.append({name: row[name] for name in ("path", "index", "stage", "reason")})
-            if row["path"] in found:
-                row["answer"] = [row[name] for name in properties] if row["outcome"] == tables.ANSWERED else []
-                found[row["path"]].append(row)
+            if row["path"] in drawn:
+                drawn[row["path"]].append({"box": row["box"], "caption": caption(row, job)})
     by_path = {source.shown: source for source in pictures.sources}
     with counted(console, "annotated images", len(drawn)) as count:
 
@@ -85,28 +84,96 @@ def write_report(
             count()
             moved()
 
-        copies = annotate_all(drawn, by_path, pictures.reader, folder, pictures.redone, advance)
-    shown = [
-        image
-        | {
-            "annotated": copies.get(image["path"]),
-            "found": found[image["path"]],
-            "inputs": json.loads(image["inputs"] or "{}"),
-        }
-        for image in ended[:SHOWN_IMAGES]
-    ]
+        annotate_all(drawn, by_path, pictures.reader, folder, pictures.redone & set(found), advance)
+    return {"copies": len(copies_of(found, copies_in(folder))), "of": len(found)}
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """How often an answer was given."""
+
+    text: str
+    rows: int
+    code: int | None
+    """The answer's number among the column's values; None for a range of numbers, by which the page cannot filter."""
+
+
+def bars(column: Column) -> list[Bar]:
+    """The answers of a field, the most frequent first; numbers by ranges, in order."""
+    if column.kind == CHOICE:
+        counts = Counter(code for code in column.rows if code >= 0)
+        return [Bar(column.values[code], rows, code) for code, rows in counts.most_common()]
+    if column.kind != NUMBER:
+        return []
+    numbers = [value for value in column.rows if value is not None]
+    if not numbers:
+        return []
+    low, high = min(numbers), max(numbers)
+    width = (high - low) / BINS or 1.0
+    if width > 1 and all(value == int(value) for value in (low, high)):
+        width = math.ceil(width)
+    binned = Counter(min(int((value - low) / width), BINS - 1) for value in numbers)
+    spans = [(low + place * width, low + (place + 1) * width) for place in range(BINS)]
+    return [Bar(f"{begin:.4g} to {end:.4g}", binned[place], None) for place, (begin, end) in enumerate(spans)]
+
+
+def label_of(job: dict[str, Any]) -> str:
+    """What a run looks for, in a word: its label, or `object` where it has several or any."""
+    labels = job.get("label") or job.get("labels")
+    labels = [labels] if isinstance(labels, str) else list(labels or ())
+    return labels[0] if len(labels) == 1 and labels != ["any"] else "object"
+
+
+def write_report(
+    folder: Path, manifest: dict[str, Any], written: dict[str, pa.Table], copies: set[str], place: Path
+) -> Path:
+    """Write report.html, and beside it what it loads, into a run's folder, by its two tables and its run.json.
+
+    `copies` are the names of its annotated copies; `place` is the folder in which relative paths of images begin. The
+    page's rows are written before the page.
+
+    Raises:
+        OSError: the report cannot be written.
+    """
+    drawn = copies_of(written["images"]["path"].to_pylist(), copies)
+    rows = PageRows(written, drawn, manifest["job"].get("summary"))
+    beside = folder / PAGE
+    beside.mkdir(exist_ok=True)
+    label, summary = label_of(manifest["job"]), manifest["job"].get("summary")
+    about = quoted(rows.about() | {"summary": summary, "place": str(place.absolute()), "label": label})
+    chunks = [quoted(chunk) for chunk in rows.chunks()]
+    loaded = {name: (TEMPLATES / name).read_bytes() for name in LOADED}
+    version = digest([about, *chunks, *loaded.values()])
+    scripts = {
+        f"rows-{number}.js": b"take(%b, '%b');\n" % (chunk, version.encode()) for number, chunk in enumerate(chunks)
+    }
+    scripts["about.js"] = b"begin(%b, '%b');\n" % (about, version.encode())
+    for name, content in (scripts | loaded).items():
+        write(beside / name, content)
+    for old in beside.glob("rows-*.js"):
+        if old.name not in scripts:
+            old.unlink()
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pipeline.output"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
+        lstrip_blocks=True,
     )
     page = environment.get_template("report.html.j2").render(
         manifest=manifest,
-        shown=shown,
-        images_left=len(ended) - len(shown),
-        failures=failures[:SHOWN_FAILURES],
-        failures_left=max(len(failures) - SHOWN_FAILURES, 0),
+        label=label,
+        version=version,
+        fields=[(each.name, bars(each)) for each in rows.columns if each.name in rows.fields],
+        shown_bars=BARS,
+        failures=manifest["failures"][:SHOWN_REASONS],
+        failures_left=max(len(manifest["failures"]) - SHOWN_REASONS, 0),
     )
-    write_atomically(folder / "report.html", page.encode())
+    write_atomically(folder / "report.html", page.encode(errors="backslashreplace"))
     return folder / "report.html"
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file that the page loads; after a power cut the next run writes it again."""
+    with whole(path, durable=False) as handle:
+        handle.write(content)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import FolderInUse, OtherRun, Unwritable
+from pipeline.errors import FolderInUse, NotFound, OtherRun, Unwritable
 from pipeline.files import partial, sync_folder, write_atomically
 from pipeline.output.formats import FORMATS
 
@@ -21,11 +21,14 @@ COMMITTED = ".parts/committed.jsonl"
 # The stacks of a run that stopped moving, or that an error ended.
 STALL, ERROR = "stall.txt", "error.txt"
 LOG = "run.log"
+# The folder of the files that report.html loads.
+PAGE = "report"
 
 # What a run makes in its folder; it never removes anything else.
 CONTENTS = (
     *FORMATS,
     "report.html",
+    PAGE,
     STALL,
     ERROR,
     LOG,
@@ -47,6 +50,19 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return manifest if isinstance(manifest, dict) else None
+
+
+def find_run(run: str, runs: Path) -> Path:
+    """A run's folder, by its path or by its name among the runs.
+
+    Raises:
+        NotFound: there is no such folder.
+    """
+    places = [Path(run).expanduser(), runs / run]
+    for place in places:
+        if place.is_dir():
+            return place.resolve()
+    raise NotFound(f"no run {run}: neither {places[0]} nor {places[1]} is a folder")
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:

@@ -170,6 +170,9 @@ def show_summary(console: Console, manifest: dict[str, Any]) -> None:
         print_accuracy(console, name, judged)
     if several := manifest["several_frames"]:
         console.print(f"images with several pages or frames: {several}; only the first is used")
+    copies = manifest.get("annotated", {"copies": 0, "of": 0})
+    if copies["copies"] < copies["of"]:
+        console.print(f"annotated copies: {copies['copies']} of {copies['of']} images; SPOTTER_ANNOTATED=all draws all")
     if starts := history.sentence(manifest["starts"]):
         console.print(starts, markup=False, highlight=False)
     if "reason" in manifest:

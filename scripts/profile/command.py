@@ -15,6 +15,7 @@ from pipeline import settings as job_settings
 from pipeline.errors import InvalidSetting, NotFound, Unreadable, Unwritable
 from pipeline.files import write_atomically
 from pipeline.metrics.profile import FILE, Profile
+from pipeline.output.run_folder import find_run
 from scripts import foreground
 from scripts.profile import markdown, page, terminal, trace
 from scripts.profile.comparison import Comparison
@@ -41,9 +42,9 @@ def run(_: StackSettings, console: Console, *, existing: str | None, compare: st
     settings = job.settings
     if existing is not None and job.options:
         raise InvalidSetting(f"{job.options[0]}: RUN (--run) shows an old run and starts none: drop the job's options")
-    other = read(find(compare, settings.runs)) if compare is not None else None  # before the run takes minutes
+    other = read(find_run(compare, settings.runs)) if compare is not None else None  # before the run takes minutes
     if existing is not None:
-        show(console, find(existing, settings.runs), other)
+        show(console, find_run(existing, settings.runs), other)
         return 0
     folder = fresh_folder(settings)
     code = run_job([*job.options, "--run-name", folder.name, "--profile"])
@@ -68,19 +69,6 @@ def fresh_folder(settings: job_settings.Settings) -> Path:
     return next(
         folder for number in itertools.count(1) if not (folder := settings.runs / f"{name}-profile-{number}").exists()
     )
-
-
-def find(run: str, runs: Path) -> Path:
-    """A run's folder, by its path or by its name among the runs.
-
-    Raises:
-        NotFound: there is no such folder.
-    """
-    places = [Path(run).expanduser(), runs / run]
-    for place in places:
-        if place.is_dir():
-            return place.resolve()
-    raise NotFound(f"no run {run}: neither {places[0]} nor {places[1]} is a folder")
 
 
 def read(folder: Path) -> Profile:

@@ -54,7 +54,7 @@ ALLOWED: dict[str, set[str]] = {
         *SCRIPTS,
         *PIPELINE,
         *("samples", "examples", "services.detector"),
-        *prefixed("tests", "doubles corpus killed_runs outages pictures"),
+        *prefixed("tests", "browser corpus doubles killed_runs large_run outages pictures"),
     },
     "scripts.lock": set(SCRIPTS),
     "scripts.__main__": {*SCRIPTS, *PIPELINE, "scripts.profile"},

@@ -26,6 +26,7 @@ from pipeline.sources.listing import Source, list_images
 from pipeline.template import Template
 from tests.doubles.simulated import Simulated
 from tests.pictures import encoded, gradient
+from tests.report_rows import loaded
 
 SCHEMA = {
     "type": "object",
@@ -287,7 +288,8 @@ def test_each_row_is_asked_its_own_question(
     }
     page = (done.folder / "report.html").read_text()
     assert "50.0 %" in page
-    assert "Question 0.1" in page
+    shown = loaded(done.folder / "report" / "rows-0.js", "take")["images"]["inputs"]
+    assert shown == [row["inputs"] for row in images]
 
 
 def test_rows_without_an_answer_count_as_wrong_and_rows_without_a_truth_do_not_count(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import io
 import re
 from pathlib import Path
@@ -16,12 +15,15 @@ from rich.console import Console
 from pipeline import job as jobs
 from pipeline import tables
 from pipeline.output import report
-from pipeline.output.annotate import annotate_all, annotated, place
+from pipeline.output.annotate import annotate_all, annotated, copies_in, copies_of, place
 from pipeline.output.manifest import ended
+from pipeline.output.page_rows import column, digest, quoted
+from pipeline.output.report import bars
 from pipeline.sources.listing import Row, Source
 from pipeline.sources.objects import Objects
 from pipeline.sources.reader import Reader
 from tests.pictures import encoded, gradient, rotated_by_exif
+from tests.report_rows import loaded, report_rows
 
 NASTY = '<script>alert("x")</script>&.jpg'
 
@@ -79,13 +81,36 @@ def page(tmp_path: Path) -> str:
         **ended(written, len(files), job),
     }
     sources = [Source(bytes(file), None) for file in files]
-    pictures = report.Pictures(sources, Reader(Objects()), set())
-    return report.write_report(folder, manifest, written, job, pictures, Console(quiet=True)).read_text()
+    pictures = report.Pictures(sources, Reader(Objects()), set(), None)
+    drawn = report.draw_copies(folder, written["detections"], job, pictures, Console(quiet=True))
+    assert drawn == {"copies": 2, "of": 2}
+    return report.write_report(folder, manifest, written, copies_in(folder), tmp_path).read_text()
 
 
-def test_every_image_answer_and_failure_is_shown(page: str) -> None:
-    for text in ("a.jpg", "pug, tan, left", "pug, red, away", "HTTP 400: no", "empty park.jpg: no dog", "broken.jpg"):
-        assert text in re.sub(r"\s+", " ", page), text
+def test_every_image_answer_and_failure_is_a_row(page: str, tmp_path: Path) -> None:
+    rows = report_rows(tmp_path / "run")
+    names = ["path", "index", "outcome", "breed", "coat_color", "facing", "reason"]
+    assert [[Path(row["path"]).name, *(row[name] for name in names[1:])] for row in rows] == [
+        ["a.jpg", 0, "answered", "pug", "tan", "left", None],
+        ["a.jpg", 1, "failed", None, None, None, "HTTP 400: no"],
+        [NASTY.replace("/", "_"), 0, "answered", "pug", "red", "away", None],
+        ["broken.jpg", None, "failed", None, None, None, "<b>truncated</b>"],
+        ["empty park.jpg", None, "no_object", None, None, None, None],
+    ]
+
+
+def test_the_page_itself_has_totals_bars_and_reasons(page: str) -> None:
+    bars = re.findall(
+        r"<tr data-field=\"(\w+)\" data-code=\"(\d+)\"><td>(\w+)</td><td class=\"number\">(\d+)</td>", page
+    )
+    assert bars == [
+        ("breed", "0", "pug", "2"),
+        ("coat_color", "1", "tan", "1"),
+        ("coat_color", "0", "red", "1"),
+        ("facing", "1", "left", "1"),
+        ("facing", "0", "away", "1"),
+    ]
+    assert "HTTP 400: no" in page
     tiles = re.findall(r'<div class="tile"><b>(\d+)</b>(.*?)</div>', page)
     assert tiles == [
         ("4", "images"),
@@ -97,16 +122,81 @@ def test_every_image_answer_and_failure_is_shown(page: str) -> None:
 
 
 def test_names_and_reasons_are_text_not_markup(page: str) -> None:
-    assert "<script" not in page
+    assert re.findall(r"<script[^>]*>", page) == re.findall(r'<script src="report/\w+\.js\?[0-9a-f]{16}" defer>', page)
+    assert "alert(" not in page
     assert "<b>truncated" not in page
     assert "&lt;b&gt;truncated&lt;/b&gt;" in page
 
 
-def test_links_lead_to_files_that_were_written(page: str, tmp_path: Path) -> None:
-    links = set(re.findall(r'href="(annotated/[^"]+)"', page))
-    assert len(links) == 2
-    for link in links:
-        assert Image.open(tmp_path / "run" / html.unescape(link)).format == "JPEG"
+def test_copies_are_named_where_they_are(page: str, tmp_path: Path) -> None:
+    chunk = loaded(tmp_path / "run" / "report" / "rows-0.js", "take")
+    assert [copy is not None for copy in chunk["copies"]] == [True, True, False, False]
+    for copy in chunk["copies"][:2]:
+        assert Image.open(tmp_path / "run" / copy).format == "JPEG"
+
+
+def test_no_more_copies_are_drawn_than_wanted(page: str, tmp_path: Path) -> None:
+    """And one of an image that was done again and is beyond the limit is out of date, so it leaves."""
+    written = {name: pa.table({"path": [str(tmp_path / name)]}) for name in ("a.jpg", "empty park.jpg")}
+    found = [{"path": table["path"][0].as_py(), "outcome": "failed", "label": "dog"} for table in written.values()]
+    schema = tables.detections_schema({})
+    detections = pa.Table.from_pylist([row | {"box": [1.0, 1.0, 9.0, 9.0]} for row in found], schema=schema)
+    sources = [Source(row["path"].encode(), None) for row in found]
+    for limit, redone, copies in ((1, {found[0]["path"]}, 1), (2, set(), 2), (0, set(), 2), (0, {found[1]["path"]}, 1)):
+        pictures = report.Pictures(sources, Reader(Objects()), redone, limit)
+        drawn = report.draw_copies(tmp_path / "run", detections, jobs.load("dog_breeds"), pictures, Console(quiet=True))
+        assert drawn == {"copies": copies, "of": 2}
+
+
+def test_a_page_of_two_reports_is_noticed(page: str, tmp_path: Path) -> None:
+    """The name of a version is in the page and in each chunk, and changes with any row."""
+    (version,) = set(re.findall(r"\?([0-9a-f]{16})", page))
+    scripts = (tmp_path / "run" / "report").glob("*.js")
+    assert {version} == {found[1] for path in scripts if (found := re.search(r"', '(\w+)'\);\n$", path.read_text()))}
+    assert digest([quoted({"a": 1})]) != digest([quoted({"a": 2})])
+
+
+NUMBERS = [1, None, 3, 2**60, 5]
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "rows"),
+    [
+        (pa.array([True, None, False]), "choice", ["true", None, "false"]),
+        (pa.array(["b", "a", None, "b"]), "choice", ["b", "a", None, "b"]),
+        (pa.array([f"text {number}" for number in range(501)]), "text", [f"text {number}" for number in range(501)]),
+        (pa.array([1, None, 3]), "number", [1, None, 3]),
+        (pa.array([0.123456, float("nan"), None, float("inf")]), "number", [0.1235, None, None, None]),
+        (pa.array(NUMBERS), "choice", [None if each is None else str(each) for each in NUMBERS]),
+        (pa.array([], pa.string()), "choice", []),
+        (pa.array([None, None], pa.int64()), "number", [None, None]),
+    ],
+)
+def test_a_column_is_what_its_values_are(content: pa.Array, kind: str, rows: list[Any]) -> None:
+    found = column("x", pa.chunked_array([content]))
+    assert found.kind == kind
+    values = found.rows
+    assert (
+        [None if each == -1 else found.values[each] for each in values] == rows if kind == "choice" else values == rows
+    )
+    if kind == "text":
+        assert sorted(rows) == [rows[found.ranks.index(rank)] for rank in range(len(rows))]
+
+
+def test_numbers_are_counted_in_ranges() -> None:
+    found = bars(column("legs", pa.chunked_array([pa.array([0, 4, 4, 4, 8, None, 100])])))
+    assert [(bar.text, bar.rows) for bar in found if bar.rows] == [("0 to 10", 5), ("90 to 100", 1)]
+    assert bars(column("legs", pa.chunked_array([pa.array([None], pa.float64())]))) == []
+    assert sum(bar.rows for bar in bars(column("x", pa.chunked_array([pa.array([2.5, 2.5])])))) == 2
+
+
+@pytest.mark.parametrize(
+    "text", ["'", '"', "\\", "\\'", "</script><script>alert(1)", "\u2028\u2029\n\r\t\0", "${x}`", "größe 🐶", "\udcff"]
+)
+def test_any_text_comes_out_of_a_script_as_it_went_in(text: str, tmp_path: Path) -> None:
+    script = tmp_path / "rows-0.js"
+    script.write_bytes(b"take(%b, '0123456789abcdef');\n" % quoted({"x": text, text: 1}))
+    assert loaded(script, "take") == {"x": text, text: 1}
 
 
 def test_annotated_copy_is_upright_and_has_its_boxes() -> None:
@@ -171,7 +261,8 @@ def test_an_annotated_copy_has_a_name_that_links_lead_to(tmp_path: Path) -> None
     (tmp_path / "annotated").mkdir()
     found = {name: [{"box": [1.0, 1.0, 50.0, 50.0], "caption": "pug"}] for name in names}
     advanced: list[None] = []
-    copies = annotate_all(found, sources, Reader(Objects()), tmp_path, set(), lambda: advanced.append(None))
+    annotate_all(found, sources, Reader(Objects()), tmp_path, set(), lambda: advanced.append(None))
+    copies = copies_of(names, copies_in(tmp_path))
     assert len(advanced) == len(names)
     assert list(copies) == names
     assert all(re.fullmatch(r"annotated/[\w.-]+\.jpg", copy) for copy in copies.values())
@@ -214,5 +305,5 @@ def test_an_interrupt_ends_the_drawing_and_leaves_no_copy_that_is_out_of_date(tm
     assert len(drawn) < len(names)
     left = [path for path in (tmp_path / "annotated").iterdir() if path.read_bytes() == b"of an earlier run"]
     assert left == []
-    copies = annotate_all(found, sources, Reader(Objects()), tmp_path, set(), lambda: None)
-    assert list(copies) == names
+    annotate_all(found, sources, Reader(Objects()), tmp_path, set(), lambda: None)
+    assert list(copies_of(names, copies_in(tmp_path))) == names

@@ -240,7 +240,7 @@ def test_the_folder_of_a_run(run_job: RunJob, photos: Path, monkeypatch: pytest.
     present = {path.name for path in done.folder.iterdir()}
     shown = {name for name in present if not name.startswith(".")}
     files = {"images.parquet", "detections.parquet", "run.json", "report.html", "run.log"}
-    assert shown == files | {"crops", "annotated", "profile"}
+    assert shown == files | {"crops", "annotated", "report", "profile"}
     assert (done.folder.parent / "latest").resolve() == done.folder.resolve()
     assert len(list((done.folder / "annotated").iterdir())) == 3
     manifest = (done.folder / "run.json").read_text()

@@ -108,7 +108,7 @@ def test_what_a_write_left_that_was_cut_short_is_in_nobodys_way(tmp_path: Path, 
 
 def test_all_that_a_run_makes_is_known_as_its_own(tmp_path: Path) -> None:
     for name in CONTENTS:
-        if name in ("crops", "annotated", "profile", ".parts"):
+        if name in ("crops", "annotated", "report", "profile", ".parts"):
             (tmp_path / name).mkdir()
         elif name != "run.json":
             (tmp_path / name).touch()
