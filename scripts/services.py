@@ -33,7 +33,10 @@ class Kind:
     name: str
     """The settings STACK_<NAME>_PORT and STACK_<NAME>_MEMORY, and all variables <NAME>_, belong to it."""
     images: Mapping[str, Image]
-    """Its image and environment by device, `cpu` or `cuda`; without one for the GPU, that of the CPU."""
+    """Its image and environment by device, `cpu` or `cuda`; without one for the GPU, that of the CPU.
+
+    A further name is for models of another kind: `placed` in scripts/stack/services.py chooses it.
+    """
     port: int
     """Where it listens in its container (images/health.py asks there), and by default on this host."""
     stop_grace_s: float
@@ -69,8 +72,9 @@ KINDS = {
         Kind(
             name="detector",
             images={
-                "cpu": Image("detector-cpu", "detector", "the detector service on a CPU", _DETECTOR),
-                "cuda": Image("detector-cuda", "detector", "the detector service on a GPU", _DETECTOR),
+                "cpu": Image("detector-cpu", "detector", "the detector on a CPU, for ONNX models", _DETECTOR),
+                "torch": Image("detector-torch-cpu", "detector", "the detector on a CPU, with torch", _DETECTOR),
+                "cuda": Image("detector-cuda", "detector", "the detector on a GPU", _DETECTOR),
             },
             port=8001,
             stop_grace_s=70.0,  # above DETECTOR_TIMEOUT_S: then no request is open

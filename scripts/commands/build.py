@@ -15,6 +15,7 @@ def run(settings: StackSettings, console: Console) -> None:
     docker_host.client_config()
     # A host without a GPU may build for others that have one.
     device = choose(settings, find_gpus(settings.gpu))[0] if settings.device == "auto" else settings.device
-    images.ensure(images.of_device(device), settings.state / "logs", console, offline=settings.offline)
-    for image in images.of_device(device):
+    wanted = images.of_stack(settings, device)
+    images.ensure(wanted, settings.state / "logs", console, offline=settings.offline)
+    for image in wanted:
         console.print(f"{image.tag:<32}{images.size(image):>10}")

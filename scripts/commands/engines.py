@@ -40,7 +40,7 @@ def choose_engine(settings: StackSettings, device: str, preset: str) -> tuple[En
         return ComposeEngine(settings, device, preset), "STACK_ENGINE=compose"
     if any(process.is_running(name) for name in KINDS):
         return process, "services run as processes already"
-    if reason := compose_engine.why_not(device, offline=settings.offline):
+    if reason := compose_engine.why_not(settings, device):
         return process, reason
     return ComposeEngine(settings, device, preset), "Docker answers"
 

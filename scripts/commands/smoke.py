@@ -27,7 +27,7 @@ from scripts.docker import host as docker_host
 from scripts.docker import images
 from scripts.docker import project as compose_project
 from scripts.environments import ROOT
-from scripts.services import KINDS
+from scripts.services import KINDS, PIPELINE
 from scripts.settings import PREFIX, StackError, StackSettings
 
 # The same bounds as in tests/stack/test_main_job.py.
@@ -133,7 +133,8 @@ class Smoke:
         """Make the environments or images, so that the other steps' times do not include them."""
         if self.engine == "compose":
             self.operate("build")
-            sizes = ", ".join(f"{image.name} {images.size(image)}" for image in images.of_device("cpu"))
+            wanted = [*(kind.image("cpu") for kind in KINDS.values()), PIPELINE]
+            sizes = ", ".join(f"{image.name} {images.size(image)}" for image in wanted)
             return f"images: {sizes}"
         for kind in KINDS.values():
             environments.prepare(kind.image("cpu").name)

@@ -42,7 +42,7 @@ from scripts.settings import (
 )
 from scripts.stack import api_key
 from scripts.stack.service import Service
-from scripts.stack.services import Stack
+from scripts.stack.services import Stack, placed
 from scripts.vllm import compile_cache
 from scripts.vllm.checker import Place
 from scripts.vllm.compile_cache import Kept
@@ -70,19 +70,22 @@ NO_GPU = (
 def chosen(settings: StackSettings, device: str) -> bool:
     """Whether a stack that is not up yet would run in containers."""
     if settings.engine == "auto":
-        return why_not(device, offline=settings.offline) is None
+        return why_not(settings, device) is None
     return settings.engine == "compose"
 
 
-def why_not(device: str, *, offline: bool = False) -> str | None:
+def why_not(settings: StackSettings, device: str) -> str | None:
     """Why this host cannot run the stack in containers; None where it can, as far as one can tell beforehand."""
     if fault := docker_host.fault():
         return fault.found
     if device == "cuda" and docker_gpu.driver() is None:
         return "Docker has no NVIDIA runtime, and no description of a GPU (install nvidia-container-toolkit)"
-    if all(images.has(image.tag) for image in images.of_device(device)):
+    wanted = images.of_stack(settings, device)
+    if all(images.has(image.tag) for image in wanted):
         return None
-    return "the images are not built, and STACK_OFFLINE forbids it" if offline else images.why_not_buildable(device)
+    if settings.offline:
+        return "the images are not built, and STACK_OFFLINE forbids it"
+    return images.why_not_buildable(wanted)
 
 
 class ComposeEngine(ContainerEngine):
@@ -97,7 +100,7 @@ class ComposeEngine(ContainerEngine):
 
     def image(self, name: str) -> Image:
         """The image of a service."""
-        return KINDS[name].image(self.device)
+        return placed(self.settings, KINDS[name], self.device)[1]
 
     def fingerprint(self, service: Service) -> str:
         """Changes when settings, compose files or image require a new start of the service."""
@@ -141,7 +144,7 @@ class ComposeEngine(ContainerEngine):
         """
         sources = [Path(source) for source in self.image(service.name).sources]
         model = Path(service.model)
-        inside = self.device == "cpu" and any(place in sources for place in (model, *model.parents))
+        inside = any(place in sources for place in (model, *model.parents))
         if service.model and not inside and (ROOT / model).exists():
             raise InvalidStackSetting(
                 f"{service.name}: the model {service.model} is on this host, and its container takes models "
@@ -181,7 +184,9 @@ class ComposeEngine(ContainerEngine):
 
     def fetch_command(self, service: Service, arguments: list[str]) -> list[str]:
         """The command of a container that has a way out, and the volume of models to write."""
-        self.ensure_images([self.image("detector")])
+        image = self.image(service.name)
+        self.ensure_images([image])
+        self.files.fetch_image = image.tag
         way_out = {name.upper(): value for name, value in self.settings.environment.items() if name.upper() in WAY_OUT}
         given = [part for name, value in way_out.items() for part in ("--env", f"{name}={value}")]
         return self.files.command("run", "--rm", "-T", *given, "fetch", *arguments)

@@ -19,7 +19,7 @@ from scripts.environments import ROOT
 from scripts.services import KINDS
 from scripts.settings import StackSettings, read_variables
 from scripts.stack.service import without_secrets
-from scripts.stack.services import own_variables
+from scripts.stack.services import own_variables, placed
 from scripts.stack.vllm_server import cache_key, preset_file, start_arguments
 from scripts.vllm import compile_cache
 from scripts.vllm.checker import CHECKER
@@ -34,7 +34,7 @@ VLLM_CACHE = PurePosixPath("/cache/vllm")
 HUB_DOWNLOAD = ROOT / "scripts" / "models" / "hub_download.py"
 
 # The compose files' variables that change nothing about a running service.
-PASSING = frozenset({"START_PERIOD", "MEMORY_PIPELINE"})
+PASSING = frozenset({"START_PERIOD", "MEMORY_PIPELINE", "FETCH_IMAGE"})
 
 
 class ComposeFiles:
@@ -51,6 +51,8 @@ class ComposeFiles:
         published = {self.state / "publish.json": json.dumps(publish_overlay(settings))}
         self.generated = published if settings.publish else {}
         self.files += self.generated
+        self.images = {kind.name: placed(settings, kind, device)[1].tag for kind in KINDS.values()}
+        self.fetch_image = self.images["vllm"]
         self.key_file = self.state / "secrets" / "api_key"
 
     def variables(self) -> dict[str, str]:
@@ -60,6 +62,8 @@ class ComposeFiles:
             "VLLM_PRESET": str(self.mounted(self.preset)),
             "HUB_DOWNLOAD": str(self.mounted(HUB_DOWNLOAD)),
             "CHECKER": str(self.mounted(CHECKER)),
+            "DETECTOR_IMAGE": self.images["detector"],
+            "FETCH_IMAGE": self.fetch_image,
             "VLLM_ARGUMENTS": " ".join(shlex.quote(each) for each in start_arguments(self.settings)),
             **{f"{kind.prefix}ENV": str(self.state / f"{kind.name}.env") for kind in KINDS.values()},
             "API_KEY_FILE": str(self.key_file),

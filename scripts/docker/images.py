@@ -22,7 +22,8 @@ from rich.text import Text
 from scripts.docker.client import ask, client, command
 from scripts.environments import LOCKS, ROOT
 from scripts.services import KINDS, PIPELINE, Image
-from scripts.settings import BuildFailed
+from scripts.settings import BuildFailed, StackSettings
+from scripts.stack.services import images_of
 from scripts.vllm.startup_causes import remedy_for
 
 DOCKERFILE = ROOT / "images" / "Dockerfile"
@@ -40,9 +41,9 @@ OFFLINE_BASES = {"BASE_IMAGE": "spotter-base", "BUILD_IMAGE": "spotter-build-bas
 IMAGES = {image.name: image for kind in KINDS.values() for image in kind.images.values()} | {PIPELINE.name: PIPELINE}
 
 
-def of_device(device: str) -> list[Image]:
+def of_stack(settings: StackSettings, device: str) -> tuple[Image, ...]:
     """The images of a stack on a device, and the job's."""
-    return [*(kind.image(device) for kind in KINDS.values()), PIPELINE]
+    return (*images_of(settings, device), PIPELINE)
 
 
 def fingerprint(image: Image) -> str:
@@ -121,10 +122,10 @@ def substitutes() -> dict[str, str]:
 
 
 @cache
-def why_not_buildable(device: str) -> str | None:
-    """Why a device's images cannot be built here, as far as can be told beforehand; None where they can."""
+def why_not_buildable(images: tuple[Image, ...]) -> str | None:
+    """Why images cannot be built here, as far as can be told beforehand; None where they can."""
     found = substitutes()
-    for image in of_device(device):
+    for image in images:
         base = base_image(image.base)
         if not (image.base in found or is_current(image) or has(base) or at_registry(base)):
             return f"no container registry can be reached for {base}; {way_without_registry(image)}"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from scripts import environments
 from scripts.environments import ROOT
-from scripts.services import KINDS, Kind
+from scripts.services import KINDS, Image, Kind
 from scripts.settings import StackSettings, read_variables
 from scripts.stack.service import Service, host_variables
 from scripts.stack.vllm_server import usable_preset, vllm
@@ -37,17 +37,29 @@ def presets_of(kind: Kind, device: str) -> Path:
 
 
 def own_variables(settings: StackSettings, kind: Kind, device: str) -> dict[str, str]:
-    """A service's variables: its preset's, and over them the user's."""
-    return read_variables(presets_of(kind, device)) | settings.user_variables(kind.prefix)
+    """A service's variables: its preset's on the device where it runs, and over them the user's."""
+    return read_variables(presets_of(kind, placed(settings, kind, device)[0])) | settings.user_variables(kind.prefix)
 
 
-def environment_of(kind: Kind, device: str, model: str) -> str:
-    """The environment in which a service runs: the detector's for an ONNX model has no torch."""
+def placed(settings: StackSettings, kind: Kind, device: str) -> tuple[str, Image]:
+    """The device on which a service of a stack runs, and its image, whose name is that of its environment too.
+
+    The detector's ONNX models run on the CPU, also beside a GPU, without torch; its other models need torch.
+    """
+    image = kind.image(device)
     if kind.name != "detector":
-        return kind.image(device).name
-    if model.endswith(".onnx") or (any(Path(model).glob("*.onnx")) and not any(Path(model).glob("*.safetensors"))):
-        return "detector-cpu"
-    return "detector-torch-cpu" if device == "cpu" else kind.image(device).name
+        return device, image
+    told = read_variables(presets_of(kind, device)) | settings.user_variables(kind.prefix)
+    model = ROOT / Path(told.get("DETECTOR_MODEL", "")).expanduser()
+    exported = model.suffix == ".onnx" or (any(model.glob("*.onnx")) and not any(model.glob("*.safetensors")))
+    if exported and told.get("DETECTOR_BACKEND", "auto") in ("auto", "onnx"):
+        return "cpu", kind.images["cpu"]
+    return device, kind.images["torch"] if device == "cpu" else image
+
+
+def images_of(settings: StackSettings, device: str) -> list[Image]:
+    """The images of a stack's services; their environments have the same names."""
+    return [placed(settings, kind, device)[1] for kind in KINDS.values()]
 
 
 def python_service(settings: StackSettings, device: str, kind: Kind) -> Service:
@@ -55,23 +67,21 @@ def python_service(settings: StackSettings, device: str, kind: Kind) -> Service:
 
     <NAME>_HOST and <NAME>_PORT tell it where to listen, <NAME>_MODEL and <NAME>_REVISION name its model, if it has one.
     """
-    image, port = kind.image(device), settings.port(kind.name)
-    model = own_variables(settings, kind, device).get(f"{kind.prefix}MODEL", "")
-    environment = environment_of(kind, device, model)
+    device, image = placed(settings, kind, device)
+    port, preset = settings.port(kind.name), presets_of(kind, device)
     listen = {f"{kind.prefix}HOST": settings.host, f"{kind.prefix}PORT": str(port)}
     variables = own_variables(settings, kind, device) | host_variables(settings, device) | listen
     code = {file for source in image.sources for file in (ROOT / source).rglob("*.py")}
-    preset = presets_of(kind, device)
     return Service(
         name=kind.name,
-        environment=environment,
-        command=(str(environments.python(environment)), "-m", kind.module),
+        environment=image.name,
+        command=(str(environments.python(image.name)), "-m", kind.module),
         variables=tuple(sorted(variables.items())),
         port=port,
         ready_url=f"http://{settings.host}:{port}{kind.ready_path}",
         stop_grace_s=kind.stop_grace_s,
         inputs=(*([preset] if preset.is_file() else []), *sorted(code)),
-        model=model,
+        model=variables.get(f"{kind.prefix}MODEL", ""),
         revision=variables.get(f"{kind.prefix}REVISION"),
     )
 

@@ -161,7 +161,7 @@ def test_memory_limits_are_the_settings_or_the_devices_own(tmp_path: Path) -> No
 def test_images_are_those_that_are_built(stack: tuple[str, dict[str, Any]]) -> None:
     device, content = stack
     named = {service["image"] for name, service in content["services"].items() if name != "fetch"}
-    assert named == {image.tag for image in images.of_device(device)}
+    assert named == {image.tag for image in images.of_stack(StackSettings(), device)}
 
 
 def test_the_preflight_is_vllm_without_a_network_that_answers_one_request(stack: tuple[str, dict[str, Any]]) -> None:

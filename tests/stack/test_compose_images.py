@@ -17,6 +17,7 @@ from rich.console import Console
 
 from scripts import environments
 from scripts.docker import images
+from scripts.settings import StackSettings
 from tests.conftest import ROOT
 from tests.stack.conftest import RunningStack
 from tests.stack.container_stack import docker
@@ -32,7 +33,7 @@ for left in /spotter/.spotter/uv /etc/pip.conf /etc/ssl/site.crt /wheels; do [ !
 
 
 def test_images_say_what_they_are_and_hold_no_tools(containers: RunningStack) -> None:
-    for image in images.of_device("cpu"):
+    for image in images.of_stack(StackSettings(), "cpu"):
         labels = json.loads(docker("image", "inspect", image.tag))[0]["Config"]["Labels"]
         for label in ("title", "description", "licenses", "version", "revision"):
             assert labels[f"org.opencontainers.image.{label}"]

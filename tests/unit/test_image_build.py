@@ -18,7 +18,7 @@ from rich.console import Console
 
 from scripts.docker import images
 from scripts.services import Image
-from scripts.settings import BuildFailed
+from scripts.settings import BuildFailed, StackSettings
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow
@@ -186,4 +186,4 @@ def test_a_build_that_is_interrupted_is_done_anew(tmp_path: Path) -> None:
     write("exit 0")
     output, _ = (child := build()).communicate(timeout=60)
     assert child.returncode == 0, output
-    assert len(calls.read_text().split()) == 1 + len(images.of_device("cpu"))
+    assert len(calls.read_text().split()) == 1 + len(images.of_stack(StackSettings(), "cpu"))

@@ -119,10 +119,10 @@ def test_offline_builds_no_image(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 
 def test_offline_looks_for_no_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(docker_host, "client_config", lambda: None)
+    monkeypatch.setattr(docker_host, "fault", lambda: None)
     monkeypatch.setattr(images, "has", lambda tag: False)
-    monkeypatch.setattr(images, "why_not_buildable", lambda device: pytest.fail("looked"))
-    assert "STACK_OFFLINE" in (compose_engine.why_not("cpu", offline=True) or "")
+    monkeypatch.setattr(images, "why_not_buildable", lambda images: pytest.fail("looked"))
+    assert "STACK_OFFLINE" in (compose_engine.why_not(StackSettings(offline=True), "cpu") or "")
 
 
 def test_offline_is_told_to_every_program(monkeypatch: pytest.MonkeyPatch) -> None:

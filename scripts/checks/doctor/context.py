@@ -18,6 +18,7 @@ from scripts.services import KINDS
 from scripts.settings import StackError, StackSettings, read_variables
 from scripts.stack.devices import Gpu, choose, find_gpus
 from scripts.stack.process_engine import ProcessEngine
+from scripts.stack.services import images_of
 from scripts.stack.vllm_server import preset_file, start_arguments
 from scripts.vllm.options import Options, read_options
 
@@ -117,8 +118,7 @@ class Context:
         if volume not in (volumes or "").splitlines():
             return False
         mount = f"type=volume,source={volume},target={compose_engine.HUB_CACHE},readonly"
-        shell = ("--entrypoint=/bin/sh", KINDS["detector"].image(self.device).tag, "-c", LOOK, "sh")
-        wanted = (name.replace("/", "--"), revision or "main")
-        run = ("run", "--rm", "--network=none", "--pull=never", "--mount", mount, *shell, *wanted)
-        said, _ = ask(*run, timeout_s=ANSWER_S)
-        return said == "there"
+        run = ("run", "--rm", "--network=none", "--pull=never", "--mount", mount, "--entrypoint=/bin/sh")
+        look = ("-c", LOOK, "sh", name.replace("/", "--"), revision or "main")
+        said = (ask(*run, image.tag, *look, timeout_s=ANSWER_S)[0] for image in images_of(self.settings, self.device))
+        return next((each for each in said if each is not None), "") == "there"

@@ -10,10 +10,10 @@ from scripts import environments
 from scripts import minimum_versions as minimum
 from scripts.checks.doctor.context import Context
 from scripts.docker.host import find_engine
-from scripts.docker.images import has, of_device
+from scripts.docker.images import has, of_stack
 from scripts.findings import Finding, error, ok, unchecked
 from scripts.models.model_files import hub_cache
-from scripts.services import KINDS
+from scripts.stack.services import images_of
 
 
 def existing(path: Path) -> Path:
@@ -38,7 +38,7 @@ def check(context: Context) -> list[Finding]:
         needed |= dict.fromkeys(("disk for caches", "disk for models"), minimum.CACHES_GIB[context.device])
     if context.in_containers:
         return in_engine(context, needed)
-    complete = all(environments.is_current(kind.image(context.device).name) for kind in KINDS.values())
+    complete = all(environments.is_current(image.name) for image in images_of(context.settings, context.device))
     gib = 0.1 if complete else minimum.ENVIRONMENTS_GIB[context.device]
     findings = [room("disk for environments", environments.STATE, gib, "free some space there")]
     places = {"disk for caches": context.settings.state / "cache", "disk for models": hub_cache(context.environment)}
@@ -53,7 +53,7 @@ def in_engine(context: Context, caches: Mapping[str, float]) -> list[Finding]:
     if root is None or not root.exists():
         where = f"the engine's root {root} is not on this host" if root else reason
         return [unchecked("disk for images", where)]
-    wanted = of_device(context.device)
+    wanted = of_stack(context.settings, context.device)
     absent = [image for image in wanted if not has(image.tag)]
     images = minimum.IMAGES_GIB[context.device] * len(absent) / len(wanted) or 1.0
     remedy = "`docker system df` lists the images and volumes; `docker image prune` frees some space"

@@ -10,7 +10,7 @@ from scripts import environments
 from scripts.checks.doctor.context import Context
 from scripts.environments import LOCKS, NAMES, ROOT
 from scripts.findings import Finding, error, ok
-from scripts.services import KINDS
+from scripts.stack.services import images_of
 
 
 def pins(groups: dict[str, list[str | dict[str, str]]], name: str) -> list[str]:
@@ -48,7 +48,7 @@ def check(context: Context) -> list[Finding]:
         error("locks", f"images/locks/{group}.lock lacks {', '.join(absent)}", "pyproject.toml's pins", "make lock")
         for group, absent in missing_pins(ROOT / "pyproject.toml", LOCKS).items()
     ] or [ok("locks", "in step with pyproject.toml")]
-    wanted = ("operator", *(kind.image(context.device).name for kind in KINDS.values()))
+    wanted = ("operator", *(image.name for image in images_of(context.settings, context.device)))
     stale = [name for name in wanted if environments.folder(name).exists() and not environments.is_current(name)]
     if stale:
         what = f"of older locks: {', '.join(stale)}; the next start makes them anew"
