@@ -35,6 +35,9 @@ ifdef OFFLINE
 export STACK_OFFLINE := $(OFFLINE)
 endif
 
+# For commands whose OUTPUT is not the folder of the runs.
+OWN_OUTPUT = $(if $(OUTPUT),env -u SPOTTER_OUTPUT)
+
 .PHONY: help
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +58,14 @@ estimate: ## say what a run would cost, by the last run of the job: IMAGES= JOB=
 .PHONY: profile
 profile: ## run the job afresh and show where its time went: COMPARE=run, RUN=run
 	@./spotter profile $(if $(RUN),--run '$(RUN)') $(if $(COMPARE),--compare '$(COMPARE)') $(OPTIONS)
+
+.PHONY: export
+export: ## hand a run on: FORMAT=coco|yolo|labelstudio|fiftyone|hf|csv RUN= OUTPUT=
+	@$(OWN_OUTPUT) ./spotter export --format '$(FORMAT)' $(if $(RUN),--run '$(RUN)') $(if $(OUTPUT),--output '$(OUTPUT)') $(OPTIONS)
+
+.PHONY: sql
+sql: ## ask a run's tables: QUERY='select breed, count(*) from detections group by 1' RUN= CSV=1
+	@./spotter sql '$(subst ','\'',$(value QUERY))' $(if $(RUN),--run '$(RUN)') $(if $(CSV),--csv)
 
 .PHONY: job
 job: ## write a job file to start from: NAME=cars, LABEL=car

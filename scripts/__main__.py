@@ -35,6 +35,8 @@ COMMANDS = {
     "build": ("scripts.commands.build", "build the containers' images that are missing or old"),
     "report": ("scripts.commands.report", "make a run's report again from its tables"),
     "estimate": ("scripts.commands.estimate", "say what a run would cost, by the last run of the job; asks no service"),
+    "export": ("scripts.commands.export", "write a finished run as COCO, YOLO, Label Studio, FiftyOne, datasets, CSV"),
+    "sql": ("scripts.commands.sql", "ask the tables of a finished run with SQL"),
     "profile": ("scripts.profile.command", "run the job afresh and say where its time went; takes its options as well"),
     "doctor": ("scripts.checks.doctor.command", "say what this host has and lacks, and what to do; change nothing"),
     "preflight": ("scripts.commands.preflight", "check preset, model and job without loading weights"),
@@ -69,11 +71,12 @@ def parse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
     parsed, options = parser.parse_known_args(arguments)
     given = vars(parsed)
     name, folder = given.pop("command"), given.pop("folder")
-    for argument in {"preset", "existing", "compare"} & given.keys():
+    for argument in {"preset", "existing", "compare", "run"} & given.keys():
         if given[argument] and (place := folder / given[argument]).exists() and folder != ROOT:
             given[argument] = str(place)
-    if name == "job" and folder != ROOT:
-        given["file"] = str(folder / given["file"])
+    for argument in {"file", "output"} & given.keys():
+        if given[argument] and folder != ROOT:
+            given[argument] = str(folder / Path(given[argument]).expanduser())
     if name in OF_THE_JOB:
         given["job"] = load_job(located(options, folder))
     elif options:

@@ -123,17 +123,19 @@ def options_of(module: str) -> str:
 @each_document
 def test_make_commands_work_as_written(path: Path) -> None:
     for command in commands(path.read_text(), "make"):
-        words = re.sub(r"'[^']*'", "''", command).split()
+        words = re.sub(r"'[^']*'|\"[^\"]*\"", "''", command).split()
         targets = [word for word in words[words.index("make") + 1 :] if re.fullmatch(r"[a-z][a-z-]*", word)]
         recipes = "".join(RECIPES.get(target, "") for target in targets)
         assert set(targets) <= RECIPES.keys(), command
         given = re.findall(r"\b([A-Z][A-Z0-9_]+)=", command)
         for variable in given:
             known = {*SHOWN, *SHORT_NAMES, "AWS_ENDPOINT_URL"}
-            assert variable in known or f"$({variable})" in recipes, command
+            assert variable in known or re.search(rf"\$\((value )?{variable}\)", recipes), command
         for option in re.findall(r"OPTIONS=\S*?(--[a-z-]+)", command):
             if {"run", "estimate", "profile"} & set(targets):
                 assert option in JOB_OPTIONS, command
+            elif own := set(targets) & spotter.COMMANDS.keys():
+                assert any(f'"{option}"' in options_of(spotter.COMMANDS[name][0]) for name in own), command
             elif option != "--help":
                 modules = re.findall(r"\$\(BENCH\)\.(\w+)", recipes)
                 assert any(f'"{option}"' in options_of(f"scripts.bench.{name}") for name in modules), command
