@@ -17,8 +17,10 @@ from pipeline.clients.completion import completion_request
 from pipeline.errors import UsageError
 from pipeline.job import Job
 from pipeline.job import load as load_job
+from pipeline.question import Question
 from pipeline.settings import Settings
 from scripts.checks.preflight import full, static
+from scripts.checks.preflight.inputs import check_inputs
 from scripts.checks.preflight.memory import Host, Part, shown_gib
 from scripts.environments import ROOT
 from scripts.findings import Finding, as_json, error, exit_code, ok, refuse, show, unchecked
@@ -42,10 +44,13 @@ class Report:
     full_s: float | None = None
 
 
-def asked_of(job: Job, model: str | None = None) -> static.Asked:
-    """A job's demands on a server; `model` is the name that its client asks for, None: whichever is served."""
+def asked_of(job: Job, model: str | None = None, questions: Sequence[Question] | None = None) -> static.Asked:
+    """A job's demands on a server; `model` is the name that its client asks for, None: whichever is served.
+
+    `questions`: the job's with values of the input table.
+    """
     fields = tuple(completion_request(job.questions[0], job, ""))  # the same for each question
-    return static.Asked(job.name, tuple(job.questions), job.crop.max_side, fields, model)
+    return static.Asked(job.name, tuple(questions or job.questions), job.crop.max_side, fields, model)
 
 
 def server_of(
@@ -101,12 +106,14 @@ def preflight(settings: StackSettings, *, place: Place | None = None, in_contain
         return Report([elsewhere], [], time.monotonic() - begin)
     preset, server = chosen_server(settings)
     try:
-        asked = asked_of(user_job(settings), user.get("SPOTTER_MODEL"))
+        job = user_job(settings)
+        questions, wrong_inputs = check_inputs(job, user)
+        asked = asked_of(job, user.get("SPOTTER_MODEL"), questions)
     except UsageError as refusal:
         refused = error("job", str(refusal), "a valid job", "correct SPOTTER_JOB or the job file")
         return Report([refused], [], time.monotonic() - begin)
     checked = static.check(server, asked, ROOT)
-    findings, static_s, full_s = list(checked.findings), time.monotonic() - begin, None
+    findings, static_s, full_s = [*wrong_inputs, *checked.findings], time.monotonic() - begin, None
     if in_containers and checked.model is not None and checked.model.folder is None:
         later = "`make up` and `make preflight FULL=1` look for it in the containers' volume"
         findings = [each for each in findings if each.check != "model"]
