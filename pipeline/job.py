@@ -22,6 +22,7 @@ from pydantic import (
 from pipeline.answer_schema import SchemaError
 from pipeline.errors import NotFound
 from pipeline.job_file import JobFile
+from pipeline.labels import LABEL_SCHEMA, LABELS_SCHEMA, Labels, as_labels, as_written, said
 from pipeline.question import Question, Text, Truth, check_inputs, check_shared, check_truth
 from pipeline.tables import shown_path
 from pipeline.template import Template
@@ -59,7 +60,7 @@ class Job(BaseModel):
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
     description: Text
-    label: Text = Field(description="the detector's label of the objects to find")
+    labels: Labels = Field(description="the labels of the objects to find, each with its lowest score")
     questions: list[Question] = Field(
         min_length=1, description="several questions, each a request of its own; or question, schema and max_tokens"
     )
@@ -88,6 +89,16 @@ class Job(BaseModel):
         return self._name
 
     @property
+    def label(self) -> str:
+        """The label of a job that has one; a word for all objects in a job that has several."""
+        return said(self.labels)
+
+    @property
+    def has_several_labels(self) -> bool:
+        """Whether the detections of the job may have different labels."""
+        return self.labels is None or len(self.labels) > 1
+
+    @property
     def limit(self) -> str:
         """The request's field that holds `max_tokens`."""
         return MAX_COMPLETION_TOKENS if MAX_COMPLETION_TOKENS in self.request else "max_tokens"
@@ -114,10 +125,10 @@ class Job(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def check_content(cls, content: Any) -> Any:
-        """Make a list of one of a single question; see that `request` replaces no field of Spotter's own."""
+        """Make one form of labels and questions; see that `request` replaces no field of Spotter's own."""
         if not isinstance(content, dict):
             return content
-        content = as_questions(content)
+        content = as_questions(as_labels(content))
         request = content.get("request")
         if isinstance(request, dict):
             check_request(request)
@@ -133,9 +144,14 @@ class Job(BaseModel):
         check_shared(self.questions)
         for number, question in enumerate(self.questions):
             for place, label in enumerate(question.labels or ()):
-                if label != self.label:
+                if self.labels is not None and label not in self.labels:
                     where = ("questions", number, "labels", place)
-                    raise SchemaError(where, f"label {label!r} is none that the job finds: {self.label}")
+                    raise SchemaError(where, f"label {label!r} is none that the job finds: {', '.join(self.labels)}")
+        if self.labels is None and all(question.labels for question in self.questions):
+            raise SchemaError(("questions",), "each has `labels`, but with `labels: any` one must be about all of them")
+        for label in self.labels or ():
+            if not self.about(label):
+                raise SchemaError(("questions",), f"none is about the label {label!r}")
         check_inputs(self.inputs, self.each, self.questions)
         check_truth(self.truth, self.inputs, self.properties)
         if self.summary is not None and self.summary not in self.properties:
@@ -146,6 +162,8 @@ class Job(BaseModel):
     def content(self) -> dict[str, Any]:
         """The job with all defaults, as JSON; a single question about all detections is written without a list."""
         content = self.model_dump(mode="json", by_alias=True)
+        del content["labels"]
+        content |= as_written(self.labels)
         for name in ("request", "inputs", "each", "truth"):  # as in runs that are older than these keys
             if not content[name]:
                 del content[name]
@@ -200,8 +218,12 @@ def file_schema() -> dict[str, Any]:
     schema: dict[str, Any] = jsonschema_rs.dereference(Job.model_json_schema())
     question = schema["properties"]["questions"]["items"]["properties"]
     schema["properties"] |= {name: question[name] for name in sorted(ONE_QUESTION)}
-    schema["required"].remove("questions")
-    schema["oneOf"] = [{"required": sorted(ONE_QUESTION)}, {"required": ["questions"]}]
+    schema["properties"] |= {"label": LABEL_SCHEMA, "labels": LABELS_SCHEMA}
+    schema["required"] = [name for name in schema["required"] if name not in ("questions", "labels")]
+    schema["allOf"] = [
+        {"oneOf": [{"required": sorted(ONE_QUESTION)}, {"required": ["questions"]}]},
+        {"oneOf": [{"required": ["label"]}, {"required": ["labels"]}]},
+    ]
     return schema
 
 

@@ -33,7 +33,7 @@ def make_tables(images: int, seed: int = 0) -> tuple[Job, dict[str, pa.Table]]:
     found: list[dict[str, Any]] = []
     for number in range(images):
         path = f"/data/photos/2026/{number // 1000:03}/IMG_{number:06}.jpg"
-        key = hashlib.sha256(path.encode()).hexdigest()[:16]
+        key = hashlib.sha256(path.encode()).hexdigest()[:32]
         failed = number % 500 == 7
         dogs = 0 if failed else (0, 1, 2, 3, 4, 5, 6)[number % 7]
         pictures.append(

@@ -29,7 +29,7 @@ class Servers:
 
 def detect_request(image: bytes) -> bytes:
     """The body of a request to the detector, for an encoded image."""
-    packed: bytes = msgpack.packb({"image": image, "labels": {JOB.label: None}, "threshold": JOB.threshold})
+    packed: bytes = msgpack.packb({"image": image, "labels": JOB.labels, "threshold": JOB.threshold})
     return packed
 
 

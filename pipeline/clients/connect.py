@@ -121,7 +121,7 @@ def make_clients(settings: Settings, job: Job, model: str, runtime: Runtime) -> 
 
     servers["model"].listeners.append(steer)
     return Clients(
-        DetectorClient(detector, {job.label: None}, job.threshold),
+        DetectorClient(detector, job.labels, job.threshold),
         ModelClient(model_http, model, job),
         LoadPoller(servers),
     )

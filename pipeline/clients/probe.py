@@ -138,10 +138,10 @@ async def try_detector(settings: Settings, job: Job) -> Detected:
     asked = detector_asked(settings)
     http = HttpClient(asked.url, LIMITS, name="detector", ca_file=settings.ca_file)
     try:
-        return await DetectorClient(http, {job.label: None}, job.threshold).detect(blank_jpeg())
+        return await DetectorClient(http, job.labels, job.threshold).detect(blank_jpeg())
     except RequestFailed as error:
         if str(error).startswith("HTTP 422"):
-            raise ServiceRefuses(f"job {job.name}: the detector refuses label {job.label!r}: {error}") from error
+            raise ServiceRefuses(f"job {job.name}: the detector refuses the labels: {error}") from error
         if (line := explained(error, asked, "/detect")) is not None:
             raise line from error
         raise ServiceRefuses(

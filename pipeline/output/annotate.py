@@ -29,16 +29,17 @@ MAX_SIDE = 960
 PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
-def color(caption: str) -> str:
-    """The same colour for the same caption, in every run."""
-    return PALETTE[zlib.crc32(caption.encode()) % len(PALETTE)]
+def color(kind: str) -> str:
+    """The same colour for the same kind, in every run."""
+    return PALETTE[zlib.crc32(kind.encode()) % len(PALETTE)]
 
 
 def annotated(data: bytes, detections: list[dict[str, Any]]) -> bytes:
     """The JPEG of an encoded image, at most MAX_SIDE pixels wide and high, with a captioned box for each detection
     that can be drawn.
 
-    A detection holds `box` (`xyxy`, pixels of the upright image) and `caption`.
+    A detection holds `box` (`xyxy`, pixels of the upright image), `caption`, and perhaps `kind`: each kind, or else
+    each caption, has one colour.
 
     Raises:
         BadImage: the image cannot be decoded.
@@ -56,7 +57,7 @@ def annotated(data: bytes, detections: list[dict[str, Any]]) -> bytes:
             check_box(box, image.size)
         except BadBox:
             continue
-        ink = color(found["caption"])
+        ink = color(found.get("kind", found["caption"]))
         draw.rectangle((x1, y1, x2, y2), outline=ink, width=line)
         left, top, right, bottom = draw.textbbox((0, 0), found["caption"], font=font)
         width, height = right - left + 8, bottom - top + 6

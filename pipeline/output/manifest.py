@@ -96,6 +96,26 @@ def summarize(detections: pa.Table, job: Job) -> dict[str, int]:
     return dict(sorted(answers.items(), key=lambda item: (-item[1], item[0])))
 
 
+def by_label(detections: pa.Table, job: Job) -> dict[str, dict[str, Any]]:
+    """For each label of a job that has several: its images, detections, outcomes and answers; the most frequent first.
+
+    Labels that the job names are there without a detection, too.
+    """
+    counted = Counter(dict.fromkeys(job.labels or (), 0))
+    counted.update(detections["label"].to_pylist())
+    found = {}
+    for label in sorted(counted, key=lambda name: (-counted[name], name)):
+        rows = detections.filter(pc.equal(detections["label"], label))
+        outcomes = Counter(rows["outcome"].to_pylist())
+        found[label] = {
+            "images": len(pc.unique(rows["path"])),
+            "detections": counted[label],
+            **{outcome: outcomes[outcome] for outcome in tables.DETECTION_OUTCOMES},
+            "summary": summarize(rows, job),
+        }
+    return found
+
+
 def totals(written: dict[str, pa.Table]) -> dict[str, float]:
     """Time and tokens spent, summed over rows that were worked on side by side."""
     names = {
@@ -156,6 +176,7 @@ def ended(written: dict[str, pa.Table], listed: int, job: Job) -> dict[str, Any]
         "several_frames": pc.sum(pc.greater(written["images"]["frames"], 1)).as_py() or 0,
         "summary": summarize(written["detections"], job),
         "accuracy": accuracy(written, job),
+        **({"labels": by_label(written["detections"], job)} if job.has_several_labels else {}),
         "failures": count_reasons(written),
         "totals": totals(written),
     }

@@ -35,13 +35,15 @@ SHOWN_REASONS = 100
 
 
 def caption(row: dict[str, Any], job: Job) -> str:
-    """What stands on a detection's box: the answer that the job counts, or the label."""
+    """What stands on a detection's box: the answer that the job counts, with the label where there are several."""
     if row["outcome"] == tables.FAILED:
         return f"{row['label']}: failed"
     asked = [job.questions[number] for number in job.about(row["label"])]
     properties = [name for question in asked for name in question.properties]
     answer = row[job.summary if job.summary in properties else properties[0]]
-    return str(answer if answer is not None else row["label"])
+    if answer is None:
+        return str(row["label"])
+    return f"{row['label']}: {answer}" if job.has_several_labels else str(answer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,8 @@ def draw_copies(
     for batch in detections.to_batches(max_chunksize=1000):
         for row in batch.to_pylist():
             if row["path"] in drawn:
-                drawn[row["path"]].append({"box": row["box"], "caption": caption(row, job)})
+                kind = {"kind": row["label"]} if job.has_several_labels else {}
+                drawn[row["path"]].append({"box": row["box"], "caption": caption(row, job), **kind})
     by_path = {source.shown: source for source in pictures.sources}
     with counted(console, "annotated images", len(drawn)) as count:
 

@@ -78,7 +78,8 @@ def differences(identity: dict[str, Any], other: dict[str, Any]) -> list[str]:
         before, after = other.get(name), identity.get(name)
         if before != after:
             short = isinstance(before, str | None) and isinstance(after, str | None) and name != "job"
-            found.append(f"{name.replace('_', ' ')} ({before} -> {after})" if short else name.replace("_", " "))
+            changed = f"{before} -> {after}" + ("; another version of Spotter" if name == "table_format" else "")
+            found.append(f"{name.replace('_', ' ')} ({changed})" if short else name.replace("_", " "))
     return found
 
 

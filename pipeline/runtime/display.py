@@ -150,22 +150,29 @@ def waiting(console: Console, what: str) -> Iterator[None]:
 
 def show_summary(console: Console, manifest: dict[str, Any]) -> None:
     """The table of answers and the counts."""
-    if manifest["summary"]:
-        table = Table(box=None, pad_edge=False)
-        table.add_column("count", justify="right")
-        table.add_column(Text(escaped(manifest["job"]["summary"])))
-        for value, number in manifest["summary"].items():
-            table.add_row(str(number), Text(escaped(value)))
-        console.print(table)
+    groups = {label: each["summary"] for label, each in manifest.get("labels", {}).items()} or {"": manifest["summary"]}
+    for label, summary in groups.items():
+        if summary:
+            table = Table(box=None, pad_edge=False)
+            table.add_column("count", justify="right")
+            table.add_column(Text(escaped(f"{label}: " * bool(label) + manifest["job"]["summary"])))
+            for value, number in summary.items():
+                table.add_row(str(number), Text(escaped(value)))
+            console.print(table)
     images, found = manifest["counts"]["images"], manifest["counts"]["detections"]
-    label = escaped(manifest["job"]["label"])
+    label = escaped(manifest["job"].get("label", ""))
+    having = f"with a {label}" if label else "with detections"
     console.print(
-        f"{images['total']} images: {images['detected']} with a {label}, {images['no_object']} without, "
+        f"{images['total']} images: {images['detected']} {having}, {images['no_object']} without, "
         f"{images['failed']} failed" + (f", {images['not_reached']} not reached" if images["not_reached"] else ""),
         markup=False,
     )
-    line = f"{found['total']} {label} detections: {found['answered']} answered, {found['failed']} failed"
+    line = f"{found['total']} {label + ' ' if label else ''}detections: {found['answered']} answered, "
+    line += f"{found['failed']} failed"
     console.print(line, markup=False)
+    for name, each in manifest.get("labels", {}).items():
+        line = f"  {each['detections']} {name} in {each['images']} images: {each['answered']} answered, "
+        console.print(escaped(line + f"{each['failed']} failed"), markup=False, highlight=False)
     for name, judged in manifest["accuracy"].items():
         print_accuracy(console, name, judged)
     if several := manifest["several_frames"]:

@@ -41,14 +41,14 @@ class BadImage(RowError):
 
 
 def content_key(data: bytes, inputs: str | None = None) -> str:
-    """The name of an image by its content: 64 bits of SHA-256, enough for 10 million images at odds of 1 to 300,000.
+    """The name of an image by its content: the first 128 bits of SHA-256, as 32 hex digits.
 
     It covers the job's inputs (JSON), so that one picture with two questions is no duplicate.
     """
     digest = hashlib.sha256(data)
     if inputs is not None:
         digest.update(b"\0" + inputs.encode())
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()[:32]
 
 
 def covering(size: tuple[int, int], least: tuple[int, int]) -> float:

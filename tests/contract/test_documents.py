@@ -270,7 +270,7 @@ def test_files_that_are_named_exist(path: Path) -> None:
 
 def vocabulary() -> dict[str, tuple[set[str], set[str]]]:
     """By a table's first header: the words that its first column may have, and those that some page must have."""
-    keys = {field.alias or name for name, field in job.Job.model_fields.items()} - {"crop"}
+    keys = {field.alias or name for name, field in job.Job.model_fields.items()} - {"crop"} | {"label"}
     keys |= {field.alias or name for name, field in Question.model_fields.items()}
     keys |= {f"crop.{name}" for name in job.Crop.model_fields}
     columns = {*tables.IMAGES.names, *tables.DETECTIONS.names}

@@ -75,7 +75,7 @@ def page(tmp_path: Path) -> str:
         "seconds": 1.5,
         "starts": [{"started": "2026-01-01T10:00:00+00:00", "status": "complete", "seconds": 1.5}],
         "left_out": [],
-        "job": {"name": "dog_breeds", **job.model_dump(mode="json", by_alias=True)},
+        "job": {"name": "dog_breeds", **job.content()},
         "services": {"model": {"name": "m"}, "detector": {"name": "d"}},
         "versions": {"spotter": "0"},
         **ended(written, len(files), job),
