@@ -63,6 +63,10 @@ profile: ## run the job afresh and show where its time went: COMPARE=run, RUN=ru
 export: ## hand a run on: FORMAT=coco|yolo|labelstudio|fiftyone|hf|csv RUN= OUTPUT=
 	@$(OWN_OUTPUT) ./spotter export --format '$(FORMAT)' $(if $(RUN),--run '$(RUN)') $(if $(OUTPUT),--output '$(OUTPUT)') $(OPTIONS)
 
+.PHONY: compare
+compare: ## compare the answers of two runs: RUNS='older newer' OUTPUT=folder
+	@$(OWN_OUTPUT) ./spotter compare $(RUNS) $(if $(OUTPUT),--output '$(OUTPUT)')
+
 .PHONY: sql
 sql: ## ask a run's tables: QUERY='select breed, count(*) from detections group by 1' RUN= CSV=1
 	@./spotter sql '$(subst ','\'',$(value QUERY))' $(if $(RUN),--run '$(RUN)') $(if $(CSV),--csv)

@@ -36,6 +36,7 @@ COMMANDS = {
     "report": ("scripts.commands.report", "make a run's report again from its tables"),
     "estimate": ("scripts.commands.estimate", "say what a run would cost, by the last run of the job; asks no service"),
     "export": ("scripts.commands.export", "write a finished run as COCO, YOLO, Label Studio, FiftyOne, datasets, CSV"),
+    "compare": ("scripts.commands.compare", "compare the answers of two finished runs"),
     "sql": ("scripts.commands.sql", "ask the tables of a finished run with SQL"),
     "profile": ("scripts.profile.command", "run the job afresh and say where its time went; takes its options as well"),
     "doctor": ("scripts.checks.doctor.command", "say what this host has and lacks, and what to do; change nothing"),
@@ -74,6 +75,8 @@ def parse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
     for argument in {"preset", "existing", "compare", "run"} & given.keys():
         if given[argument] and (place := folder / given[argument]).exists() and folder != ROOT:
             given[argument] = str(place)
+    if "runs" in given and folder != ROOT:
+        given["runs"] = [str(folder / run) if (folder / run).exists() else run for run in given["runs"]]
     for argument in {"file", "output"} & given.keys():
         if given[argument] and folder != ROOT:
             given[argument] = str(folder / Path(given[argument]).expanduser())

@@ -46,14 +46,16 @@ Open = Callable[..., Page]
 
 @pytest.fixture
 def open_page(browser: Browser) -> Iterator[Open]:
-    """Open a file in a page of its own; at the test's end, whatever a page said in its console, asked for or
-    opened fails it."""
+    """Open a file in a page of its own; at the test's end, whatever a page said in its console, asked for (but for
+    `pictures`, the end of their addresses) or opened fails it."""
     said: list[str] = []
     pages: list[Page] = []
 
-    def load(path: Path, width: int = 1240, scheme: Literal["light", "dark"] = "light") -> Page:
+    def load(
+        path: Path, width: int = 1240, scheme: Literal["light", "dark"] = "light", pictures: str | None = None
+    ) -> Page:
         def note_request(asked: Request) -> None:
-            if asked.url != path.as_uri():
+            if asked.url != path.as_uri() and not (pictures and asked.url.endswith(pictures)):
                 said.append(f"asks for {asked.url}")
 
         def note_dialog(dialog: Dialog) -> None:

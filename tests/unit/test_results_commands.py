@@ -14,7 +14,7 @@ from rich.console import Console
 from pipeline import settings
 from pipeline.run import run
 from scripts import __main__ as spotter
-from tests.doubles.simulated import Simulated
+from tests.doubles.simulated import ANSWER, Simulated
 from tests.pictures import encoded, gradient
 
 Command = Callable[..., tuple[int, str, str]]
@@ -76,6 +76,22 @@ def test_a_wrong_query_is_one_line_with_the_columns(runs: Path, command: Command
     assert (code, out) == (2, "")
     assert len(error.splitlines()) == 1
     assert "coat_color" in error
+
+
+def test_compare_prints_a_table_and_writes_a_page(runs: Path, command: Command, simulated: Simulated) -> None:
+    simulated.answer = lambda image, body: json.dumps(ANSWER | {"breed": "corgi" if image.width < 60 else "poodle"})
+    photos = str(runs.parent / "my photos")
+    run(settings.load(["--images", photos, "--run-name", "again"]), Console(file=io.StringIO()))
+    older = next(path.name for path in runs.iterdir() if path.name.startswith("dog_breeds-"))
+    code, out, _ = command("compare", older, "again")
+    assert code == 0
+    assert "detections there: 2 equal, 2 changed, 0 new, 0 gone" in out
+    assert "2  breed: poodle -> corgi" in out
+    page = runs / f"compare-{older}-again.html"
+    assert f"page: {page}" in out
+    assert page.read_text().count('class="card"') == 2
+    assert "(replaced)" in command("compare", older, "again")[1]
+    assert command("compare", older, "gone")[0] == 2
 
 
 def test_a_long_table_is_cut_and_says_so(runs: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
