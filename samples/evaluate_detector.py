@@ -22,7 +22,7 @@ from samples.scenes import LABELS, make_scene
 from services.detector.backends import Detector, DetectorError, backend
 from services.detector.checkpoint import Checkpoint, CheckpointError
 from services.detector.images import decode
-from services.detector.messages import Detection, Failed, Frame
+from services.detector.messages import Detection, Failed, Frame, Refused
 from services.detector.settings import Settings
 
 MODEL = Path(__file__).parent / "models" / "tiny-detector" / "model.onnx"
@@ -87,7 +87,7 @@ def evaluate(
         pixels, width, height = decode(example.encoded, checkpoint.input_size)
         wanted = dict.fromkeys(LABELS, LOWEST_SCORE)
         outcome = detector.detect([Frame(pixels, width, height, wanted, LOWEST_SCORE)])[0]
-        if isinstance(outcome, Failed):
+        if isinstance(outcome, Failed | Refused):
             raise DetectorError(outcome.reason)
         for label in LABELS:
             found[label].append(_scored(item for item in outcome.detections if item.label == label))

@@ -100,7 +100,14 @@ class Failed:
     reason: str
 
 
-Outcome = Found | Failed
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The model cannot look for a label of this request; `reason` is one line, for the client."""
+
+    reason: str
+
+
+Outcome = Found | Failed | Refused
 
 
 def parse_request(body: bytes) -> Request:

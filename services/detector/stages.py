@@ -31,6 +31,7 @@ from services.detector.messages import (
     Frame,
     MalformedRequest,
     Outcome,
+    Refused,
     UnknownLabel,
     answer,
     check_labels,
@@ -143,8 +144,11 @@ class Answer(MsgpackMixin, Stage):  # type: ignore[misc]  # no Mosec where types
 
         Raises:
             ServerError: 500, the model failed on it.
+            ValidationError: 422, the model cannot look for a label.
         """
         if isinstance(data, Failed):
             raise DetectionError(data.reason)
+        if isinstance(data, Refused):
+            raise UnknownLabelError(data.reason)
         chosen = self.settings.model_dump(include=DECIDE_BOXES)
         return answer(data, self.checkpoint, chosen)

@@ -1,0 +1,1 @@
+"""Checkpoints for transformers: what their files say, and their models on a device with torch."""
