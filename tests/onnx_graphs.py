@@ -22,10 +22,12 @@ def write_graph(
     dtype: str = "float32",
     metadata: Mapping[str, str] | None = None,
     more_inputs: Mapping[str, Sequence[int | str]] | None = None,
+    open_outputs: bool = False,
 ) -> Path:
     """Write a graph whose outputs are constants for one image, repeated for each image of the batch.
 
     Each output gets the mean of its image's pixels, times 0, added, so that a NaN in the input reaches it.
+    `open_outputs`: the graph says only how many axes they have.
     """
     nodes, tensors, values = [], [], []
     inputs = [helper.make_tensor_value_info("images", TYPES[dtype], shape)]
@@ -46,7 +48,8 @@ def write_graph(
         nodes.append(helper.make_node("Add", [f"{name}_constant", f"{name}_nothing"], [f"{name}_sum"]))
         kind = TensorProto.INT64 if whole else TensorProto.FLOAT
         nodes.append(helper.make_node("Cast", [f"{name}_sum"], [name], to=kind))
-        values.append(helper.make_tensor_value_info(name, kind, [shape[0], *value.shape]))
+        sizes = [f"{name}_{axis}" for axis in range(value.ndim)] if open_outputs else value.shape
+        values.append(helper.make_tensor_value_info(name, kind, [shape[0], *sizes]))
     graph = helper.make_graph(nodes, "known", inputs, values, tensors)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     helper.set_model_props(model, dict(metadata or {}))

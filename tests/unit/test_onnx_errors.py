@@ -122,6 +122,13 @@ def test_an_input_size_that_nobody_says(tmp_path: Path) -> None:
     assert "m.yaml with `size:" in refused(write(path, "labels: [a, b, c]\nfamily: yolo"))
 
 
+def test_an_input_that_cannot_be_filled_in(tmp_path: Path) -> None:
+    outputs = {"output0": np.zeros((7, 84), np.float32)}
+    more = {"scale_factor": ("batch", 2)}
+    path = write_graph(tmp_path / "m.onnx", outputs, metadata=ultralytics(NAMES), more_inputs=more)
+    assert "scale_factor (? x 2)" in refused(path)
+
+
 def test_outputs_of_no_family(tmp_path: Path) -> None:
     path = write_graph(tmp_path / "m.onnx", {"features": np.zeros((9, 9, 9), np.float32)})
     line = refused(write(path, "labels: [a]\nchannels: rgb"))

@@ -134,6 +134,18 @@ def test_sizes_that_the_graph_leaves_open_come_from_the_metadata(tmp_path: Path)
     assert_finds_both(write_graph(tmp_path / "m.onnx", {"output0": yolo_rows()}, shape, metadata=ultralytics(NAMES)))
 
 
+@pytest.mark.parametrize("inside", ["no", "end2end", "nms"])
+def test_ultralytics_export_with_open_sizes(tmp_path: Path, inside: str) -> None:
+    """Its outputs have no sizes, so its metadata says whether suppression is inside."""
+    said = ultralytics(NAMES) | {
+        "end2end": str(inside == "end2end"),
+        "args": f"{{'batch': 1, 'nms': {inside == 'nms'}}}",
+    }
+    outputs = {"output0": yolo_rows() if inside == "no" else end_to_end_rows()}
+    shape = ("batch", 3, "height", "width")
+    assert_finds_both(write_graph(tmp_path / "m.onnx", outputs, shape, metadata=said, open_outputs=True))
+
+
 def test_half_precision_input(tmp_path: Path) -> None:
     outputs = {"output0": yolo_rows()}
     assert_finds_both(write_graph(tmp_path / "m.onnx", outputs, dtype="float16", metadata=ultralytics(NAMES)))

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from services.detector.backends import DetectorError, one_line
 from services.detector.checkpoint import Checkpoint, CheckpointError, Files, InputSize
-from services.detector.exported.description import Exported, read_exported
+from services.detector.exported.description import MASK_INPUT, SIZES_INPUT, Exported, read_exported
 from services.detector.exported.families import Candidates, Meaning, Misfit
 from services.detector.exported.graph import array_type
 from services.detector.messages import Failed, Frame, Outcome
@@ -26,10 +26,6 @@ WARM_UP_SEED = 0
 
 # The grey beside a letterboxed image: that of Ultralytics' and YOLOX's training.
 PADDING = 114
-
-# Models whose inputs differ in their padding: of ones, where the whole image counts.
-MASK = "pixel_mask"
-SIZES = "orig_target_sizes"
 
 
 def find(files: Files) -> Path | None:
@@ -135,7 +131,8 @@ class OnnxDetector:
     def _inputs(self, images: Sequence[npt.NDArray[np.uint8]]) -> dict[str, Any]:
         model, (width, height) = self._model, self._model.size
         count = model.batch or len(images)  # what lacks to a fixed batch stays empty
-        batch = np.zeros((count, height, width, 3), dtype=array_type(model.image))
+        axes = (height, width, 3) if model.channels_last else (3, height, width)
+        batch = np.zeros((count, *axes), dtype=array_type(model.image))
         scale = np.float32(model.scale) / np.array(model.std, dtype=np.float32)
         shift = np.array(model.mean, dtype=np.float32) / np.array(model.std, dtype=np.float32)
         for target, image in zip(batch, images, strict=False):
@@ -143,14 +140,20 @@ class OnnxDetector:
             canvas = np.full((height, width, 3), PADDING, dtype=np.uint8)
             canvas[top : top + image.shape[0], left : left + image.shape[1]] = image
             canvas = canvas[..., ::-1] if model.channels == "bgr" else canvas
-            target[:] = canvas if batch.dtype.kind != "f" else canvas * scale - shift
-        feed = {model.image.name: batch if model.channels_last else np.ascontiguousarray(batch.transpose(0, 3, 1, 2))}
+            pixels = target if model.channels_last else target.transpose(1, 2, 0)
+            if batch.dtype.kind != "f":
+                pixels[:] = canvas
+                continue
+            np.multiply(canvas, scale, out=pixels, casting="unsafe")
+            if shift.any():
+                pixels -= shift.astype(pixels.dtype)
+        feed = {model.image.name: batch}
         for value in model.graph.inputs:
-            if value.name == SIZES:
-                feed[SIZES] = np.array([[width, height]] * count, dtype=array_type(value))
-            elif value.name == MASK:
+            if value.name == SIZES_INPUT:
+                feed[SIZES_INPUT] = np.array([[width, height]] * count, dtype=array_type(value))
+            elif value.name == MASK_INPUT:
                 rows, columns = (value.shape or ())[1:] or (None, None)
-                feed[MASK] = np.ones((count, rows or height, columns or width), dtype=array_type(value))
+                feed[MASK_INPUT] = np.ones((count, rows or height, columns or width), dtype=array_type(value))
         return feed
 
     def _offset(self, width: int, height: int) -> tuple[int, int]:

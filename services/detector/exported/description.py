@@ -20,6 +20,10 @@ from services.detector.checkpoint import CheckpointError
 from services.detector.exported.families import FAMILIES, Family
 from services.detector.exported.graph import Graph, Value, array_type, read_graph
 
+# The inputs beside the image that can be filled in: the size to which boxes refer, and which pixels are no padding.
+SIZES_INPUT = "orig_target_sizes"
+MASK_INPUT = "pixel_mask"
+
 PAGE = "docs/exported-detectors.md"
 
 Side = Annotated[int, Field(ge=1, le=8192)]
@@ -91,6 +95,12 @@ def read_exported(path: Path) -> Exported:
     if not images:
         raise CheckpointError(f"{path} has no input for images (four axes): {_listed(graph.inputs)}")
     image = images[0]
+    known = (image.name, SIZES_INPUT, MASK_INPUT)
+    if strange := tuple(value for value in graph.inputs if value.name not in known):
+        raise CheckpointError(
+            f"{path} wants inputs that the service cannot fill in: {_listed(strange)}; export it with "
+            f"{image.name} alone, or with {SIZES_INPUT} or {MASK_INPUT}"
+        )
     said = _transformers(path) | _ultralytics(graph) | written.model_dump(exclude_none=True)
     if "labels" not in said:
         raise _unsaid(path, "which labels it has", "labels: [dog, cat]")
@@ -167,6 +177,15 @@ def _ultralytics(graph: Graph) -> dict[str, Any]:
     return found | ({"size": (size[1], size[0])} if len(size) == 2 else {})
 
 
+def _ultralytics_family(graph: Graph) -> str | None:
+    """The family by Ultralytics' metadata: exports with open sizes leave the outputs' sizes open too."""
+    shape = graph.outputs[0].shape
+    if "task" not in graph.metadata or (shape is not None and any(shape[-2:])):
+        return None
+    inside = graph.metadata.get("end2end") == "True" or "'nms': True" in graph.metadata.get("args", "")
+    return "yolo-end-to-end" if inside else "yolo"
+
+
 def _transformers(path: Path) -> dict[str, Any]:
     """What config.json and preprocessor_config.json say, beside the model or, for a folder `onnx`, above it."""
     folder = path.parent
@@ -221,6 +240,8 @@ def _family(graph: Graph, said: Mapping[str, Any], labels: int | None, size: tup
     for family in FAMILIES.values():
         if family.recognise(graph, labels, size):
             return family
+    if (name := _ultralytics_family(graph)) is not None:
+        return FAMILIES[name]
     raise CheckpointError(
         f"{graph.path}: no family of detectors has the outputs {_listed(graph.outputs)}"
         f"{f' and {labels} labels' if labels is not None else ''}: correct the labels, or write `family:` into "
