@@ -29,13 +29,13 @@ import yaml
 from pipeline import settings as pipeline_settings
 from scripts import environments
 from scripts.bench import command, running
+from scripts.bench.installed import installed
 from scripts.commands.smoke import free_port
 from tests.doubles.faults import grid, misbehave
 from tests.doubles.simulated import serve
 from tests.pictures import encoded, gradient
 
 VERSION = "1.108.7"
-HOME = environments.STATE / "envs-bench" / f"litellm-{VERSION}"
 START_S = 180.0
 
 KEY = "sk-spotter"
@@ -86,26 +86,6 @@ CASES = (
 )
 
 
-def install() -> Path:
-    """Make the proxy's environment, unless it is there; its command.
-
-    Raises:
-        EnvironmentFailed: it could not be installed.
-    """
-    executable = HOME / "bin" / "litellm"
-    if not executable.exists():
-        environments.ensure_uv()
-        variables = environments.uv_environment()
-        print(f"installing litellm {VERSION} into {HOME} ...", file=sys.stderr, flush=True)
-        failure = f"litellm[proxy]=={VERSION} could not be installed: see above"
-        uv = environments.uv()
-        environments.run([uv, "venv", "--quiet", "--clear", "--python", environments.PYTHON, HOME], variables, failure)
-        package = f"litellm[proxy]=={VERSION}"
-        python = HOME / "bin" / "python"
-        environments.run([uv, "pip", "install", "--quiet", "--python", python, package], variables, failure)
-    return executable
-
-
 def configuration(upstream: str, model: str, key: str) -> dict[str, Any]:
     """LiteLLM's: the model under one name, with a limit of its rate under another, and any name after `any/`."""
     there = {"api_base": upstream, "api_key": key, "max_retries": 0}
@@ -132,7 +112,7 @@ def gateway(folder: Path, upstream: str, model: str, key: str) -> Iterator[str]:
     Raises:
         BenchFailed: it did not start.
     """
-    executable, port = install(), free_port()
+    executable, port = installed("litellm[proxy]", VERSION) / "bin" / "litellm", free_port()
     file = folder / "litellm.yaml"
     file.write_text(yaml.safe_dump(configuration(upstream, model, key)))
     inherited = {name: value for name, value in os.environ.items() if not name.upper().endswith("_PROXY")}

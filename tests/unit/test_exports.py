@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from pycocotools.coco import COCO
 
 from pipeline import tables
 from pipeline.errors import InvalidSetting, NotFound, OtherRun, Unreadable, Unwritable
@@ -130,6 +131,14 @@ def test_coco(finished: FinishedRun, files: dict[str, str]) -> None:
     assert (second["category_id"], second["bbox"], second["attributes"]["breed"]) == (1, [0, 10, 50, 90], None)
     assert [each["image_id"] for each in found["annotations"]] == [1, 1, 2, 3, 5, 6]
     assert found["annotations"][3]["attributes"]["outcome"] == "failed"
+
+
+def test_coco_is_read_by_its_own_library(finished: FinishedRun) -> None:
+    read = COCO(str(written(finished, "coco") / "annotations.json"))
+    assert [category["name"] for category in read.loadCats(read.getCatIds())] == ["cat", "dog"]
+    assert [len(read.getAnnIds(imgIds=[image])) for image in read.getImgIds()] == [2, 1, 1, 0, 1, 1]
+    cats = read.loadAnns(read.getAnnIds(catIds=read.getCatIds(["cat"])))
+    assert [each["bbox"] for each in cats] == [[0, 10, 50, 90]]
 
 
 def test_yolo(finished: FinishedRun, files: dict[str, str]) -> None:
