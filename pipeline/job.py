@@ -22,7 +22,18 @@ from pydantic import (
 from pipeline.answer_schema import SchemaError
 from pipeline.errors import NotFound
 from pipeline.job_file import JobFile
-from pipeline.labels import LABEL_SCHEMA, LABELS_SCHEMA, Labels, as_labels, as_written, said
+from pipeline.labels import (
+    DETECTOR,
+    LABEL_SCHEMA,
+    LABELS_SCHEMA,
+    WHOLE,
+    Boxes,
+    Labels,
+    as_labels,
+    as_written,
+    check_whole,
+    said,
+)
 from pipeline.question import Question, Text, Truth, check_inputs, check_shared, check_truth
 from pipeline.tables import shown_path
 from pipeline.template import Template
@@ -63,6 +74,10 @@ class Job(BaseModel):
     labels: Labels = Field(description="the labels of the objects to find, each with its lowest score")
     questions: list[Question] = Field(
         min_length=1, description="several questions, each a request of its own; or question, schema and max_tokens"
+    )
+    boxes: Boxes = Field(
+        "detector",
+        description="detector; whole: the image itself is the one detection; input: the boxes come with the images",
     )
     temperature: float = Field(0.0, ge=0, le=2, description="0 gives the same answer to the same crop")
     threshold: float | None = Field(
@@ -147,6 +162,8 @@ class Job(BaseModel):
                 if self.labels is not None and label not in self.labels:
                     where = ("questions", number, "labels", place)
                     raise SchemaError(where, f"label {label!r} is none that the job finds: {', '.join(self.labels)}")
+        if self.boxes == WHOLE:
+            check_whole(self.labels, self.threshold)
         if self.labels is None and all(question.labels for question in self.questions):
             raise SchemaError(("questions",), "each has `labels`, but with `labels: any` one must be about all of them")
         for label in self.labels or ():
@@ -164,6 +181,8 @@ class Job(BaseModel):
         content = self.model_dump(mode="json", by_alias=True)
         del content["labels"]
         content |= as_written(self.labels)
+        if self.boxes == DETECTOR:
+            del content["boxes"]
         for name in ("request", "inputs", "each", "truth"):  # as in runs that are older than these keys
             if not content[name]:
                 del content[name]
@@ -222,7 +241,8 @@ def file_schema() -> dict[str, Any]:
     schema["required"] = [name for name in schema["required"] if name not in ("questions", "labels")]
     schema["allOf"] = [
         {"oneOf": [{"required": sorted(ONE_QUESTION)}, {"required": ["questions"]}]},
-        {"oneOf": [{"required": ["label"]}, {"required": ["labels"]}]},
+        {"anyOf": [{"required": ["label"]}, {"required": ["labels"]}, {"required": ["boxes"]}]},
+        {"not": {"required": ["label", "labels"]}},
     ]
     return schema
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from pipeline.answer_schema import SchemaError
 
 ANY = "any"
+
+# Where the boxes come from: the detector, the image itself as the one detection, or SPOTTER_BOXES.
+DETECTOR, WHOLE, INPUT = "detector", "whole", "input"
+Boxes = Literal["detector", "whole", "input"]
+
+# The label of a whole image, where the job names none.
+WHOLE_LABEL = "image"
 
 # The detector service takes no longer ones.
 MOST_CHARACTERS = 100
@@ -38,6 +45,8 @@ def as_labels(content: Mapping[str, Any]) -> dict[str, Any]:
         if "labels" in content:
             raise SchemaError(("label",), "stands beside `labels`: move it there")
         return rest | {"labels": {checked(content["label"], ("label",)): None}}
+    if "labels" not in content and content.get("boxes") in (WHOLE, INPUT):
+        return rest | {"labels": {WHOLE_LABEL: None} if content["boxes"] == WHOLE else None}
     if "labels" not in content:
         raise SchemaError(("label",), "is missing: name the objects to find, or several kinds with `labels`")
     given = content["labels"]
@@ -68,6 +77,18 @@ def checked(label: Any, where: tuple[str | int, ...]) -> str:
     if len(name) > MOST_CHARACTERS:
         raise SchemaError(where, f"has {len(name)} characters, but must have at most {MOST_CHARACTERS}")
     return name
+
+
+def check_whole(labels: Labels, threshold: float | None) -> None:
+    """Refuse what has no meaning where each image is the one detection.
+
+    Raises:
+        SchemaError: names the key.
+    """
+    if labels is None or len(labels) > 1 or any(score is not None for score in labels.values()):
+        raise SchemaError(("labels",), "with `boxes: whole` each image is one detection: give it one `label`, or none")
+    if threshold is not None:
+        raise SchemaError(("threshold",), "has no meaning with `boxes: whole`: remove it")
 
 
 def as_written(labels: Labels) -> dict[str, Any]:

@@ -17,13 +17,13 @@ import pyarrow as pa
 from rich.console import Console
 
 from pipeline.clients.connect import Clients, make_clients
+from pipeline.clients.finders import Given, given
 from pipeline.clients.probe import Services, probe
 from pipeline.errors import RunStopped
 from pipeline.job import Job
 from pipeline.job import load as load_job
 from pipeline.metrics import daft_plan, profiler
 from pipeline.metrics.profiler import Profiler
-from pipeline.metrics.stage import ASK, DETECT
 from pipeline.output import resume, run_folder
 from pipeline.output.annotate import copies_in
 from pipeline.output.breakdown import explain, one_line
@@ -47,7 +47,6 @@ from pipeline.runtime.stream import Stream
 from pipeline.runtime.terminal import escaped
 from pipeline.runtime.watchdog import TICK_S, Watchdog
 from pipeline.settings import Settings
-from pipeline.sources.images import UNKNOWN_INPUT
 from pipeline.sources.inputs import InputColumns, example
 from pipeline.sources.listing import Listing, list_images
 from pipeline.sources.objects import Objects
@@ -92,6 +91,7 @@ class JobRun:
     listing: Listing
     services: Services
     identity: dict[str, Any]
+    given: Given | None
     folder: Path
     publication: Publication | None
     runtime: Runtime
@@ -127,11 +127,12 @@ class JobRun:
         with display.waiting(self.console, f"listing {settings.images}"):
             self.listing = list_images(settings.images, settings.column, self.objects, InputColumns.of(self.job))
         self.sources = self.listing.trial(settings.limit, settings.sample, settings.sample_seed)
-        if summary := self.listing.summary():
-            self.say(summary)
+        self.given = given(settings, self.job, self.listing.sources, self.objects)
+        for line in filter(None, (self.listing.summary(), *(self.given.notes if self.given else ()))):
+            self.say(line)
         self.profiler.phase(profiler.PROBE)
         with display.waiting(self.console, "asking both services one question"):
-            self.services = probe(settings, self.job, example(source.inputs for source in self.sources))
+            self.services = probe(settings, self.job, example(source.inputs for source in self.sources), self.given)
         self.profiler.phase(profiler.PREPARE)
         self.identity = identify(settings, self.job, self.services)
         fingerprint = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:8]
@@ -175,7 +176,8 @@ class JobRun:
         todo, done = len(self.resume_plan.sources), len(self.sources) - len(self.resume_plan.sources)
         listed = len(self.listing.sources)
         images = f"trial on {len(self.sources)} of {listed} images" if settings.trial else f"{listed} images"
-        heading = f"{job.name}: {images}, detector {self.services.detector}, model {self.services.model}"
+        boxes = self.given.name if self.given else f"detector {self.services.detector}"
+        heading = f"{job.name}: {images}, {boxes}, model {self.services.model}"
         self.say(f"{heading}; {done} are done already" if done else heading)
         log.info("run %s: %d images, %d done before", self.folder.name, len(self.sources), done)
         log.info("settings: %s", json.dumps(settings.public()))
@@ -198,7 +200,7 @@ class JobRun:
             (settings.detector_concurrency, settings.model_concurrency),
         )
         self.runtime = Runtime(MemoryBudget(settings.bytes_in_flight, cancellation), cancellation, metrics)
-        self.clients = make_clients(settings, job, self.services.model, self.runtime)
+        self.clients = make_clients(settings, job, self.services.model, self.runtime, self.given)
         if self.profiler.enabled:
             for name, server in self.clients.load.servers.items():
                 server.listeners.append(self.profiler.servers[name].add)
@@ -217,9 +219,8 @@ class JobRun:
         plan, runtime = self.resume_plan, self.runtime
         sizes = (held_bytes(source.size) or 0 for source in plan.sources)
         batch = runtime.budget.admission_batch(sizes, BATCH)
-        takes = self.services.detector_input or UNKNOWN_INPUT
-        frame = read(listed(plan.sources), self.reader, plan.seen, runtime, batch, takes)
-        frame = detect(frame, self.clients.detector, runtime, batch)
+        frame = read(listed(plan.sources), self.reader, plan.seen, runtime, batch, self.services.takes)
+        frame = detect(frame, self.clients.finder, runtime, batch)
         frame = crop(frame, self.job.crop, runtime)
         frame = ask(frame, self.clients.model, runtime, plan.answers)
         frame = store(frame, self.folder, runtime)
@@ -233,8 +234,7 @@ class JobRun:
             return
         self.profiler.phase(profiler.START)
         self.clients.load.start()
-        allowed = {DETECT: self.clients.detector.http.allowed, ASK: self.clients.model.http.allowed}
-        self.profiler.flow_begins(len(self.resume_plan.sources), allowed)
+        self.profiler.flow_begins(len(self.resume_plan.sources), self.clients.allowed)
         try:
             with (
                 display.live(self.console, self.collector.progress) as shown,

@@ -90,6 +90,10 @@ class Settings(BaseSettings):
         None,
         description="a table's column with images' bytes, paths or addresses; by default the only one with any",
     )
+    boxes: str | None = Field(
+        None,
+        description="boxes of a job with `boxes: input`: a COCO JSON file, an earlier run's folder, or column:NAME",
+    )
     limit: int | None = Field(None, ge=1, description="a trial: only the first so many images, as a run of its own")
     sample: int | None = Field(None, ge=1, description="a trial: so many images drawn by chance, as a run of its own")
     sample_seed: int = Field(0, description="another number draws another sample")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.clients.detector import DetectorClient
+from pipeline.clients.detector import DetectorClient, Finder
 from pipeline.clients.http import HttpClient, Limits
 from pipeline.clients.model import ModelClient
 from pipeline.clients.server_load import RUNNING, WAITING, LoadPoller, Reading, Server, fetch
@@ -24,14 +25,23 @@ from pipeline.settings import Settings
 class Clients:
     """The two services' clients, and the poller of the servers' load."""
 
-    detector: DetectorClient
+    finder: Finder
+    """The detector's client, or what finds objects without it."""
     model: ModelClient
     load: LoadPoller
 
     @property
-    def http(self) -> tuple[HttpClient, HttpClient]:
-        """Both services' connections."""
-        return self.detector.http, self.model.http
+    def http(self) -> tuple[HttpClient, ...]:
+        """The services' connections."""
+        return (*([self.finder.http] if isinstance(self.finder, DetectorClient) else []), self.model.http)
+
+    @property
+    def allowed(self) -> dict[str, Callable[[], float]]:
+        """How many rows each asking stage may send now."""
+        finder = self.finder
+        if isinstance(finder, DetectorClient):
+            return {DETECT: finder.http.allowed, ASK: self.model.http.allowed}
+        return {DETECT: lambda: float(finder.concurrency), ASK: self.model.http.allowed}
 
     def close(self) -> None:
         """Stop polling and close all connections."""
@@ -87,8 +97,11 @@ def model_headers(settings: Settings) -> dict[str, str]:
     return {"Authorization": f"Bearer {settings.api_key.get_secret_value()}"} if settings.api_key else {}
 
 
-def make_clients(settings: Settings, job: Job, model: str, runtime: Runtime) -> Clients:
-    """Clients with the settings' limits; `model` is the model's name at its server, whose queue steers the limiter."""
+def make_clients(settings: Settings, job: Job, model: str, runtime: Runtime, given: Finder | None = None) -> Clients:
+    """Clients with the settings' limits; `model` is the model's name at its server, whose queue steers the limiter.
+
+    With a finder that is `given` there is no client of the detector.
+    """
 
     def limits(concurrency: int) -> Limits:
         patience_s = settings.outage_limit_s
@@ -114,14 +127,15 @@ def make_clients(settings: Settings, job: Job, model: str, runtime: Runtime) -> 
         metrics=runtime.metrics.stages[ASK],
     )
     read = partial(fetch, ca_file=settings.ca_file)
-    servers = {"detector": Server(detector.base_url, read), "model": Server(model_http.base_url, read)}
+    servers = {"detector": Server(detector.base_url, read)} if given is None else {}
+    servers["model"] = Server(model_http.base_url, read)
 
     def steer(reading: Reading) -> None:
         model_http.hear_queue(reading.get(RUNNING, 0.0), reading.get(WAITING, 0.0))
 
     servers["model"].listeners.append(steer)
     return Clients(
-        DetectorClient(detector, job.labels, job.threshold),
+        given or DetectorClient(detector, job.labels, job.threshold),
         ModelClient(model_http, model, job),
         LoadPoller(servers),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import msgpack
 from pydantic import BaseModel, FiniteFloat, PositiveInt
@@ -23,6 +24,34 @@ class Box(BaseModel):
     """`xyxy` in pixels of the image that was sent, upright."""
     label: str
     score: FiniteFloat | None
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An image as the stage `detect` has it."""
+
+    path: bytes
+    key: str
+    upload: bytes
+    """What the detector gets: the file, or a smaller copy."""
+    width: int
+    height: int
+    """Pixels of the upright image."""
+
+
+class Finder(Protocol):
+    """What says where the objects of an image are."""
+
+    @property
+    def concurrency(self) -> int:
+        """The most images that it takes at once."""
+
+    async def find(self, picture: Picture) -> Detected:
+        """The boxes of an image, best first.
+
+        Raises:
+            RowError: there are none to be had for it.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +97,15 @@ class DetectorClient:
         self.http = http
         self.labels = labels
         self.threshold = threshold
+
+    @property
+    def concurrency(self) -> int:
+        """The most images at once."""
+        return self.http.limits.concurrency
+
+    async def find(self, picture: Picture) -> Detected:
+        """See `Finder.find`."""
+        return await self.detect(picture.upload)
 
     async def detect(self, image: bytes) -> Detected:
         """Find the labels' objects in an encoded image.

@@ -19,6 +19,7 @@ from PIL import Image
 from pipeline.clients.answer_text import shown
 from pipeline.clients.connect import model_headers
 from pipeline.clients.detector import BadReply, Detected, DetectorClient
+from pipeline.clients.finders import Given
 from pipeline.clients.http import HttpClient, Limits, RequestFailed
 from pipeline.clients.model import BadAnswer, ModelClient
 from pipeline.clients.remedies import CONNECT_S, Asked, explained
@@ -26,6 +27,7 @@ from pipeline.clients.retries import MODEL, PROXY, REDIRECT, UNREACHABLE
 from pipeline.errors import ModelNotServed, ServiceRefuses
 from pipeline.job import Job
 from pipeline.settings import Settings
+from pipeline.sources.images import UNKNOWN_INPUT
 
 # A service that is up takes a connection at once; a model's first answer may take a while. A gateway may have a bad
 # moment, or have used up its rate of a minute.
@@ -45,11 +47,17 @@ class Services:
     model_root: str | None
     """Where the server has the model from, if it tells."""
     detector: str
+    """The detector's model, or the source of the boxes that are given."""
     detector_revision: str | None
     detector_settings: str
     """What the detector says of how it chooses boxes; a threshold that the job names is in the job."""
     detector_input: tuple[int, int] | None
     """Pixels that its model takes; None: it does not say."""
+
+    @property
+    def takes(self) -> tuple[int, int]:
+        """Pixels of an image that the detector makes use of."""
+        return self.detector_input or UNKNOWN_INPUT
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,8 +204,14 @@ def unknown(served: Served) -> bool:
     return served.listed is not None and not any(fnmatchcase(served.model, pattern) for pattern in served.listed)
 
 
-async def probe_all(settings: Settings, job: Job, inputs: Mapping[str, Any] | None) -> Services:
+async def probe_all(
+    settings: Settings, job: Job, inputs: Mapping[str, Any] | None, given: Given | None = None
+) -> Services:
     """See `probe`."""
+    if given is not None:
+        served = await find_model(settings)
+        await try_model(settings, job, served, inputs)
+        return Services(served.model, served.root, given.name, given.revision, "", None)
     detected, served = await asyncio.gather(try_detector(settings, job), find_model(settings))
     await try_model(settings, job, served, inputs)
     chosen = {name: value for name, value in detected.settings.items() if name != "threshold" or job.threshold is None}
@@ -205,10 +219,14 @@ async def probe_all(settings: Settings, job: Job, inputs: Mapping[str, Any] | No
     return Services(served.model, served.root, detected.model, detected.revision, told, detected.input)
 
 
-def probe(settings: Settings, job: Job, inputs: Mapping[str, Any] | None = None) -> Services:
+def probe(
+    settings: Settings, job: Job, inputs: Mapping[str, Any] | None = None, given: Given | None = None
+) -> Services:
     """Find out what answers, and that it answers this job; `inputs` are those of one row.
+
+    The detector is not asked where the boxes are `given`.
 
     Raises:
         UsageError: something would fail every row; the message says what and what to do.
     """
-    return asyncio.run(probe_all(settings, job, inputs))
+    return asyncio.run(probe_all(settings, job, inputs, given))

@@ -1,4 +1,4 @@
-"""The second stage: ask the detector where the job's objects are."""
+"""The second stage: find out where the job's objects are."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import daft
 from daft import col
 from daft.functions import coalesce
 
-from pipeline.clients.detector import DetectorClient
+from pipeline.clients.detector import Finder, Picture
 from pipeline.metrics.stage import CROP, DETECT
 from pipeline.runtime.runtime import Runtime
 from pipeline.stages.batches import BATCH, in_flight_batches
@@ -16,29 +16,31 @@ from pipeline.stages.schema import DETECTED
 
 
 class Detect:
-    """Asks the detector about each image that could be read."""
+    """Finds the objects of each image that could be read."""
 
-    def __init__(self, client: DetectorClient, runtime: Runtime) -> None:
-        self.client = client
+    def __init__(self, finder: Finder, runtime: Runtime) -> None:
+        self.finder = finder
         self.runtime = runtime
 
     @daft.method(return_dtype=DETECTED)
     async def __call__(
-        self, path: bytes, upload: bytes | None, width: int | None, key: str | None
+        self, path: bytes, upload: bytes | None, width: int | None, height: int | None, key: str | None
     ) -> dict[str, Any] | None:
         """Boxes in the pixels of the upright image; null for an image that could not be read, or a duplicate."""
         try:
-            return await self.detect(upload, width, key) if upload and width else None
+            if not upload or not width or not height or not key:
+                return None
+            return await self.detect(Picture(path, key, upload, width, height))
         finally:
             self.runtime.budget.detected(path)
 
-    async def detect(self, upload: bytes, width: int, key: str | None) -> dict[str, Any]:
-        """Boxes in pixels of the image, which is `width` pixels wide; `upload` may be a smaller copy of it."""
+    async def detect(self, picture: Picture) -> dict[str, Any]:
+        """Boxes in pixels of the image; its `upload` may be a smaller copy of it."""
         detected: dict[str, Any] = {}
-        with self.runtime.request(DETECT, key) as step:
-            found = await self.client.detect(upload)
+        with self.runtime.request(DETECT, picture.key) as step:
+            found = await self.finder.find(picture)
             step.latency_s = found.latency_s
-            scale = width / found.width
+            scale = picture.width / found.width
             detected = {
                 "attempts": found.attempts,
                 "boxes": [
@@ -52,10 +54,10 @@ class Detect:
         return detected | {"seconds": step.seconds, "failure": step.failure}
 
 
-def detect(images: daft.DataFrame, client: DetectorClient, runtime: Runtime, batch: int = BATCH) -> daft.DataFrame:
+def detect(images: daft.DataFrame, finder: Finder, runtime: Runtime, batch: int = BATCH) -> daft.DataFrame:
     """`image`, in batches of so many -> + `detected`."""
-    batches = in_flight_batches(client.http.limits.concurrency, batch)
-    stage = daft.cls(Detect, max_concurrency=batches)(client, runtime)
+    batches = in_flight_batches(finder.concurrency, batch)
+    stage = daft.cls(Detect, max_concurrency=batches)(finder, runtime)
     image = col("image")
     upload = coalesce(image["copy"], image["data"])
-    return images.with_column("detected", stage(col("path"), upload, image["width"], image["key"]))
+    return images.with_column("detected", stage(col("path"), upload, image["width"], image["height"], image["key"]))

@@ -10,6 +10,7 @@ from pydantic import AnyHttpUrl, SecretStr, ValidationError
 from pipeline.clients import probe
 from pipeline.errors import UsageError
 from pipeline.job import load as load_job
+from pipeline.labels import DETECTOR
 from pipeline.settings import Settings
 from scripts.settings import NotReady
 from scripts.stack import api_key
@@ -33,10 +34,8 @@ def ask(service: Service, job: Settings) -> None:
         if service.name == "vllm":
             key = {"api_key": SecretStr(api_key.ensure(service.key_file))} if service.key_file else {}
             asyncio.run(ask_model(job.model_copy(update={"model_url": AnyHttpUrl(f"{address}/v1"), **key})))
-        elif service.name == "detector":
-            asyncio.run(
-                probe.try_detector(job.model_copy(update={"detector_url": AnyHttpUrl(address)}), load_job(job.job))
-            )
+        elif service.name == "detector" and (asked := load_job(job.job)).boxes == DETECTOR:
+            asyncio.run(probe.try_detector(job.model_copy(update={"detector_url": AnyHttpUrl(address)}), asked))
     except (UsageError, ValidationError) as error:
         message = " ".join(str(error).split())
         remedy = remedy_for(message)
