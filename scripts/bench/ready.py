@@ -25,7 +25,7 @@ from scripts.commands.smoke import free_port
 from scripts.environments import ROOT, STATE
 from scripts.services import KINDS
 from scripts.settings import PREFIX, StackSettings
-from scripts.stack.services import make_stack
+from scripts.stack.services import images_of, make_stack
 from scripts.stack.start_history import Start, StartHistory
 from scripts.stack.warmup import is_ready
 from scripts.vllm.startup_phases import LAST_PHASE
@@ -106,8 +106,8 @@ def measure_starts(starts: int) -> list[str]:
     settings = StackSettings.model_validate(own | {f"{name}_port": free_port() for name in KINDS})
     variables = {PREFIX + name.upper(): str(getattr(settings, name)) for name in settings.model_fields_set}
     try:
-        for name in ("detector-cpu", "vllm-cpu"):
-            environments.prepare(name)
+        for image in images_of(settings, "cpu"):
+            environments.prepare(image.name)
         show([measure("warm" if n else "cold", settings, variables) for n in range(starts)])
     finally:
         shutil.rmtree(state, ignore_errors=True)

@@ -20,10 +20,8 @@ from scripts.findings import Finding, error
 from scripts.models.model_files import hub_token, is_hub_name, is_offline
 from scripts.settings import FetchFailed
 from scripts.stack.engine import Engine
+from scripts.stack.plain_lines import PlainLines
 from scripts.stack.service import TOKEN_VARIABLES, Service
-
-# Seconds between two lines of progress without a terminal.
-PLAIN_LINE_S = 15.0
 
 Event = Mapping[str, Any]
 
@@ -49,13 +47,13 @@ class Fetched:
 
 
 class Display:
-    """The progress: a bar in a terminal, elsewhere a line every PLAIN_LINE_S."""
+    """The progress: a bar in a terminal, elsewhere a line now and then."""
 
     def __init__(self, what: str, console: Console) -> None:
         self.what = what
         self.console = console
         self.total = self.first = 0
-        self.begun = self.next_line = time.monotonic()
+        self.begun, self.lines = time.monotonic(), PlainLines(console)
         columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
         self.bar = Progress(TextColumn("{task.description}", markup=False), *columns, console=console, transient=True)
         self.task = self.bar.add_task(what, total=None)
@@ -74,15 +72,14 @@ class Display:
         match event["event"]:
             case "plan":
                 self.total, self.first, self.begun = event["bytes"], event["present"], time.monotonic()
-                self.next_line = self.begun + PLAIN_LINE_S
+                self.lines = PlainLines(self.console)
                 missing = self.total - self.first
                 if missing and not self.console.is_terminal:
                     self.line(f"fetching {decimal(missing)} of {decimal(self.total)}")
                 self.bar.update(self.task, total=self.total, completed=self.first)
             case "progress":
                 self.bar.update(self.task, completed=event["bytes"])
-                if not self.console.is_terminal and time.monotonic() >= self.next_line:
-                    self.next_line += PLAIN_LINE_S
+                if self.lines.due():
                     self.line(self.progress(event["bytes"]))
             case "verify":
                 self.bar.update(self.task, description=f"{self.what}: verifying")

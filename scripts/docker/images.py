@@ -23,15 +23,15 @@ from scripts.docker.client import ask, client, command
 from scripts.environments import LOCKS, ROOT
 from scripts.services import KINDS, PIPELINE, Image
 from scripts.settings import BuildFailed, StackSettings
+from scripts.stack.plain_lines import PlainLines
 from scripts.stack.services import images_of
 from scripts.vllm.startup_causes import remedy_for
 
 DOCKERFILE = ROOT / "images" / "Dockerfile"
 SOURCES_LABEL = "spotter.sources"
 
-# How often a builder's log is read, and without a terminal how often a line of it is shown.
+# How often a builder's log is read.
 POLL_S = 0.5
-PLAIN_LINE_S = 15.0
 
 # The bases that scripts/docker/offline_base.py makes; used wherever the engine has them.
 OFFLINE_BASES = {"BASE_IMAGE": "spotter-base", "BUILD_IMAGE": "spotter-build-base"}
@@ -226,15 +226,13 @@ def lines_of(log: Path) -> list[str]:
 
 def follow(builder: subprocess.Popen[bytes], log: Path, image: Image, console: Console) -> None:
     """Show a builder's last line, and for how long it runs, until it ends."""
-    begin = time.monotonic()
-    next_line = begin + PLAIN_LINE_S
+    begin, lines = time.monotonic(), PlainLines(console)
     with Live(console=console, refresh_per_second=2, transient=True) as live:
         while builder.poll() is None:
             shown = f"image {image.name}, {time.monotonic() - begin:.0f} s  {' '.join(lines_of(log)[-1:])}"
             if console.is_terminal:
                 live.update(Text(shown[: console.width - 1], style="dim"))
-            elif time.monotonic() >= next_line:
-                next_line += PLAIN_LINE_S
+            elif lines.due():
                 console.print(shown, markup=False)
             time.sleep(POLL_S)
 

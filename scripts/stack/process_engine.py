@@ -217,20 +217,23 @@ def session_members(known: Started) -> list[psutil.Process]:
 
 
 def refuse_taken_port(service: Service) -> None:
-    """Check that a service's port is free.
+    """Raise PortTaken where a service's port is not free."""
+    if taken := why_taken(service.ready_url.split("/")[2].rpartition(":")[0], service.port):
+        raise PortTaken(
+            f"{service.name}: port {service.port} cannot be used ({taken}): end that program, or set "
+            f"{service.port_variable} to a free port"
+        )
 
-    Raises:
-        PortTaken: another program listens there; names it where the system tells.
-    """
+
+def why_taken(host: str, port: int) -> str | None:
+    """Why nothing new can listen on a port, with the program that does, if the system tells; None where it can."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((service.ready_url.split("/")[2].rpartition(":")[0], service.port))
+            probe.bind((host, port))
         except OSError as error:
-            raise PortTaken(
-                f"{service.name}: port {service.port} cannot be used ({error.strerror}{owner_of(service.port)}): "
-                f"end that program, or set {service.port_variable} to a free port"
-            ) from error
+            return f"{error.strerror}{owner_of(port)}"
+    return None
 
 
 def owner_of(port: int) -> str:

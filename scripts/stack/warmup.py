@@ -16,6 +16,7 @@ from rich.text import Text
 from pipeline.settings import Settings
 from scripts.settings import NotReady, ServiceDied, StackError
 from scripts.stack.engine import Engine
+from scripts.stack.plain_lines import PlainLines
 from scripts.stack.service import Service
 from scripts.stack.start_history import StartHistory
 from scripts.stack.vllm_server import STARTS
@@ -27,8 +28,6 @@ POLL_S = 0.25
 READ_LOG_S = 1.0
 # A start writes fewer lines, so that they include its first phase.
 LOG_LINES = 400
-# Without a terminal, how often a line shows the state.
-PLAIN_LINE_S = 15.0
 
 FirstRequest = Callable[[Service], None]
 
@@ -150,7 +149,7 @@ def wait(
     begin = time.monotonic()
     history = None if state is None else StartHistory(state)
     starts = [Start(engine, service, history) for service in services]
-    next_line = begin + PLAIN_LINE_S
+    lines = PlainLines(console)
     pool = ThreadPoolExecutor(max_workers=max(len(services), 1))
     try:
         with Live(console=console, refresh_per_second=4, transient=True) as live:
@@ -170,8 +169,7 @@ def wait(
                     )
                 if waiting and console.is_terminal:
                     live.update(progress(waiting, elapsed, console.width))
-                elif waiting and time.monotonic() >= next_line:
-                    next_line += PLAIN_LINE_S
+                elif waiting and lines.due():
                     shown = ", ".join(str(start) for start in waiting)
                     console.print(f"waiting for {shown}, {clock(waiting, elapsed)}")
                 if waiting:

@@ -19,6 +19,7 @@ from rich.console import Console
 from scripts.docker import images
 from scripts.services import Image
 from scripts.settings import BuildFailed, StackSettings
+from scripts.stack import plain_lines
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow
@@ -139,7 +140,7 @@ def test_a_builder_that_colours_its_log_is_quoted_in_plain_text(
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setattr(images, "substitutes", dict)
-    monkeypatch.setattr(images, "PLAIN_LINE_S", 0.5)
+    monkeypatch.setattr(plain_lines, "PLAIN_LINE_S", 0.5)
     with pytest.raises(BuildFailed) as refused:
         images.build(images.IMAGES["pipeline"], tmp_path, Console(file=told, width=200))
     assert re.search(r"^image pipeline, \d s  preparing environment$", told.getvalue(), re.MULTILINE)

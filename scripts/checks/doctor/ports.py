@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import socket
-
 from scripts.checks.doctor.context import Context
 from scripts.findings import Finding, error, ok
 from scripts.services import KINDS
-from scripts.stack.process_engine import ProcessEngine, owner_of
+from scripts.stack.process_engine import ProcessEngine, why_taken
 
 
 def check(context: Context) -> list[Finding]:
@@ -29,11 +27,6 @@ def of_service(context: Context, name: str, port: int) -> Finding:
         return ok(check, f"{name} of this stack listens")
     if context.in_containers and not settings.publish:
         return ok(check, f"not used: {name} listens in its container alone (STACK_PUBLISH)")
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((settings.host, port))
-        except OSError as failure:
-            found = f"{failure.strerror}{owner_of(port)}"
-            return error(check, found, f"free, for {name}", f"end that program, or set STACK_{name.upper()}_PORT")
+    if taken := why_taken(settings.host, port):
+        return error(check, taken, f"free, for {name}", f"end that program, or set STACK_{name.upper()}_PORT")
     return ok(check, "free")
