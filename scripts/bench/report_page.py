@@ -16,7 +16,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from playwright.sync_api import sync_playwright
+
 from scripts.bench import command
+from tests.browser.chromium import executable
 from tests.browser.look_at_report import look
 from tests.large_run import write_large_run
 
@@ -35,10 +38,14 @@ def measure(options: argparse.Namespace) -> list[str]:
         console.print(f"tables     {made.tables_s:6.2f} s, {made.tables_cpu_s:.2f} s of CPU")
         console.print(f"report     {made.report_s:6.2f} s, {made.report_cpu_s:.2f} s of CPU, {made.page_mb:.1f} MB")
         console.print(f"process    {peak_mb:6.0f} MB at most, {before_mb:.0f} MB before")
-        seen = look(folder / "report.html")
+        with sync_playwright() as driver:
+            browser = driver.chromium.launch(executable_path=executable(), args=["--no-sandbox"])
+            seen = look(browser, folder / "report.html")
+            browser.close()
         console.print(f"opens      {seen.first_s:6.2f} s to the first pictures, {seen.all_s:.2f} s to all rows")
+        console.print(f"  CPU      {seen.cpu_s:6.2f} s of the page until then")
         for name, seconds in seen.acts_s.items():
-            console.print(f"{name:10} {seconds:6.3f} s")
+            console.print(f"{name:10} {seconds:6.3f} s, {seen.acts_cpu_s[name]:.3f} s of CPU")
         console.print(
             f"memory     {seen.memory_mb:6.0f} MB of the page's process, {seen.heap_mb:.0f} MB for JavaScript"
         )

@@ -52,10 +52,12 @@ def open_page(browser: Browser) -> Iterator[Open]:
     pages: list[Page] = []
 
     def load(
-        path: Path, width: int = 1240, scheme: Literal["light", "dark"] = "light", pictures: str | None = None
+        path: Path, width: int = 1240, scheme: Literal["light", "dark"] = "light", beside: Path | None = None
     ) -> Page:
+        """`beside`: a folder or file that the page may load too."""
+
         def note_request(asked: Request) -> None:
-            if asked.url != path.as_uri() and not (pictures and asked.url.endswith(pictures)):
+            if asked.url != path.as_uri() and not (beside and asked.url.startswith(beside.as_uri())):
                 said.append(f"asks for {asked.url}")
 
         def note_dialog(dialog: Dialog) -> None:

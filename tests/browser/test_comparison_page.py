@@ -23,7 +23,7 @@ def test_pictures_are_shown_and_nothing_runs(open_page: Callable[..., Page], tmp
         (run.folder / "crops" / "x.jpg").write_bytes(encoded(gradient(120, 80)))
         runs.append(run)
     write_page(Comparison(*runs), tmp_path / "page.html")
-    page = open_page(tmp_path / "page.html", pictures="/crops/x.jpg")
+    page = open_page(tmp_path / "page.html", beside=tmp_path)
     pictures = page.locator(".sides img")
     assert pictures.count() == 2
     widths = pictures.evaluate_all("all => all.map(each => each.naturalWidth)")

@@ -68,7 +68,19 @@ function take(text, of) {
   if (rows.loaded === rows.about.rows) {
     document.body.dataset.loaded = "all";
     refresh(true);
+    prepare(rows.columns.map((column) => column.name));
   } else if (first) refresh();
+}
+
+/** Rank the rows by each column while nobody asks for anything, so that the first sort is as quick as the next. */
+function prepare(names) {
+  const idle = window.requestIdleCallback ?? ((act) => setTimeout(act, TYPING_MS));
+  if (names.length) {
+    idle(() => {
+      rows.ranks(names[0]);
+      prepare(names.slice(1));
+    });
+  }
 }
 
 /** The fields of the answers, without the confidences, which stand beside them. */
