@@ -56,10 +56,11 @@ def remake(folder: Path, copies: set[str]) -> Path:
     manifest = read_manifest(folder)
     if manifest is None or "counts" not in manifest:
         raise NotFound(f"run {folder}: no {MANIFEST} of a run that has ended: `make run` finishes it")
+    for name in FORMATS:
+        if not (folder / name).is_file():
+            raise NotFound(f"run {folder}: {name} is missing: `make run` writes it")
     try:
         tables = {Path(name).stem: pq.read_table(folder / name) for name in FORMATS}
-    except FileNotFoundError as error:
-        raise NotFound(f"run {folder}: {Path(str(error.filename)).name} is missing: `make run` writes it") from error
     except (OSError, pa.ArrowException) as error:
         raise Unreadable(f"run {folder}: its tables cannot be read: {error}") from error
     try:
@@ -79,6 +80,7 @@ def remake_published(address: str, objects: Objects) -> str:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         try:
+            objects.glob(f"{address}/{MANIFEST}", limit=1)  # a missing bucket is an error here
             for name in (MANIFEST, *FORMATS):
                 (folder / name).write_bytes(objects.read(f"{address}/{name}"))
             copies = {place.rpartition("/")[2] for place, _ in objects.list(f"{address}/annotated/")}
