@@ -6,8 +6,6 @@ import tempfile
 from argparse import ArgumentParser
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from rich.console import Console
 
 from pipeline import settings as job_settings
@@ -16,7 +14,8 @@ from pipeline.locations import is_object
 from pipeline.output.annotate import copies_in
 from pipeline.output.formats import FORMATS
 from pipeline.output.report import write_report
-from pipeline.output.run_folder import MANIFEST, PAGE, find_run, read_manifest
+from pipeline.output.run_folder import MANIFEST, PAGE, find_run
+from pipeline.results.finished_run import read_run
 from pipeline.runtime.terminal import escaped
 from pipeline.sources.objects import NoObject, Objects, StoreError, refuse
 from scripts.settings import StackSettings
@@ -53,18 +52,12 @@ def remake(folder: Path, copies: set[str]) -> Path:
     Raises:
         NotFound, Unreadable, Unwritable: see `run`.
     """
-    manifest = read_manifest(folder)
-    if manifest is None or "counts" not in manifest:
-        raise NotFound(f"run {folder}: no {MANIFEST} of a run that has ended: `make run` finishes it")
-    for name in FORMATS:
-        if not (folder / name).is_file():
-            raise NotFound(f"run {folder}: {name} is missing: `make run` writes it")
+    found = read_run(folder)
+    if "counts" not in found.manifest:
+        raise NotFound(f"run {folder}: its {MANIFEST} has no counts: `make run` finishes it")
+    tables = {"images": found.images, "detections": found.detections}
     try:
-        tables = {Path(name).stem: pq.read_table(folder / name) for name in FORMATS}
-    except (OSError, pa.ArrowException) as error:
-        raise Unreadable(f"run {folder}: its tables cannot be read: {error}") from error
-    try:
-        return write_report(folder, manifest, tables, copies, Path.cwd())
+        return write_report(folder, found.manifest, tables, copies, Path.cwd())
     except KeyError as error:
         raise Unreadable(f"run {folder}: no {error}: it was made by another version of Spotter; run it anew") from error
     except OSError as error:

@@ -100,14 +100,19 @@ def test_copies_are_named_that_are_there(folder: Path) -> None:
 def test_what_is_no_run_is_said(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="no run nowhere"):
         remake("nowhere")
+    whole = (folder / "run.json").read_bytes()
+    (folder / "run.json").write_text('{"status": "running"}')
+    with pytest.raises(NotFound, match=r"run\.json has no counts"):
+        remake(folder)
+    (folder / "run.json").write_bytes(whole)
     (folder / "images.parquet").write_bytes(b"half")
-    with pytest.raises(Unreadable, match="tables cannot be read"):
+    with pytest.raises(Unreadable, match=r"images\.parquet cannot be read"):
         remake(folder)
     (folder / "images.parquet").unlink()
-    with pytest.raises(NotFound, match=r"images\.parquet is missing"):
+    with pytest.raises(NotFound, match=r"has no images\.parquet"):
         remake(folder)
-    (folder / "run.json").write_text('{"status": "running"}')
-    with pytest.raises(NotFound, match=r"no run\.json of a run that has ended"):
+    (folder / "run.json").unlink()
+    with pytest.raises(NotFound, match=r"run\.json is missing"):
         remake(folder)
 
 
