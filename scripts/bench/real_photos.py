@@ -13,16 +13,16 @@ and answers behind the chat completions API. It knows 118 breeds and nothing els
 well; it may have seen these photographs in its training, so the figures show the pipeline and not the models.
 
 Found: dogs with at least one box. Invented: pictures without a dog that have a box. Right: dogs whose best box got the
-right breed. The exit code is 1 when the best detector is below --found, --invented or --right.
+right breed; a line before says how many the classifier gets right from the whole pictures. The exit code is 1 when the
+best detector is below --found, --invented or --right.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
+import base64
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -41,6 +41,7 @@ import yaml
 from scripts import environments
 from scripts.bench import command
 from scripts.bench.command import BenchFailed
+from scripts.bench.photo_truth import read_truth
 from scripts.commands.smoke import free_port
 from scripts.environments import ROOT, STATE
 
@@ -54,7 +55,6 @@ NAMES = "timm/data/_info/imagenet_synset_to_lemma.txt"
 DOGS = slice(151, 269)
 
 READY_S = 120.0
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 
 
 @dataclass(frozen=True)
@@ -105,42 +105,6 @@ def breed_names(packages: Path) -> list[list[str]]:
     lines = (packages / NAMES).read_text(encoding="utf-8").splitlines()
     lemmas = dict(line.split("\t", 1) for line in lines if "\t" in line)
     return [lemmas[synset].split(", ") for synset in (packages / CLASSES).read_text().split()[DOGS]]
-
-
-def letters(name: str) -> str:
-    """A name as it is compared."""
-    return re.sub(r"[^a-z]", "", name.lower())
-
-
-def classes_of(name: str, breeds: list[list[str]]) -> set[str]:
-    """The classes that a name means, by their usual names: those that bear it, or else those that end with it."""
-    wanted = letters(name)
-    exact = {names[0] for names in breeds if wanted in map(letters, names)}
-    ending = {names[0] for names in breeds if len(wanted) > 3 and any(letters(each).endswith(wanted) for each in names)}
-    return exact or ending
-
-
-def read_truth(folder: Path, file: Path | None, breeds: list[list[str]]) -> dict[str, set[str]]:
-    """For each photograph, by its path in the folder, the classes that are right; none for a picture without a dog.
-
-    Raises:
-        BenchFailed: there are no photographs, or the file names a breed that the classifier does not know.
-    """
-    photographs = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS)
-    if not photographs:
-        raise BenchFailed(f"{folder} holds no photographs")
-    said: dict[str, str] = {}
-    if file is not None:
-        said = {row["file"]: row["breed"] for row in csv.DictReader(file.read_text().splitlines())}
-        if unknown := sorted({breed for breed in said.values() if breed and not classes_of(breed, breeds)}):
-            raise BenchFailed(f"{file}: the classifier does not know {', '.join(unknown)}")
-    truth = {}
-    for path in photographs:
-        name = str(path.relative_to(folder))
-        stem = re.sub(r"[\W_]*\d+$", "", path.stem)
-        words = [said[name]] if name in said else [stem, re.sub(r"^n\d+-", "", path.parent.name)]
-        truth[name] = next((found for word in words if word and (found := classes_of(word, breeds))), set())
-    return truth
 
 
 @contextmanager
@@ -235,6 +199,17 @@ def run_job(photographs: Path, job: Path, output: Path, detector: str, model: st
     return {path: sorted(rows, key=lambda row: -(row["score"] or 0.0)) for path, rows in found.items()}
 
 
+def ask_whole(model: str, photograph: Path) -> str:
+    """The breed that the classifier names in a whole photograph."""
+    data = base64.b64encode(photograph.read_bytes()).decode()
+    part = {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{data}"}}
+    body = json.dumps({"messages": [{"role": "user", "content": [part]}]}).encode()
+    with urllib.request.urlopen(f"{model}/v1/chat/completions", body) as response:
+        answer = json.load(response)
+    breed: str = json.loads(answer["choices"][0]["message"]["content"])["breed"]
+    return breed
+
+
 def judge(
     model: str,
     truth: dict[str, set[str]],
@@ -277,9 +252,13 @@ def measure(options: argparse.Namespace) -> list[str]:
             f"--names={place / 'names.json'}",
         ]
         with server(expert, f"{model}/v1/models", place / "expert.log", PYTHONPATH=str(packages)):
+            console = command.make_console()
+            dogs = [name for name, classes in truth.items() if classes]
+            right = sum(ask_whole(model, options.photographs / name) in truth[name] for name in dogs)
+            console.print(f"whole pictures: {right} of {len(dogs)} breeds right")
             for path in models:
                 figures.append(measure_model(path, options, truth, usual, place, model))
-    show(figures, command.make_console())
+    show(figures, console)
     return min((each.problems(options) for each in figures), key=len)
 
 

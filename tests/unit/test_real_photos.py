@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from scripts.bench.command import BenchFailed
-from scripts.bench.real_photos import classes_of, judge, read_truth
+from scripts.bench.photo_truth import classes_of, read_truth
+from scripts.bench.real_photos import judge
 
 BREEDS = [["collie"], ["Border collie"], ["toy poodle"], ["standard poodle"], ["basset", "basset hound"]]
 
