@@ -30,7 +30,7 @@ def run(_: StackSettings, console: Console, *, format: str, run: str, output: st
     folder = Path(output).expanduser() if output else Path("exports", f"{found.folder.name}-{format}")
     tally = export(found, format, folder, force=force).tally
     lines = [f"{folder}: {tally.images} images, {tally.detections} detections of run {found.folder.name}"]
-    lines += [f"left out: {number} {reason}" for reason, number in tally.left_out.items()]
+    lines += [f"left out: {reason}: {number}" for reason, number in tally.left_out.items()]
     lines += [f"next: {EXPORTS[format].next.replace('FOLDER', str(folder))}"]
     for line in lines:
         console.print(escaped(line), markup=False, highlight=False, soft_wrap=True)
