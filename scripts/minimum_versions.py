@@ -14,15 +14,16 @@ COMPUTE_CAPABILITY = (8, 0)
 
 GIB = 2**30
 
-# Available host memory. CPU: measured 3.0 GiB in vLLM's three processes and 0.6 in the detector's six; the job takes
+# Available host memory. CPU: measured 3.0 GiB in vLLM's three processes and 0.3 in the detector's six; the job takes
 # 0.5 and more. GPU: the weights pass through the page cache, the processes hold torch's CUDA libraries.
 RAM_GIB = {"cpu": 6, "cuda": 12}
 
-# Free disk for the process engine's environments: measured for the CPU (2.4 GB vLLM, 1 GB detector, uv's copies);
-# about twice the size of the wheels for CUDA, whose torch alone has 5 GB.
-ENVIRONMENTS_GIB = {"cpu": 6, "cuda": 24}
-# Free disk for images in the engine's root, by the same sizes, with a builder's layers.
-IMAGES_GIB = {"cpu": 10, "cuda": 40}
+# Free disk for the process engine's environments: measured for the CPU (2.4 GB vLLM, 0.2 GB detector, with torch
+# 1.1 GB, and uv's copies); about twice the size of the wheels for CUDA, whose torch alone has 5 GB.
+ENVIRONMENTS_GIB = {"cpu": 5, "cuda": 24}
+# Free disk for images in the engine's root: for the CPU 3.6 GB, with torch in the detector's 4.5 GB, and as much for a
+# builder's layers.
+IMAGES_GIB = {"cpu": 9, "cuda": 40}
 # Free disk for caches: vLLM's compiled kernels, and on a GPU 15 GiB of weights with a detector's.
 CACHES_GIB = {"cpu": 1, "cuda": 24}
 

@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
-from dataclasses import replace
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from rich.console import Console
 
 from scripts import environments
 from scripts.docker import images
+from scripts.services import Image
 from scripts.settings import StackSettings
 from tests.conftest import ROOT
 from tests.stack.conftest import RunningStack
@@ -86,6 +87,14 @@ def test_ctrl_c_during_a_build_leaves_no_container(tmp_path: Path) -> None:
     docker("image", "rm", "spotter-interrupted:local")
 
 
+class Copied(Image):
+    """The pipeline's image under another name, from the same lock."""
+
+    @property
+    def tag(self) -> str:
+        return "spotter-copied-pipeline:local"
+
+
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What the pipeline's image is built from, as a copy to change; the copy's name for the image is its own."""
@@ -105,7 +114,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_change_in_the_pipeline_rebuilds_no_layer_of_dependencies(checkout: Path, tmp_path: Path) -> None:
-    image = replace(images.IMAGES["pipeline"], name="copied-pipeline")
+    image = Copied(**{each.name: getattr(images.IMAGES["pipeline"], each.name) for each in fields(Image)})
     layers: list[list[str]] = []
     try:
         for content in ("# as it was\n", "# changed\n"):
