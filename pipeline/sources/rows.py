@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,6 +25,9 @@ class Cursor:
         self.table = open_table(place, objects)
         self.column = column
         self.kept: OrderedDict[int, Any] = OrderedDict()
+        self.given: deque[int] = deque(maxlen=KEPT_ROWS)
+        self.repeats = False
+        """Whether rows are asked for several times, as with a job's `each`; then values that were given stay."""
         self.next = 0
         self.batches: Iterator[list[Any]] = iter(())
         self.seek(0)
@@ -42,7 +45,9 @@ class Cursor:
     def get(self, row: int) -> Any:
         """A row's value."""
         if row in self.kept:
-            return self.kept.pop(row)
+            return self.give(row)
+        if row in self.given:
+            self.repeats = True
         # A group is skipped only when none of its rows can be wanted any more: threads on both sides of a group's start
         # must not send the cursor to and fro, which would read a whole group each time.
         if row < self.next or (self.next < self.table.starts[self.group(row)] and row - self.next >= KEPT_ROWS):
@@ -53,7 +58,12 @@ class Cursor:
             self.next += len(values)
             while len(self.kept) > KEPT_ROWS:
                 self.kept.popitem(last=False)
-        return self.kept.pop(row)
+        return self.give(row)
+
+    def give(self, row: int) -> Any:
+        """The value of a row that was read."""
+        self.given.append(row)
+        return self.kept[row] if self.repeats else self.kept.pop(row)
 
     def close(self) -> None:
         """Close the file."""

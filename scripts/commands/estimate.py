@@ -13,6 +13,7 @@ from pipeline.output.estimate import estimate, lines
 from pipeline.output.manifest import COMPLETE
 from pipeline.output.run_folder import read_manifest
 from pipeline.runtime.terminal import escaped
+from pipeline.sources.inputs import InputColumns
 from pipeline.sources.listing import list_images
 from pipeline.sources.objects import Objects
 from scripts.settings import JobCommand, StackSettings
@@ -42,8 +43,9 @@ def run(_: StackSettings, console: Console, *, job: JobCommand) -> None:
         Unreadable: that run cannot be read.
     """
     settings = job.settings
-    folder = last_run(settings.runs, jobs.load(settings.job).name)
-    listed = list_images(settings.images, settings.column, Objects(settings.endpoint))
+    asked = jobs.load(settings.job)
+    folder = last_run(settings.runs, asked.name)
+    listed = list_images(settings.images, settings.column, Objects(settings.endpoint), InputColumns.of(asked))
     images = listed.trial(settings.limit, settings.sample, settings.sample_seed)
     try:
         found = estimate(folder, len(images))

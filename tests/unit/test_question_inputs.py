@@ -23,6 +23,8 @@ from pipeline.run import run
 from pipeline.sources.images import content_key
 from pipeline.sources.inputs import InputColumns
 from pipeline.sources.listing import Source, list_images
+from pipeline.sources.objects import Objects
+from pipeline.sources.rows import Cursor
 from pipeline.template import Template
 from tests.doubles.simulated import Simulated
 from tests.pictures import encoded, gradient
@@ -189,6 +191,24 @@ def test_each_element_of_a_list_is_a_row(tmp_path: Path, write: Callable[..., Pa
     assert values(found)[1] == {"question": "Question 0.1\nA. x\nB. y", "truth": "Answer: B"}
 
 
+def test_a_picture_with_several_questions_is_not_read_anew_from_the_start_of_its_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"image": bytes([number])} for number in range(100)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "one_group.parquet")
+    seeks: list[int] = []
+    seek = Cursor.seek
+
+    def counted(self: Cursor, row: int) -> None:
+        seeks.append(row)
+        seek(self, row)
+
+    monkeypatch.setattr(Cursor, "seek", counted)
+    cursor = Cursor(str(tmp_path / "one_group.parquet"), "image", Objects(None))
+    assert [cursor.get(number // 3) for number in range(300)] == [bytes([number // 3]) for number in range(300)]
+    assert len(seeks) <= 2, "at the start, and once to learn that rows repeat"
+
+
 def test_an_input_beside_the_list_is_shared_by_its_elements(tmp_path: Path) -> None:
     rows = [{"image": picture(), "title": "t", "texts": [{"q": "1"}, {"q": "2"}]}]
     change = {"question": "{t} {q}", "inputs": {"t": "title", "q": "texts.q"}, "each": "texts", "truth": {}}
@@ -290,6 +310,18 @@ def test_each_row_is_asked_its_own_question(
     assert "50.0 %" in page
     shown = loaded(done.folder / "report" / "rows-0.js", "take")["images"]["inputs"]
     assert shown == [row["inputs"] for row in images]
+
+
+def test_rows_that_are_done_are_not_asked_again(
+    run_job: Callable[..., Result], simulated: Simulated, tmp_path: Path
+) -> None:
+    simulated.answer = lambda crop, body: '{"answer": "A"}'
+    place = as_parquet(nested_rows(), tmp_path / "qa")
+    first = run_job(NESTED, place)
+    asked = simulated.model.requests
+    second = run_job(NESTED, place)
+    assert (second.folder, simulated.model.requests) == (first.folder, asked + 1), "one question before the run"
+    assert second.manifest["accuracy"] == first.manifest["accuracy"]
 
 
 def test_rows_without_an_answer_count_as_wrong_and_rows_without_a_truth_do_not_count(
