@@ -20,7 +20,6 @@ from pipeline.job import load as load_job
 from pipeline.question import Question
 from pipeline.settings import Settings
 from scripts.checks.preflight import full, static
-from scripts.checks.preflight.inputs import check_inputs
 from scripts.checks.preflight.memory import Host, Part, shown_gib
 from scripts.environments import ROOT
 from scripts.findings import Finding, as_json, error, exit_code, ok, refuse, show, unchecked
@@ -107,7 +106,11 @@ def preflight(settings: StackSettings, *, place: Place | None = None, in_contain
     preset, server = chosen_server(settings)
     try:
         job = user_job(settings)
-        questions, wrong_inputs = check_inputs(job, user)
+        questions, wrong_inputs = job.questions, list[Finding]()
+        if job.inputs:
+            from scripts.checks.preflight.inputs import check_inputs  # loads Daft, which takes a second
+
+            questions, wrong_inputs = check_inputs(job, user)
         asked = asked_of(job, user.get("SPOTTER_MODEL"), questions)
     except UsageError as refusal:
         refused = error("job", str(refusal), "a valid job", "correct SPOTTER_JOB or the job file")
