@@ -41,8 +41,8 @@ from pipeline.template import Template
 BUNDLED = Path(__file__).parent / "jobs"
 
 # Fields of a request that a job cannot add: Spotter sets them, or the job file has a key for them.
-FIXED_FIELDS = {"model", "messages", "response_format", "stream", "n"}
-OWN_KEYS = {"max_tokens", "temperature"}
+FIXED_FIELDS = {"model", "messages", "response_format", "stream", "n", "input", "text", "store", "structured_outputs"}
+OWN_KEYS = {"max_tokens", "max_output_tokens", "temperature"}
 # Arguments of OpenAI's Python client, which never reach a server.
 CLIENT_KEYS = {"extra_body", "extra_headers", "extra_query", "timeout"}
 # Newer servers want this in the place of max_tokens.
@@ -79,7 +79,12 @@ class Job(BaseModel):
         "detector",
         description="detector; whole: the image itself is the one detection; input: the boxes come with the images",
     )
-    temperature: float = Field(0.0, ge=0, le=2, description="0 gives the same answer to the same crop")
+    temperature: float | None = Field(
+        0.0, ge=0, le=2, description="0 gives the same answer to the same crop; null: the server's own"
+    )
+    reasoning_tokens: int = Field(
+        0, ge=0, description="for a model that thinks before it answers: so many more tokens than max_tokens"
+    )
     threshold: float | None = Field(
         None, ge=0, le=1, description="lowest score of a detection; by default the detector's"
     )
@@ -112,11 +117,6 @@ class Job(BaseModel):
     def has_several_labels(self) -> bool:
         """Whether the detections of the job may have different labels."""
         return self.labels is None or len(self.labels) > 1
-
-    @property
-    def limit(self) -> str:
-        """The request's field that holds `max_tokens`."""
-        return MAX_COMPLETION_TOKENS if MAX_COMPLETION_TOKENS in self.request else "max_tokens"
 
     @property
     def properties(self) -> dict[str, Any]:
@@ -183,7 +183,8 @@ class Job(BaseModel):
         content |= as_written(self.labels)
         if self.boxes == DETECTOR:
             del content["boxes"]
-        for name in ("request", "inputs", "each", "truth"):  # as in runs that are older than these keys
+        # As in runs that are older than these keys.
+        for name in ("request", "reasoning_tokens", "inputs", "each", "truth"):
             if not content[name]:
                 del content[name]
         for question in content["questions"]:

@@ -133,6 +133,8 @@ class JobRun:
         self.profiler.phase(profiler.PROBE)
         with display.waiting(self.console, "asking both services one question"):
             self.services = probe(settings, self.job, example(source.inputs for source in self.sources), self.given)
+        if why := self.services.form_reason:
+            self.say(f"model server: {self.services.form.said()}, since it refuses the usual form: {why}")
         self.profiler.phase(profiler.PREPARE)
         self.identity = identify(settings, self.job, self.services)
         fingerprint = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:8]
@@ -200,7 +202,7 @@ class JobRun:
             (settings.detector_concurrency, settings.model_concurrency),
         )
         self.runtime = Runtime(MemoryBudget(settings.bytes_in_flight, cancellation), cancellation, metrics)
-        self.clients = make_clients(settings, job, self.services.model, self.runtime, self.given)
+        self.clients = make_clients(settings, job, self.services.model, self.runtime, self.given, self.services.form)
         if self.profiler.enabled:
             for name, server in self.clients.load.servers.items():
                 server.listeners.append(self.profiler.servers[name].add)
@@ -300,7 +302,7 @@ class JobRun:
             unended = max(todo - self.collector.progress.done, len(images) - self.tables["images"].num_rows)
             self._note_end(reason or lost(unended, len(images)))
             self.manifest |= {"done_before": len(self.sources) - todo}
-            self.manifest |= ended(self.tables, len(images), self.job)
+            self.manifest |= ended(self.tables, len(images), self.job, self.settings)
             run_folder.write_manifest(self.folder, self.manifest)
         seconds = self.manifest["starts"][-1]["seconds"]
         log.info("%s after %.1f s: %s", self.manifest["status"], seconds, json.dumps(self.manifest["counts"]))
@@ -334,7 +336,7 @@ class JobRun:
         run_folder.point_latest_at(self.folder)
         self.profiler.write(self.folder)
         if self.settings.trial:
-            self.manifest |= after_trial(self.folder, len(self.listing.sources))
+            self.manifest |= after_trial(self.folder, len(self.listing.sources), self.settings.prices)
         run_folder.write_manifest(self.folder, self.manifest)
 
     def publish(self) -> None:

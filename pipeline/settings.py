@@ -112,6 +112,14 @@ class Settings(BaseSettings):
         AnyHttpUrl("http://127.0.0.1:8000/v1"), description="an OpenAI-compatible API, with its /v1"
     )
     model: str | None = Field(None, description="the model's name at that server; by default the only one it serves")
+    api: Literal["auto", "chat", "responses"] = Field(
+        "auto", description="the model server's API: chat completions, or OpenAI's Responses; auto: tries both"
+    )
+    schema_form: Literal["auto", "json_schema", "structured_outputs", "json_object", "none"] = Field(
+        "auto", description="how the server gets an answer's schema; auto: the first that it takes, in this order"
+    )
+    price_input: float = Field(0.0, ge=0, description="price of a million input tokens, in any currency")
+    price_output: float = Field(0.0, ge=0, description="price of a million output tokens")
     model_revision: str | None = Field(None, description="a note for run.json: no server reports its revision")
     api_key: CliSuppress[SecretStr | None] = Field(
         None, description="sent to the model server; a variable only, since any user can read a command line"
@@ -188,6 +196,11 @@ class Settings(BaseSettings):
     def copies(self) -> int | None:
         """How many annotated copies are drawn; None: of all images that have a detection."""
         return {"all": None, "none": 0}[self.annotated] if isinstance(self.annotated, str) else self.annotated
+
+    @property
+    def prices(self) -> tuple[float, float]:
+        """Of a million tokens in and out; 0 where unknown."""
+        return self.price_input, self.price_output
 
     @property
     def runs(self) -> Path:

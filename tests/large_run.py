@@ -19,6 +19,7 @@ from pipeline.output.formats import FORMATS
 from pipeline.output.manifest import ended
 from pipeline.output.report import write_report
 from pipeline.output.run_folder import write_manifest
+from pipeline.settings import Settings
 from tests.pictures import encoded, gradient
 
 # More hard links than this to one file are refused by some file systems.
@@ -96,7 +97,7 @@ def make_manifest(job: Job, written: dict[str, pa.Table]) -> dict[str, Any]:
         "job": {"name": job.name, **job.content()},
         "services": {"model": {"name": "m"}, "detector": {"name": "d"}},
         "versions": {"spotter": "0"},
-        **ended(written, written["images"].num_rows, job),
+        **ended(written, written["images"].num_rows, job, Settings.model_construct()),
     }
 
 

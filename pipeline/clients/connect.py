@@ -11,7 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pipeline.clients.completion import OF_CHAT
 from pipeline.clients.detector import DetectorClient, Finder
+from pipeline.clients.dialects import RequestForm
 from pipeline.clients.http import HttpClient, Limits
 from pipeline.clients.model import ModelClient
 from pipeline.clients.server_load import RUNNING, WAITING, LoadPoller, Reading, Server, fetch
@@ -97,7 +99,14 @@ def model_headers(settings: Settings) -> dict[str, str]:
     return {"Authorization": f"Bearer {settings.api_key.get_secret_value()}"} if settings.api_key else {}
 
 
-def make_clients(settings: Settings, job: Job, model: str, runtime: Runtime, given: Finder | None = None) -> Clients:
+def make_clients(
+    settings: Settings,
+    job: Job,
+    model: str,
+    runtime: Runtime,
+    given: Finder | None = None,
+    form: RequestForm = OF_CHAT,
+) -> Clients:
     """Clients with the settings' limits; `model` is the model's name at its server, whose queue steers the limiter.
 
     With a finder that is `given` there is no client of the detector.
@@ -136,6 +145,6 @@ def make_clients(settings: Settings, job: Job, model: str, runtime: Runtime, giv
     servers["model"].listeners.append(steer)
     return Clients(
         given or DetectorClient(detector, job.labels, job.threshold),
-        ModelClient(model_http, model, job),
+        ModelClient(model_http, model, job, form),
         LoadPoller(servers),
     )

@@ -1,7 +1,4 @@
-"""The model server's client: a crop and a question in, an answer that fits the question's schema out.
-
-It speaks the OpenAI chat completions API, as vLLM and others serve it.
-"""
+"""The model server's client: a crop and a question in, an answer that fits the question's schema out."""
 
 from __future__ import annotations
 
@@ -15,7 +12,8 @@ from typing import Any, NoReturn
 import jsonschema_rs
 
 from pipeline.clients.answer_text import NoText, answer_text, shown
-from pipeline.clients.completion import PICTURE, TEXT, completion_request, schema_name
+from pipeline.clients.completion import OF_CHAT, completion_request, limit_of
+from pipeline.clients.dialects import PICTURE, TEXT, RequestForm, schema_name
 from pipeline.clients.http import HttpClient
 from pipeline.errors import RowError
 from pipeline.job import Job
@@ -33,9 +31,11 @@ PICTURE_IN_JSON, TEXT_IN_JSON = (json.dumps(mark)[1:-1].encode() for mark in (PI
 class BadAnswer(RowError):
     """The model answered, but not with what the question's schema asks for; `raw` is its text."""
 
-    def __init__(self, reason: str, raw: str | None, attempts: int) -> None:
+    def __init__(self, reason: str, raw: str | None, attempts: int, unbound: bool = False) -> None:
         super().__init__(reason, attempts)
         self.raw = raw
+        self.unbound = unbound
+        """Whether the server did not hold the model to the schema."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +61,13 @@ def data_url(image: bytes, media_type: str = "image/jpeg") -> str:
 class Form:
     """One question of a job as the model server gets it, and how its answers are read."""
 
-    def __init__(self, question: Question, job: Job, model: str) -> None:
-        self.limit = f"{job.limit} = {question.max_tokens}"
+    def __init__(self, question: Question, job: Job, model: str, form: RequestForm) -> None:
+        self.limit = f"{limit_of(job, form)} = {question.max_tokens + job.reasoning_tokens}"
+        self.completion = form.dialect.completion
+        self.schema_form = form.schema_form
         self.validator = question.validator()
         self.columns = {field.name: field.type for field in answer_struct(question.properties)}
-        self.request = completion_request(question, job, model)
+        self.request = completion_request(question, job, model, form)
         self.schema_name = schema_name(job.name)
         self.template = Template(question.question) if job.inputs else None
         body = json.dumps(self.request).encode()
@@ -79,13 +81,13 @@ class Form:
         return b"".join(instead.get(piece, piece) for piece in self.pieces)
 
     def parse(self, body: bytes, attempts: int, latency_s: float) -> Answer:
-        """Turn a chat completion into an answer.
+        """Turn the server's answer into one that is checked.
 
         Raises:
             BadAnswer: cut at max_tokens, no JSON, or JSON that the schema does not allow or no column can hold.
         """
         try:
-            completion = json.loads(body, strict=False)
+            completion = self.completion(json.loads(body, strict=False))
             said = answer_text(completion, self.schema_name)
         except NoText as error:
             raise BadAnswer(str(error), error.raw, attempts) from error
@@ -102,13 +104,14 @@ class Form:
         try:
             fields = read_answer(said.answer)
         except (ValueError, RecursionError) as error:
-            reason = f"not JSON ({error}): does the server support response_format json_schema? {shown(raw)}"
-            raise BadAnswer(reason, raw, attempts) from error
+            reason = f"not JSON ({error}): does the server support {self.schema_form}? {shown(raw)}"
+            raise BadAnswer(reason, raw, attempts, unbound=True) from error
         try:
             self.validator.validate(fields)
         except jsonschema_rs.ValidationError as wrong:
             where = "/".join(str(part) for part in wrong.instance_path) or "the answer"
-            raise BadAnswer(f"does not fit the schema: {where}: {wrong.message[:200]}", raw, attempts) from None
+            reason = f"does not fit the schema: {where}: {wrong.message[:200]}"
+            raise BadAnswer(reason, raw, attempts, unbound=True) from None
         except ValueError as error:  # half a surrogate pair in a name, or hundreds of brackets
             raise BadAnswer(f"does not fit the schema: the answer: {error}", raw, attempts) from error
         columns = {}
@@ -125,10 +128,11 @@ class Form:
 class ModelClient(InProcess):
     """Asks a job's questions about crops, in the job's form."""
 
-    def __init__(self, http: HttpClient, model: str, job: Job) -> None:
+    def __init__(self, http: HttpClient, model: str, job: Job, form: RequestForm = OF_CHAT) -> None:
         self.http = http
         self.job = job
-        self.forms = [Form(question, job, model) for question in job.questions]
+        self.path = form.dialect.PATH
+        self.forms = [Form(question, job, model, form) for question in job.questions]
 
     async def ask(self, crop: bytes, number: int = 0, inputs: Mapping[str, Any] | None = None) -> Answer:
         """Ask the job's question of this number about one JPEG, with the values of the job's inputs.
@@ -138,7 +142,7 @@ class ModelClient(InProcess):
             BadAnswer: it answered with something else than the schema asks for.
         """
         form = self.forms[number]
-        reply = await self.http.post("/chat/completions", form.body(crop, inputs or {}), "application/json")
+        reply = await self.http.post(self.path, form.body(crop, inputs or {}), "application/json")
         return form.parse(reply.body, reply.attempts, reply.latency_s)
 
 

@@ -177,6 +177,9 @@ def error_of(completion: Any) -> Any:
         return completion or "empty"
     if completion.get("error"):
         return completion["error"]
+    if isinstance(completion.get("output"), list):  # of the Responses API
+        ended = completion.get("status", "completed") in ("completed", "incomplete")
+        return None if ended else {"status": completion.get("status")}
     choices = completion.get("choices")
     if not isinstance(choices, list) or not choices:
         return completion or "empty"

@@ -34,6 +34,10 @@ class Range:
         """For so many times as much."""
         return Range(self.low * factor, self.expected * factor, self.high * factor)
 
+    def and_(self, other: Range) -> Range:
+        """Both together, at worst and at best at once."""
+        return Range(self.low + other.low, self.expected + other.expected, self.high + other.high)
+
     def plus(self, value: float) -> Range:
         """With a fixed amount on top."""
         return Range(self.low + value, self.expected + value, self.high + value)
@@ -54,6 +58,8 @@ class Estimate:
     disk_bytes: Range
     seconds: Range | None
     """None where the run has no profile."""
+    cost: Range | None
+    """None without prices."""
 
 
 def per_image(values: Sequence[float]) -> Range:
@@ -103,8 +109,8 @@ def seconds(profile: Profile, images: int) -> Range | None:
     return Range(low, min(max(pace, low), high), high).times(images).plus(other_s)
 
 
-def estimate(folder: Path, images: int) -> Estimate:
-    """What `images` images would cost, by the finished run in `folder`.
+def estimate(folder: Path, images: int, prices: tuple[float, float] = (0.0, 0.0)) -> Estimate:
+    """What `images` images would cost, by the finished run in `folder`; `prices` of a million tokens in and out.
 
     Raises:
         ValueError: the run has no images, or its profile is of another version.
@@ -115,7 +121,10 @@ def estimate(folder: Path, images: int) -> Estimate:
         raise ValueError("it has no images")
     found = pq.read_table(folder / "detections.parquet")
     counts = [float(value) for value in done["detections"].to_pylist()]
-    tokens = {name: per_image(sums(done, found, name)) for name in ("prompt_tokens", "completion_tokens")}
+    sent, written = (
+        per_image(sums(done, found, name)).times(images) for name in ("prompt_tokens", "completion_tokens")
+    )
+    cost = sent.times(prices[0] / 1e6).and_(written.times(prices[1] / 1e6)) if any(prices) else None
     try:
         needed = seconds(Profile.of(folder), images)
     except FileNotFoundError:
@@ -129,17 +138,18 @@ def estimate(folder: Path, images: int) -> Estimate:
         measured=done.num_rows,
         run=folder.resolve().name,
         detections=detections.times(images),
-        prompt_tokens=tokens["prompt_tokens"].times(images),
-        completion_tokens=tokens["completion_tokens"].times(images),
+        prompt_tokens=sent,
+        completion_tokens=written,
         disk_bytes=Range(mean_bytes / spread, mean_bytes, mean_bytes * spread).times(images),
         seconds=needed,
+        cost=cost,
     )
 
 
-def after_trial(folder: Path, images: int) -> dict[str, Any]:
+def after_trial(folder: Path, images: int, prices: tuple[float, float]) -> dict[str, Any]:
     """What run.json says after a trial; nothing if no image has ended."""
     try:
-        return {"estimate": asdict(estimate(folder, images))}
+        return {"estimate": asdict(estimate(folder, images, prices))}
     except ValueError:
         return {}
 
@@ -158,7 +168,13 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         f"  detections  {between('detections', number)}",
         "  tokens      {} in, {} out".format(*tokens),
         f"  disk        {between('disk_bytes', size)}",
+        *([f"  cost        {between('cost', price)}"] if found["cost"] else []),
     ]
+
+
+def price(value: float) -> str:
+    """An amount of money, in no currency."""
+    return f"{value:,.2f}" if value >= 1 else f"{value:.2g}"
 
 
 def number(value: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import tables
+from pipeline.clients.completion import OF_CHAT
 from pipeline.clients.probe import Services
 from pipeline.job import Job
 from pipeline.output.accuracy import accuracy
@@ -142,6 +144,7 @@ def identify(settings: Settings, job: Job, services: Services) -> dict[str, Any]
         "detector_settings": services.detector_settings,
         "table_format": tables.FORMAT,
         **({"trial": settings.trial} if settings.trial else {}),
+        **({"request_form": services.form.said()} if services.form != OF_CHAT else {}),
     }
 
 
@@ -159,7 +162,13 @@ def begun(
         "settings": settings.public(),
         "services": {
             "detector": {"name": services.detector, "revision": services.detector_revision},
-            "model": {"name": services.model, "root": services.model_root, "revision": settings.model_revision},
+            "model": {
+                "name": services.model,
+                "root": services.model_root,
+                "revision": settings.model_revision,
+                "api": services.form.api,
+                "schema_form": services.form.schema_form,
+            },
         },
         "versions": {
             "spotter": VERSION,
@@ -169,8 +178,17 @@ def begun(
     }
 
 
-def ended(written: dict[str, pa.Table], listed: int, job: Job) -> dict[str, Any]:
+def cost(spent: Mapping[str, float], settings: Settings, images: int) -> dict[str, float] | None:
+    """What the tokens cost by the settings' prices; None without prices."""
+    if not any(settings.prices):
+        return None
+    whole = (spent["prompt_tokens"] * settings.price_input + spent["completion_tokens"] * settings.price_output) / 1e6
+    return {"total": round(whole, 6), "per_1000_images": round(1000 * whole / max(images, 1), 6)}
+
+
+def ended(written: dict[str, pa.Table], listed: int, job: Job, settings: Settings) -> dict[str, Any]:
     """What the manifest adds when the run has ended, from its tables."""
+    spent = totals(written)
     return {
         "counts": count(written, listed),
         "several_frames": pc.sum(pc.greater(written["images"]["frames"], 1)).as_py() or 0,
@@ -178,7 +196,8 @@ def ended(written: dict[str, pa.Table], listed: int, job: Job) -> dict[str, Any]
         "accuracy": accuracy(written, job),
         **({"labels": by_label(written["detections"], job)} if job.has_several_labels else {}),
         "failures": count_reasons(written),
-        "totals": totals(written),
+        "totals": spent,
+        **({"cost": price} if (price := cost(spent, settings, written["images"].num_rows)) else {}),
     }
 
 

@@ -175,6 +175,10 @@ def show_summary(console: Console, manifest: dict[str, Any]) -> None:
         console.print(escaped(line + f"{each['failed']} failed"), markup=False, highlight=False)
     for name, judged in manifest["accuracy"].items():
         print_accuracy(console, name, judged)
+    if "cost" in manifest:
+        price = manifest["cost"]
+        line = f"cost: {price['total']:,.4g}; {price['per_1000_images']:,.4g} for 1,000 images, by the prices you set"
+        console.print(line, markup=False, highlight=False)
     if several := manifest["several_frames"]:
         console.print(f"images with several pages or frames: {several}; only the first is used")
     copies = manifest.get("annotated", {"copies": 0, "of": 0})

@@ -26,7 +26,7 @@ from rich.table import Table
 from pipeline import job as jobs
 from pipeline.clients.http import HttpClient, Limits, RequestFailed
 from pipeline.clients.model import BadAnswer, ModelClient
-from pipeline.clients.probe import blank_jpeg
+from pipeline.clients.probe_model import blank_jpeg
 from scripts import environments
 from scripts.environments import ROOT, STATE
 from scripts.settings import BuildFailed, StackError, StackSettings

@@ -48,7 +48,7 @@ def run(_: StackSettings, console: Console, *, job: JobCommand) -> None:
     listed = list_images(settings.images, settings.column, Objects(settings.endpoint), InputColumns.of(asked))
     images = listed.trial(settings.limit, settings.sample, settings.sample_seed)
     try:
-        found = estimate(folder, len(images))
+        found = estimate(folder, len(images), settings.prices)
     except (OSError, ValueError) as error:
         raise Unreadable(f"run {folder} cannot be read: {error}") from error
     for line in lines(asdict(found)):

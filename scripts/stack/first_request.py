@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AnyHttpUrl, SecretStr, ValidationError
 
-from pipeline.clients import probe
+from pipeline.clients import probe, probe_model
 from pipeline.errors import UsageError
 from pipeline.job import load as load_job
 from pipeline.labels import DETECTOR
@@ -20,7 +20,7 @@ from scripts.vllm.startup_causes import remedy_for
 
 async def ask_model(settings: Settings) -> None:
     """Send one image with the job's question; the answer must match the job's schema."""
-    await probe.try_model(settings, load_job(settings.job), await probe.find_model(settings))
+    await probe_model.try_model(settings, load_job(settings.job), await probe_model.find_model(settings))
 
 
 def ask(service: Service, job: Settings) -> None:

@@ -22,7 +22,7 @@ from pydantic import AnyHttpUrl
 from rich.console import Console
 
 from pipeline import errors, job, settings
-from pipeline.clients import probe
+from pipeline.clients import probe_model
 from pipeline.output.breakdown import one_line
 from pipeline.output.run_folder import open_run_folder
 from pipeline.sources.listing import list_images
@@ -71,7 +71,7 @@ class Place:
 
     def find_model(self, url: str, **given: object) -> None:
         """Ask a model server."""
-        asyncio.run(probe.find_model(settings.Settings(model_url=AnyHttpUrl(url), **given)))  # type: ignore[arg-type]
+        asyncio.run(probe_model.find_model(settings.Settings(model_url=AnyHttpUrl(url), **given)))  # type: ignore[arg-type]
 
 
 EXAMPLES: dict[str, Callable[[Place], object]] = {}

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import aiohttp
 from aiohttp import web
 
-from pipeline.clients.probe import blank_jpeg
+from pipeline.clients.probe_model import blank_jpeg
 
 # The picture of Spotter's probe before a run, which is no part of the job.
 QUESTIONS_BEFORE = (blank_jpeg(), base64.b64encode(blank_jpeg()))

@@ -156,5 +156,5 @@ def test_figures_have_a_unit(shown: str, text: str) -> None:
 def test_an_estimate_without_a_profile_has_no_time() -> None:
     flat: dict[str, Any] = dict.fromkeys(("low", "expected", "high"), 0.0)
     names = ("detections", "prompt_tokens", "completion_tokens", "disk_bytes")
-    found = {"images": 1, "measured": 1, "run": "x", "seconds": None, **dict.fromkeys(names, flat)}
+    found = {"images": 1, "measured": 1, "run": "x", "seconds": None, "cost": None, **dict.fromkeys(names, flat)}
     assert not any(line.split()[0] == "time" for line in lines(found))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline import job
+from pipeline.clients.completion import OF_CHAT, limit_of
 from pipeline.errors import InvalidJob, NotFound
 from pipeline.job import Job
 
@@ -283,7 +284,7 @@ def test_fields_of_the_request_belong_to_the_job(tmp_path: Path) -> None:
 
 def test_an_answers_limit_may_be_given_as_newer_servers_want_it(tmp_path: Path) -> None:
     loaded = load(tmp_path, more="request: {max_completion_tokens: 40}")
-    assert (loaded.questions[0].max_tokens, loaded.limit) == (40, "max_completion_tokens")
+    assert (loaded.questions[0].max_tokens, limit_of(loaded, OF_CHAT)) == (40, "max_completion_tokens")
     path = tmp_path / "cats.yaml"
     path.write_text(path.read_text().replace("max_tokens: 16\n", "", 1))
     assert job.load(str(path)).questions[0].max_tokens == 40

@@ -15,7 +15,7 @@ from aiohttp import web
 from pydantic import AnyHttpUrl, SecretStr
 
 from pipeline import job as jobs
-from pipeline.clients import probe, rate_limit
+from pipeline.clients import probe_model, rate_limit
 from pipeline.errors import ModelNotServed, ServiceRefuses, ServiceUnreachable, UsageError
 from pipeline.settings import Settings
 from tests.doubles.odd import Proxy, answering, make_certificate, proxying
@@ -40,8 +40,8 @@ def ask(chosen: Settings) -> str:
     """The probe of the model server: the name of the model that answered."""
 
     async def both() -> str:
-        served = await probe.find_model(chosen)
-        await probe.try_model(chosen, jobs.load("dog_breeds"), served)
+        served = await probe_model.find_model(chosen)
+        await probe_model.try_model(chosen, jobs.load("dog_breeds"), served)
         return served.model
 
     return asyncio.run(both())

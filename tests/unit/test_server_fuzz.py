@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pydantic import AnyHttpUrl
 
 from pipeline import job as jobs
-from pipeline.clients import probe, rate_limit
+from pipeline.clients import probe, probe_model, rate_limit
 from pipeline.clients.detector import DetectorClient
 from pipeline.clients.http import HttpClient, Limits
 from pipeline.clients.model import Answer, ModelClient
@@ -222,7 +222,7 @@ def test_a_command_ends_with_one_line(
     chosen = Settings.model_construct().model_copy(update={"model_url": url, "detector_url": url, "model": model})
 
     async def ask_model() -> None:
-        await probe.try_model(chosen, job, await probe.find_model(chosen))
+        await probe_model.try_model(chosen, job, await probe_model.find_model(chosen))
 
     raw.set(status, headers, body)
     for asking in (ask_model(), probe.try_detector(chosen, job)):

@@ -1,0 +1,204 @@
+"""Ask the model server one real question of a job, in the form of request that the server takes."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import io
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+from PIL import Image
+
+from pipeline.clients.answer_text import shown
+from pipeline.clients.connect import model_headers
+from pipeline.clients.dialects import Api, RequestForm, SchemaForm
+from pipeline.clients.http import HttpClient, Limits, RequestFailed
+from pipeline.clients.model import BadAnswer, ModelClient
+from pipeline.clients.remedies import CONNECT_S, Asked, explained
+from pipeline.clients.retries import MODEL, PROXY, REDIRECT, REQUEST, UNREACHABLE
+from pipeline.errors import ModelNotServed, ServiceRefuses, UsageError
+from pipeline.job import MAX_COMPLETION_TOKENS, Job
+from pipeline.settings import Settings
+
+# A service that is up takes a connection at once; a model's first answer may take a while. A gateway may have a bad
+# moment, or have used up its rate of a minute.
+ANSWER_S, RATE_LIMIT_S = 60.0, 75.0
+LIMITS = Limits(concurrency=1, timeout_s=ANSWER_S, attempts=4, connect_s=CONNECT_S, rate_limit_s=RATE_LIMIT_S)
+
+# So many names of models a message shows.
+SHOWN_MODELS = 5
+
+# The order in which the forms of a request are tried: those that hold the model to the schema first.
+APIS: tuple[Api, ...] = ("chat", "responses")
+SCHEMA_FORMS: tuple[SchemaForm, ...] = ("json_schema", "structured_outputs", "json_object", "none")
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """The model to ask."""
+
+    model: str
+    root: str | None
+    """Where the server has it from, if it tells."""
+    listed: dict[str, str | None] | None
+    """All models that the server lists, and where it has them from; None where it lists none."""
+
+
+def blank_jpeg() -> bytes:
+    """A grey picture of 64 x 64 pixels."""
+    encoded = io.BytesIO()
+    Image.new("RGB", (64, 64), (127, 127, 127)).save(encoded, "JPEG")
+    return encoded.getvalue()
+
+
+def model_asked(settings: Settings) -> Asked:
+    """The model server, for messages."""
+    return Asked("model server", str(settings.model_url).rstrip("/"), "SPOTTER_MODEL_URL", settings.api_key is not None)
+
+
+def model_client(settings: Settings) -> HttpClient:
+    """The connection to the model server."""
+    headers = model_headers(settings)
+    return HttpClient(str(settings.model_url), LIMITS, name="model server", headers=headers, ca_file=settings.ca_file)
+
+
+async def find_model(settings: Settings) -> Served:
+    """The model to ask: the one that the settings name, or the only one that the server lists.
+
+    A gateway may list none, or patterns, or leave out names that it serves: a name that is set is asked, not looked up.
+
+    Raises:
+        ServiceUnreachable, ServiceRefuses: the server does not answer, or not as an API does.
+        ModelNotServed: none is named and the server does not list exactly one.
+    """
+    asked, http = model_asked(settings), model_client(settings)
+    kind = "expected an OpenAI-compatible API, whose address ends in /v1: check SPOTTER_MODEL_URL, or set SPOTTER_MODEL"
+    try:
+        body = (await http.get("/models")).body
+    except RequestFailed as error:
+        unasked = error.cause in (UNREACHABLE, REDIRECT, PROXY)
+        if settings.model is not None and not unasked:
+            return Served(settings.model, None, None)
+        if (line := explained(error, asked, "/models")) is not None:
+            raise line from error
+        raise ServiceRefuses(f"{asked.said()}/models answers {error}: {kind}{no_key(settings)}") from error
+    finally:
+        await http.aclose()
+    try:
+        listed = {str(entry["id"]): entry.get("root") for entry in json.loads(body)["data"]}
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        if settings.model is not None:
+            return Served(settings.model, None, None)
+        raise ServiceRefuses(f"{asked.said()}/models does not list models: {kind} ({shown(body)})") from error
+    if settings.model is not None:
+        return Served(settings.model, listed.get(settings.model), listed)
+    if len(listed) == 1 and "*" not in next(iter(listed)):
+        return Served(*next(iter(listed.items())), listed)
+    raise ModelNotServed(f"{asked.said()} serves {names(listed)}: choose one with SPOTTER_MODEL")
+
+
+def names(listed: dict[str, str | None], wanted: str = "") -> str:
+    """Some names of models, those first that are most like the wanted one."""
+    near = difflib.get_close_matches(wanted, listed, SHOWN_MODELS, 0.4) if wanted else []
+    some = list(dict.fromkeys([*near, *listed]))[:SHOWN_MODELS]
+    more = f" and {len(listed) - len(some)} more" if len(listed) > len(some) else ""
+    return (", ".join(name[:60] for name in some) or "no model") + more
+
+
+# Answers after which another form of the request may be taken: an unknown field, path or kind of request.
+OTHER_FORM = re.compile(r"HTTP (400|404|405|415|422|501)\b")
+NO_PATH = re.compile(r"HTTP (404|405|501)\b")
+# OpenAI's word to requests with max_tokens, in its newer models.
+WANTS_COMPLETION_TOKENS = re.compile(r"max_completion_tokens")
+NO_TEMPERATURE = re.compile(
+    r"temperature.{0,80}(?:not support|unsupported|only the default)|unsupported.{0,80}temperature", re.I
+)
+
+Failed = RequestFailed | BadAnswer
+
+
+async def try_model(
+    settings: Settings, job: Job, served: Served, inputs: Mapping[str, Any] | None = None
+) -> tuple[RequestForm, str | None]:
+    """One real answer to each of the job's questions; `inputs` are those of one row, by default their names.
+
+    Returns the form of request that the server takes, and why it is not the usual one.
+
+    Raises:
+        ServiceRefuses: the server refuses the job's requests, or answers in another form than the job's schema.
+        ModelNotServed: it does not serve the model.
+    """
+    http, values = model_client(settings), inputs or {name: name for name in job.inputs}
+
+    async def ask(form: RequestForm) -> Failed | None:
+        client = ModelClient(http, served.model, job, form)
+        try:
+            await asyncio.gather(*(client.ask(blank_jpeg(), number, values) for number in range(len(job.questions))))
+        except (RequestFailed, BadAnswer) as error:
+            return error
+        return None
+
+    failures: list[tuple[RequestForm, Failed]] = []
+    try:
+        for api in APIS if settings.api == "auto" else (settings.api,):
+            for schema_form in SCHEMA_FORMS if settings.schema_form == "auto" else (settings.schema_form,):
+                form = RequestForm(api, schema_form)
+                error = await ask(form)
+                if api == "chat" and error is not None and WANTS_COMPLETION_TOKENS.search(str(error)):
+                    form = replace(form, limit=MAX_COMPLETION_TOKENS)
+                    error = await ask(form)
+                if error is None:
+                    return form, (str(failures[0][1]) if failures else None)
+                failures.append((form, error))
+                if not other_form_may_do(error, served) or NO_PATH.match(str(error)):
+                    break
+            if not NO_PATH.match(str(failures[-1][1])) or unknown(served):
+                break
+    finally:
+        await http.aclose()
+    # A path that is missing says less than what the other path answers.
+    form, error = next((each for each in failures if not NO_PATH.match(str(each[1]))), failures[0])
+    raise refusal(settings, job, served, form, error) from error
+
+
+def other_form_may_do(error: Failed, served: Served) -> bool:
+    """Whether a server that fails so may take the question in another form."""
+    if isinstance(error, BadAnswer):
+        return error.unbound
+    if error.cause not in (None, REQUEST) or (unknown(served) and "HTTP 404" in str(error)):
+        return False
+    return OTHER_FORM.match(str(error)) is not None
+
+
+def refusal(settings: Settings, job: Job, served: Served, form: RequestForm, error: Failed) -> UsageError:
+    """Why the job cannot be done with this model server, and what to do."""
+    asked, path, model = model_asked(settings), form.dialect.PATH, served.model
+    if isinstance(error, BadAnswer):
+        return ServiceRefuses(f"model {model} does not answer in the form of job {job.name}: {error}")
+    if error.cause == MODEL or (unknown(served) and "HTTP 404" in str(error)):
+        lists = f", but lists {names(served.listed, model)}" if served.listed else ""
+        return ModelNotServed(f"{asked.said()} does not serve {model!r}{lists}: correct SPOTTER_MODEL ({error})")
+    if (remedy := explained(error, asked, path)) is not None:
+        return remedy
+    if NO_PATH.match(str(error)):
+        return ServiceRefuses(
+            f"{asked.said()}{path} answers {error}: expected an OpenAI-compatible API, whose address ends in /v1: "
+            "check SPOTTER_MODEL_URL"
+        )
+    hint = "; give the job `temperature: null`" if NO_TEMPERATURE.search(str(error)) else no_key(settings)
+    return ServiceRefuses(f"model {model} refuses the requests of job {job.name}: {error}{hint}")
+
+
+def no_key(settings: Settings) -> str:
+    """A hint for a server that fails without a word: LiteLLM without a database answers 500 where a key is missing."""
+    return "" if settings.api_key else "; if it asks for a key, set SPOTTER_API_KEY"
+
+
+def unknown(served: Served) -> bool:
+    """Whether the server lists its models, and not this one."""
+    return served.listed is not None and not any(fnmatchcase(served.model, pattern) for pattern in served.listed)
