@@ -20,6 +20,7 @@ from pipeline.clients.connect import Clients, make_clients
 from pipeline.clients.finders import Given, given
 from pipeline.clients.probe import Services, probe
 from pipeline.errors import RunStopped
+from pipeline.flow import Flow
 from pipeline.job import Job
 from pipeline.job import load as load_job
 from pipeline.metrics import daft_plan, profiler
@@ -51,12 +52,6 @@ from pipeline.sources.inputs import InputColumns, example
 from pipeline.sources.listing import Listing, list_images
 from pipeline.sources.objects import Objects
 from pipeline.sources.reader import Reader
-from pipeline.stages.ask import ask
-from pipeline.stages.batches import BATCH
-from pipeline.stages.crop import crop
-from pipeline.stages.detect import detect
-from pipeline.stages.read import held_bytes, listed, read
-from pipeline.stages.store import store
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +92,7 @@ class JobRun:
     runtime: Runtime
     clients: Clients
     resume_plan: resume.ResumePlan
+    flow: Flow
     collector: Collector
     watchdog: Watchdog
     interrupt: OneInterrupt
@@ -206,6 +202,9 @@ class JobRun:
         if self.profiler.enabled:
             for name, server in self.clients.load.servers.items():
                 server.listeners.append(self.profiler.servers[name].add)
+        self.flow = Flow(
+            self.resume_plan, self.reader, self.clients, job, self.folder, self.runtime, self.services.takes
+        )
         self.collector = Collector(parts, Progress(total=todo), self.runtime)
         self.watchdog = Watchdog(
             self.folder / run_folder.STALL,
@@ -215,19 +214,6 @@ class JobRun:
             self.clients.tasks,
         )
         self.interrupt = OneInterrupt(cancellation)
-
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """Execute the flow; its rows come as they end, in no order."""
-        plan, runtime = self.resume_plan, self.runtime
-        sizes = (held_bytes(source.size) or 0 for source in plan.sources)
-        batch = runtime.budget.admission_batch(sizes, BATCH)
-        frame = read(listed(plan.sources), self.reader, plan.seen, runtime, batch, self.services.takes)
-        frame = detect(frame, self.clients.finder, runtime, batch)
-        frame = crop(frame, self.job.crop, runtime)
-        frame = ask(frame, self.clients.model, runtime, plan.answers)
-        frame = store(frame, self.folder, runtime)
-        for batch_of_rows in frame.to_arrow_iter():
-            yield from batch_of_rows.to_pylist()
 
     def execute(self) -> None:
         """Let the rows flow and collect them, until there are no more or the run is cancelled."""
@@ -242,7 +228,7 @@ class JobRun:
                 display.live(self.console, self.collector.progress) as shown,
                 daft_plan.recorded(self.folder, self.settings.profile),
             ):
-                self._collect(Stream(self.rows()), shown)
+                self._collect(Stream(self.flow.rows()), shown)
         except Exception as error:
             self.runtime.cancellation.cancel(explain(error, self.folder))
         if reason := self.runtime.cancellation.reason:

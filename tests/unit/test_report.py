@@ -19,6 +19,7 @@ from pipeline.output.annotate import annotate_all, annotated, copies_in, copies_
 from pipeline.output.manifest import ended
 from pipeline.output.page_rows import column, digest, quoted
 from pipeline.output.report import bars
+from pipeline.settings import Settings
 from pipeline.sources.listing import Row, Source
 from pipeline.sources.objects import Objects
 from pipeline.sources.reader import Reader
@@ -78,7 +79,7 @@ def page(tmp_path: Path) -> str:
         "job": {"name": "dog_breeds", **job.content()},
         "services": {"model": {"name": "m"}, "detector": {"name": "d"}},
         "versions": {"spotter": "0"},
-        **ended(written, len(files), job),
+        **ended(written, len(files), job, Settings.model_construct()),
     }
     sources = [Source(bytes(file), None) for file in files]
     pictures = report.Pictures(sources, Reader(Objects()), set(), None)

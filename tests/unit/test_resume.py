@@ -23,10 +23,10 @@ import pytest
 from aiohttp import web
 from rich.console import Console
 
-from pipeline import run as run_module
 from pipeline import settings as pipeline_settings
 from pipeline.clients.connect import Clients
 from pipeline.errors import FolderInUse, OtherRun, RunStopped
+from pipeline.flow import Flow
 from pipeline.output.manifest import Result
 from pipeline.output.parts import Parts
 from pipeline.run import run
@@ -535,14 +535,14 @@ class Panic(BaseException):
 def test_an_error_that_nobody_expected_costs_no_rows(
     run_job: RunJob, simulated: Simulated, monkeypatch: pytest.MonkeyPatch, broken: type[BaseException]
 ) -> None:
-    flow_rows = run_module.JobRun.rows
+    flow_rows = Flow.rows
 
     def breaks(*arguments: Any) -> Iterator[dict[str, Any]]:
         yield from itertools.islice(flow_rows(*arguments), 6)
         raise broken("a gremlin")
 
     with monkeypatch.context() as patched:
-        patched.setattr(run_module.JobRun, "rows", breaks)
+        patched.setattr(Flow, "rows", breaks)
         done, printed = run_job()
     assert done.status == "stopped"
     reason = done.manifest["reason"]
@@ -603,11 +603,9 @@ def test_a_run_that_lost_rows_is_not_complete(
     run_job: RunJob, simulated: Simulated, monkeypatch: pytest.MonkeyPatch, boxes: int
 ) -> None:
     simulated.boxes = lambda image: [[0, 0, 50, 50 + number] for number in range(boxes)]
-    flow_rows = run_module.JobRun.rows
+    flow_rows = Flow.rows
     with monkeypatch.context() as patched:
-        patched.setattr(
-            run_module.JobRun, "rows", lambda *arguments: itertools.islice(flow_rows(*arguments), 10 * boxes - 1)
-        )
+        patched.setattr(Flow, "rows", lambda *arguments: itertools.islice(flow_rows(*arguments), 10 * boxes - 1))
         done, _ = run_job()
     assert done.status == "stopped"
     assert done.manifest["reason"].startswith("the flow ended, but 1 of 10 images have no rows or too few: run again")
@@ -621,7 +619,7 @@ def test_a_run_that_lost_rows_of_what_is_done_again_is_not_complete(
     run_job()
     (photos / "0.jpg").write_bytes(encoded(gradient(500, 400)))
     with monkeypatch.context() as patched:
-        patched.setattr(run_module.JobRun, "rows", lambda *arguments: iter(()))
+        patched.setattr(Flow, "rows", lambda *arguments: iter(()))
         done, _ = run_job()
     assert "1 of 10 images" in done.manifest["reason"]
 
