@@ -15,6 +15,7 @@ import pytest
 
 from pipeline.clients.connect import Clients
 from pipeline.clients.detector import DetectorClient
+from pipeline.clients.http import HttpClient
 from pipeline.clients.model import ModelClient
 from pipeline.clients.server_load import LoadPoller
 from pipeline.runtime import watchdog as watch
@@ -53,7 +54,7 @@ def clients() -> Iterator[Clients]:
         rate_limit=SimpleNamespace(bites=False),
     )
     named = SimpleNamespace(http=SimpleNamespace(name="model", connection=connection))
-    yield Clients(cast(DetectorClient, named), cast(ModelClient, named), LoadPoller({}))
+    yield Clients(DetectorClient(cast(HttpClient, named.http), None), cast(ModelClient, named), LoadPoller({}))
     for request in waiting:
         request.cancel()
     asyncio.run_coroutine_threadsafe(asyncio.sleep(0.01), loop).result(20)
