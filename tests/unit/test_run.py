@@ -249,6 +249,8 @@ def test_the_folder_of_a_run(run_job: RunJob, photos: Path, monkeypatch: pytest.
         "name": "simulated",
         "root": "root/simulated",
         "revision": None,
+        "api": "chat",
+        "schema_form": "json_schema",
     }
 
 
