@@ -50,6 +50,18 @@ PLACES: dict[str, Any] = {
 }  # fmt: skip
 
 
+# The same for several questions from a table.
+TABLE_PLACES: dict[str, Any] = {
+    "description": "d", "label": "cat", "each": "texts", "inputs": {"q": "texts.user", "t": "title"},
+    "truth": {"one": "t", "two": {"input": "q", "pattern": "Answer: (.)"}},
+    "questions": [
+        {"question": "{q}", "max_tokens": 9, "schema": {"type": "object", "properties": {"one": {"enum": ["a"]}}}},
+        {"question": "{{{t}}}", "max_tokens": 9, "image": False, "labels": ["cat"],
+         "schema": {"type": "object", "properties": {"two": {"type": ["boolean", "null"]}}}},
+    ],
+}  # fmt: skip
+
+
 def places(value: Any, where: Where = ()) -> list[Where]:
     """The places of all values, and with a trailing None of all keys of mappings."""
     children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
@@ -134,6 +146,14 @@ def test_any_scalar_in_any_place_is_taken_or_refused(tmp_path: Path, place: Wher
 
 
 @FUZZ
+@given(place=st.sampled_from(places(TABLE_PLACES)), text=SCALAR)
+def test_any_scalar_in_any_place_of_a_job_with_inputs_is_taken_or_refused(
+    tmp_path: Path, place: Where, text: str
+) -> None:
+    load(tmp_path, written(TABLE_PLACES, place, text))
+
+
+@FUZZ
 @given(schema=SCHEMA)
 def test_any_schema_is_taken_or_refused(tmp_path: Path, schema: Any) -> None:
     properties = {"it": schema}
@@ -159,6 +179,7 @@ def test_an_enums_choice_is_the_text_that_stands_there(tmp_path: Path, text: str
 
 def test_the_job_of_the_fuzz_is_taken(tmp_path: Path) -> None:
     assert load(tmp_path, written(PLACES, None, ""))
+    assert load(tmp_path, written(TABLE_PLACES, None, ""))
 
 
 ANSWERS = {
