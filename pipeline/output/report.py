@@ -20,7 +20,7 @@ from pipeline.job import Job
 from pipeline.output.annotate import annotate_all, copies_in, copies_of
 from pipeline.output.page_rows import CHOICE, NUMBER, Column, PageRows, digest, quoted
 from pipeline.output.run_folder import PAGE
-from pipeline.runtime.display import counted
+from pipeline.runtime.display import copies_note, counted
 from pipeline.sources.listing import Source
 from pipeline.sources.reader import Reader
 
@@ -65,7 +65,7 @@ def draw_copies(
     pictures: Pictures,
     console: Console,
     moved: Callable[[], None] = lambda: None,
-) -> dict[str, int]:
+) -> dict[str, int | None]:
     """Draw the annotated copies that the limit allows and that are not there; how many are there `of` how many images.
 
     `moved` is called after each image.
@@ -88,7 +88,7 @@ def draw_copies(
             moved()
 
         annotate_all(drawn, by_path, pictures.reader, folder, pictures.redone & set(found), advance)
-    return {"copies": len(copies_of(found, copies_in(folder))), "of": len(found)}
+    return {"copies": len(copies_of(found, copies_in(folder))), "of": len(found), "limit": pictures.limit}
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +166,7 @@ def write_report(
     page = environment.get_template("report.html.j2").render(
         manifest=manifest,
         label=label,
+        copies_note=copies_note(manifest.get("annotated")),
         version=version,
         fields=[(each.name, bars(each)) for each in rows.columns if each.name in rows.fields],
         shown_bars=BARS,

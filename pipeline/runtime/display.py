@@ -181,9 +181,8 @@ def show_summary(console: Console, manifest: dict[str, Any]) -> None:
         console.print(line, markup=False, highlight=False)
     if several := manifest["several_frames"]:
         console.print(f"images with several pages or frames: {several}; only the first is used")
-    copies = manifest.get("annotated", {"copies": 0, "of": 0})
-    if copies["copies"] < copies["of"]:
-        console.print(f"annotated copies: {copies['copies']} of {copies['of']} images; SPOTTER_ANNOTATED=all draws all")
+    if note := copies_note(manifest.get("annotated")):
+        console.print(note, markup=False, highlight=False)
     if starts := history.sentence(manifest["starts"]):
         console.print(starts, markup=False, highlight=False)
     if "reason" in manifest:
@@ -200,6 +199,15 @@ def print_accuracy(console: Console, name: str, judged: dict[str, float]) -> Non
     said += f"; {judged['no_answer']} without an answer count as wrong" if judged["no_answer"] else ""
     said += f"; {judged['without_truth']} rows have no truth" if judged["without_truth"] else ""
     console.print(said, markup=False, highlight=False, soft_wrap=True)
+
+
+def copies_note(drawn: dict[str, Any] | None) -> str | None:
+    """Why a run has fewer annotated copies than images with detections; None where it has all."""
+    if drawn is None or drawn["copies"] >= drawn["of"]:
+        return None
+    limited = drawn["limit"] is not None and drawn["limit"] < drawn["of"]
+    why = "SPOTTER_ANNOTATED=all draws all" if limited else "the others could not be read again or drawn"
+    return f"annotated copies: {drawn['copies']} of {drawn['of']} images; {why}"
 
 
 def show_next(console: Console, folder: Path, manifest: dict[str, Any]) -> None:

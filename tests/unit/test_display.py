@@ -59,6 +59,22 @@ def test_a_run_that_was_begun_twice_shows_both_starts() -> None:
     assert "3 starts, 102.5 s in all; this one: 2.5 s, 1 images; 1 did not reach its end" in lines
 
 
+@pytest.mark.parametrize(
+    ("drawn", "note"),
+    [
+        ({"copies": 5, "of": 9, "limit": 5}, "annotated copies: 5 of 9 images; SPOTTER_ANNOTATED=all draws all"),
+        ({"copies": 8, "of": 9, "limit": None}, "annotated copies: 8 of 9 images; the others could not be read again"),
+        ({"copies": 9, "of": 9, "limit": 5}, None),
+    ],
+)
+def test_missing_annotated_copies_are_said(drawn: dict[str, int | None], note: str | None) -> None:
+    console = Console(file=io.StringIO(), width=100)
+    show_summary(console, manifest(annotated=drawn))
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    assert note in shown if note else "annotated" not in shown
+
+
 def test_a_log_file_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(display, "PLAIN_LINE_S", 0.05)
     monkeypatch.setattr(display, "REFRESH_S", 0.0)

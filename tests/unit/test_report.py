@@ -84,7 +84,7 @@ def page(tmp_path: Path) -> str:
     sources = [Source(bytes(file), None) for file in files]
     pictures = report.Pictures(sources, Reader(Objects()), set(), None)
     drawn = report.draw_copies(folder, written["detections"], job, pictures, Console(quiet=True))
-    assert drawn == {"copies": 2, "of": 2}
+    assert drawn == {"copies": 2, "of": 2, "limit": None}
     return report.write_report(folder, manifest, written, copies_in(folder), tmp_path).read_text()
 
 
@@ -146,7 +146,7 @@ def test_no_more_copies_are_drawn_than_wanted(page: str, tmp_path: Path) -> None
     for limit, redone, copies in ((1, {found[0]["path"]}, 1), (2, set(), 2), (0, set(), 2), (0, {found[1]["path"]}, 1)):
         pictures = report.Pictures(sources, Reader(Objects()), redone, limit)
         drawn = report.draw_copies(tmp_path / "run", detections, jobs.load("dog_breeds"), pictures, Console(quiet=True))
-        assert drawn == {"copies": copies, "of": 2}
+        assert drawn == {"copies": copies, "of": 2, "limit": limit}
 
 
 def test_a_page_of_two_reports_is_noticed(page: str, tmp_path: Path) -> None:
