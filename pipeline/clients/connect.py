@@ -10,13 +10,16 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pipeline.clients.completion import OF_CHAT
 from pipeline.clients.detector import DetectorClient, Finder
 from pipeline.clients.dialects import RequestForm
 from pipeline.clients.http import HttpClient, Limits
 from pipeline.clients.model import ModelClient
+from pipeline.clients.network import CONTAINERS, is_loopback, is_private, proxy_for
 from pipeline.clients.server_load import RUNNING, WAITING, LoadPoller, Reading, Server, fetch
+from pipeline.errors import InvalidSetting
 from pipeline.job import Job
 from pipeline.metrics.stage import ASK, DETECT
 from pipeline.runtime.runtime import Runtime
@@ -97,6 +100,23 @@ def where(waiting: Any) -> str:
 def model_headers(settings: Settings) -> dict[str, str]:
     """The headers that the model server wants."""
     return {"Authorization": f"Bearer {settings.api_key.get_secret_value()}"} if settings.api_key else {}
+
+
+def refuse_clear_text(settings: Settings) -> None:
+    """See that the key does not leave the private network as text that others can read.
+
+    Raises:
+        InvalidSetting: it would, since the address is without TLS.
+    """
+    url, host = str(settings.model_url), settings.model_url.host or ""
+    if settings.api_key is None or settings.model_url.scheme == "https" or host in CONTAINERS or is_loopback(host):
+        return
+    proxy = proxy_for(url)
+    if proxy is not None or not is_private(host):
+        by = f" through the proxy {urlsplit(proxy).hostname}" if proxy else ""
+        raise InvalidSetting(
+            f"SPOTTER_API_KEY would go to {host}{by} as readable text: set SPOTTER_MODEL_URL to an address with https"
+        )
 
 
 def make_clients(

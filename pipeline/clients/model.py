@@ -96,11 +96,8 @@ class Form:
             raise BadAnswer(reason, None, attempts) from error
         raw = said.raw
         if said.cut:
-            raise BadAnswer(
-                f"cut at {self.limit}: raise it in the job file, or bound the schema's strings",
-                raw,
-                attempts,
-            )
+            reason = f"cut at {self.limit}: raise it in the job file, or bound the schema's strings"
+            raise BadAnswer(reason, raw, attempts, unbound=not said.answer.startswith("{"))
         try:
             fields = read_answer(said.answer)
         except (ValueError, RecursionError) as error:

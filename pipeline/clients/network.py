@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 import ssl
 import urllib.request
 from functools import lru_cache
@@ -57,6 +58,15 @@ def is_loopback(host: str) -> bool:
     except ValueError:
         return host == "localhost" or host.endswith(".localhost")
     return address.is_loopback or address.is_unspecified
+
+
+def is_private(host: str) -> bool:
+    """Whether all addresses of a host are of a private network; also where its name leads nowhere."""
+    try:
+        found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
+        return all(ipaddress.ip_address(address.partition("%")[0]).is_private for address in found)
+    except (OSError, ValueError):
+        return True  # nothing is sent there
 
 
 def in_network(host: str, spared: str | None) -> bool:

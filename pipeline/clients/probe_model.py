@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from pipeline.clients.answer_text import shown
-from pipeline.clients.connect import model_headers
+from pipeline.clients.connect import model_headers, refuse_clear_text
 from pipeline.clients.dialects import Api, RequestForm, SchemaForm
 from pipeline.clients.http import HttpClient, Limits, RequestFailed
 from pipeline.clients.model import BadAnswer, ModelClient
@@ -23,6 +23,7 @@ from pipeline.clients.remedies import CONNECT_S, Asked, explained
 from pipeline.clients.retries import MODEL, PROXY, REDIRECT, REQUEST, UNREACHABLE
 from pipeline.errors import ModelNotServed, ServiceRefuses, UsageError
 from pipeline.job import MAX_COMPLETION_TOKENS, Job
+from pipeline.question import Question
 from pipeline.settings import Settings
 
 # A service that is up takes a connection at once; a model's first answer may take a while. A gateway may have a bad
@@ -75,7 +76,9 @@ async def find_model(settings: Settings) -> Served:
     Raises:
         ServiceUnreachable, ServiceRefuses: the server does not answer, or not as an API does.
         ModelNotServed: none is named and the server does not list exactly one.
+        InvalidSetting: the key would leave the private network as readable text.
     """
+    refuse_clear_text(settings)
     asked, http = model_asked(settings), model_client(settings)
     kind = "expected an OpenAI-compatible API, whose address ends in /v1: check SPOTTER_MODEL_URL, or set SPOTTER_MODEL"
     try:
@@ -119,6 +122,20 @@ NO_TEMPERATURE = re.compile(
     r"temperature.{0,80}(?:not support|unsupported|only the default)|unsupported.{0,80}temperature", re.I
 )
 
+# The answer to this question stands in its schema alone: a server that ignores the schema cannot give it.
+ONLY_IN_SCHEMA = Question.model_validate(
+    {
+        "question": "Say hello.",
+        "schema": {
+            "type": "object",
+            "properties": {"mark": {"type": "string", "enum": ["qz7-vx"]}},
+            "required": ["mark"],
+            "additionalProperties": False,
+        },
+        "max_tokens": 32,
+    }
+)
+
 Failed = RequestFailed | BadAnswer
 
 
@@ -137,8 +154,11 @@ async def try_model(
 
     async def ask(form: RequestForm) -> Failed | None:
         client = ModelClient(http, served.model, job, form)
+        asking = [client.ask(blank_jpeg(), number, values) for number in range(len(job.questions))]
+        if not form.in_words and any("json" in question.question.lower() for question in job.questions):
+            asking.append(ModelClient(http, served.model, with_one(job, ONLY_IN_SCHEMA), form).ask(blank_jpeg()))
         try:
-            await asyncio.gather(*(client.ask(blank_jpeg(), number, values) for number in range(len(job.questions))))
+            await asyncio.gather(*asking)
         except (RequestFailed, BadAnswer) as error:
             return error
         return None
@@ -164,6 +184,12 @@ async def try_model(
     # A path that is missing says less than what the other path answers.
     form, error = next((each for each in failures if not NO_PATH.match(str(each[1]))), failures[0])
     raise refusal(settings, job, served, form, error) from error
+
+
+def with_one(job: Job, question: Question) -> Job:
+    """The job with this question alone, about an image or not as its first one."""
+    alone = question.model_copy(update={"image": job.questions[0].image})
+    return job.model_copy(update={"questions": [alone], "inputs": {}})
 
 
 def other_form_may_do(error: Failed, served: Served) -> bool:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from aiohttp import web
-from pydantic import AnyHttpUrl
+from pydantic import AnyHttpUrl, SecretStr
 
 from pipeline import job as jobs
 from pipeline.clients import probe_model
 from pipeline.clients.completion import completion_request
+from pipeline.clients.connect import make_clients, refuse_clear_text
 from pipeline.clients.dialects import DIALECTS, PICTURE, RequestForm
 from pipeline.clients.dialects.responses import completion as of_response
 from pipeline.clients.http import HttpClient, Limits
 from pipeline.clients.model import BadAnswer, ModelClient
 from pipeline.clients.retries import Temporary, error_in_good_answer
-from pipeline.errors import ServiceRefuses
+from pipeline.errors import InvalidSetting, ServiceRefuses
+from pipeline.runtime.runtime import Runtime
 from pipeline.settings import Settings
 from tests.doubles import responses_api
 from tests.doubles.odd import answering
@@ -242,3 +245,81 @@ def test_the_first_refusal_is_told_when_no_form_is_taken() -> None:
 
     with pytest.raises(ServiceRefuses, match="text-only model"):
         choose(chat(never))
+
+
+def test_prose_that_is_cut_means_that_the_schema_was_ignored() -> None:
+    def taken(body: dict[str, Any]) -> web.Response | None:
+        return None if "structured_outputs" in body else completion("Sure! This dog looks like", "length")
+
+    assert choose(chat(taken))[0] == RequestForm(schema_form="structured_outputs")
+
+
+def test_a_server_that_follows_the_text_alone_is_found() -> None:
+    """The question asks for JSON by itself, so that an answer that fits it says nothing of the schema."""
+    question = JOB.questions[0].model_copy(update={"question": "Answer as JSON with breed, coat_color and facing."})
+    bodies: list[dict[str, Any]] = []
+    form, reason = choose(chat(lambda body: None, bodies), JOB.model_copy(update={"questions": [question]}))
+    assert form == RequestForm(schema_form="json_object")
+    assert "does not fit the schema" in str(reason)
+    assert len(bodies) == 5  # two questions in each of the first two forms
+
+
+# --- the key ---------------------------------------------------------------------------------------------------------
+
+
+KEY = SecretStr("sesame")
+
+
+def noting(seen: list[tuple[str, str]], status: int = 404, **headers: str) -> Any:
+    """A server that notes each request's path and headers."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        seen.append((request.path, str(dict(request.headers))))
+        return web.Response(status=status, headers=headers)
+
+    return answer
+
+
+def test_a_redirect_takes_no_key_along() -> None:
+    here: list[tuple[str, str]] = []
+    there: list[tuple[str, str]] = []
+    with answering(noting(there)) as port:
+        server = noting(here, 307, Location=f"http://127.0.0.1:{port}/v1/models")
+        with pytest.raises(ServiceRefuses, match="redirects"):
+            choose(server, api_key=KEY)
+    assert "sesame" in here[0][1]
+    assert there == []
+
+
+def test_polling_for_metrics_sends_no_key() -> None:
+    seen: list[tuple[str, str]] = []
+    with answering(noting(seen)) as port:
+        settings = Settings(model_url=AnyHttpUrl(f"http://127.0.0.1:{port}/v1"), api_key=KEY)
+        make_clients(settings, JOB, "m", Runtime.alone()).load.servers["model"].poll()
+    ((path, headers),) = seen
+    assert path == "/metrics"
+    assert "sesame" not in headers
+
+
+@pytest.mark.parametrize(
+    ("url", "key", "refused"),
+    [
+        ("http://127.0.0.1:8000/v1", KEY, False),
+        ("http://vllm:8000/v1", KEY, False),
+        ("http://192.168.3.4:8000/v1", KEY, False),
+        ("https://8.8.8.8/v1", KEY, False),
+        ("http://8.8.8.8/v1", None, False),
+        ("http://8.8.8.8/v1", KEY, True),
+    ],
+)
+def test_a_key_does_not_leave_the_private_network_as_text(url: str, key: SecretStr | None, refused: bool) -> None:
+    settings = Settings(model_url=AnyHttpUrl(url), api_key=key)
+    with pytest.raises(InvalidSetting, match="an address with https") if refused else contextlib.nullcontext():
+        refuse_clear_text(settings)
+
+
+def test_a_key_does_not_go_through_a_proxy_as_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://proxy.example:3128")
+    settings = Settings(model_url=AnyHttpUrl("http://192.168.3.4:8000/v1"), api_key=KEY)
+    with pytest.raises(InvalidSetting, match=r"to 192\.168\.3\.4 through the proxy proxy\.example as readable text"):
+        refuse_clear_text(settings)
