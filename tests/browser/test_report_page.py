@@ -81,7 +81,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images, found = rows()
     for image in images:
         (photos / image["path"]).write_bytes(encoded(gradient()))
-        mine = [row | {"caption": "x"} for row in found if row["path"] == image["path"]]
+        mine = [{"box": row["box"], "caption": "x"} for row in found if row["path"] == image["path"]]
         (run / place(image["path"])).write_bytes(annotated(encoded(gradient()), mine))
     for row in found:
         (run / row["crop"]).write_bytes(encoded(gradient(80, 100)))
@@ -224,6 +224,7 @@ def test_rows_are_sorted_by_any_column_and_those_without_a_value_come_last(page:
             page.click("#turn")
     page.select_option("#sort", "kind")
     assert page.locator("#cards h3").first.inner_text() == NASTY[0]
+    assert any(text.startswith("bus: ") for text in captions(page))
     assert "(4%)" in " ".join(captions(page)), "confidences stand beside their answers"
 
 

@@ -99,7 +99,8 @@ function said(row) {
   const outcome = rows.text(rows.named.outcome, row);
   if (outcome === "failed") return rows.text(rows.named.reason, row) ?? "failed";
   if (outcome === "no_object") return `no ${rows.about.label}`;
-  return fields().map((name) => answer(row, name)).filter((value) => value !== null).join(", ");
+  const answers = fields().map((name) => answer(row, name)).filter((value) => value !== null).join(", ");
+  return several("label") ? `${rows.text(rows.named.label, row)}: ${answers}` : answers;
 }
 
 /** As `caption` in report.py: the name of a box. */
@@ -107,8 +108,13 @@ function caption(row) {
   const label = rows.text(rows.named.label, row);
   if (rows.text(rows.named.outcome, row) === "failed") return `${label}: failed`;
   const ordered = rows.about.summary ? [rows.about.summary, ...fields()] : fields();
-  return ordered.map((name) => rows.text(rows.named[name], row)).find((value) => value !== null) ?? label;
+  const counted = ordered.map((name) => rows.text(rows.named[name], row)).find((value) => value !== null);
+  if (counted === undefined) return label;
+  return several("label") ? `${label}: ${counted}` : counted;
 }
+
+/** As in report.py: what has one colour, the label where there are several. */
+const kind = (row) => (several("label") ? rows.text(rows.named.label, row) : caption(row));
 
 function colour(text) {
   let crc = -1;
@@ -415,7 +421,7 @@ function about(row, chosen, redraw) {
     redraw();
   };
   const swatch = drawn("svg", { class: "swatch" });
-  swatch.append(drawn("rect", { width: "100%", height: "100%", fill: colour(caption(row)) }));
+  swatch.append(drawn("rect", { width: "100%", height: "100%", fill: colour(kind(row)) }));
   const list = make("dl");
   for (const column of rows.columns) {
     const value = isConfidence(column.name) ? null : fields().includes(column.name) ? answer(row, column.name) : rows.text(column, row);
@@ -459,7 +465,7 @@ function showLarge(stage, image, own, redraw) {
   svg.append(whole);
   for (const row of own.filter((each) => rows.box(each))) {
     const [x1, y1, x2, y2] = rows.box(row);
-    const ink = colour(caption(row));
+    const ink = colour(kind(row));
     const group = drawn("g", { "data-row": row });
     group.append(drawn("rect", { x: x1, y: y1, width: Math.max(x2 - x1, 1), height: Math.max(y2 - y1, 1), stroke: ink }));
     if (row === opened && wanted.view === "objects") group.firstChild.classList.add("this");
