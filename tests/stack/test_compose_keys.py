@@ -93,7 +93,7 @@ def test_keys_are_shown_nowhere(containers: RunningStack, tmp_path: Path) -> Non
 
 def test_the_hubs_token_reaches_the_hub_and_is_shown_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a model is fetched, and after: not by Docker, and in no log or file of the stack."""
-    images.ensure([images.IMAGES["detector-cpu"]], tmp_path, Console(file=io.StringIO()))
+    images.ensure([images.IMAGES["vllm-cpu"]], tmp_path, Console(file=io.StringIO()))
     service = Service("vllm", "vllm-cpu", (), (), 0, "http://127.0.0.1:0/", 0.0, (), model=MODEL, revision="main")
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     hub = of_folder(TINY_VLM)
