@@ -51,6 +51,10 @@ run: ## run the job, and start the stack if it is down: IMAGES= JOB= OUTPUT= LIM
 report: ## make a run's report again from its tables: RUN=run
 	@./spotter report $(if $(RUN),--run '$(RUN)')
 
+.PHONY: try
+try: ## show box, request and answer for one picture: IMAGE=a.jpg JOB=
+	@./spotter try --images '$(value IMAGE)' $(OPTIONS)
+
 .PHONY: estimate
 estimate: ## say what a run would cost, by the last run of the job: IMAGES= JOB=
 	@./spotter estimate $(OPTIONS)

@@ -38,6 +38,10 @@ def main(arguments: list[str]) -> int:
     console = make_console()
     try:
         settings = load(arguments)
+        if settings.try_one:
+            from pipeline.try_one import try_one
+
+            return try_one(settings, console)
         from pipeline.output.estimate import lines
         from pipeline.output.manifest import STOPPED
         from pipeline.run import run

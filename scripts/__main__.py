@@ -34,6 +34,7 @@ COMMANDS = {
     "fetch": ("scripts.commands.fetch_models", "get the models that are missing from the hub; verify all"),
     "build": ("scripts.commands.build", "build the containers' images that are missing or old"),
     "report": ("scripts.commands.report", "make a run's report again from its tables"),
+    "try": ("scripts.commands.try_one", "show box, request and answer for one picture; takes the job's options"),
     "estimate": ("scripts.commands.estimate", "say what a run would cost, by the last run of the job; asks no service"),
     "export": ("scripts.commands.export", "write a finished run as COCO, YOLO, Label Studio, FiftyOne, datasets, CSV"),
     "compare": ("scripts.commands.compare", "compare the answers of two finished runs"),
@@ -45,7 +46,7 @@ COMMANDS = {
     "clean": ("scripts.commands.clean", "stop the stack and remove what it made; asks first"),
 }
 # The commands that take the job's options beside their own.
-OF_THE_JOB = ("run", "estimate", "profile")
+OF_THE_JOB = ("run", "try", "estimate", "profile")
 
 DESCRIPTION = "Operate Spotter: its services, and the job that uses them. `make` runs the same commands."
 EPILOG = """Settings come from the environment and from .env (.env.example lists them). Relative paths in options start
