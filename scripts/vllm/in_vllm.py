@@ -137,8 +137,8 @@ class Check:
         if (longest := question["longest_answer"]) is not None:
             needed = len(renderer.tokenizer.encode(longest, add_special_tokens=False)) + 1  # and the end
             facts["answer_tokens"] = needed
-            if needed > limit:
-                raise Wrong(f"the longest answer takes {needed} tokens, max_tokens is {limit}: {longest[:120]}")
+            if needed > (most := question["answer_tokens"]):
+                raise Wrong(f"the longest answer takes {needed} tokens, max_tokens is {most}: {longest[:120]}")
         self.facts["questions"].append(facts)
 
     def make_request(self, question: dict[str, Any]) -> Any:
@@ -156,8 +156,7 @@ class Check:
         return ChatCompletionRequest(
             model="preflight",
             messages=[{"role": "user", "content": content}],
-            max_tokens=question["max_tokens"],
-            temperature=0.0,
+            **{"temperature": 0.0} | question["more"] | {"max_tokens": question["max_tokens"]},
             response_format={"type": "json_schema", "json_schema": schema},
         )
 

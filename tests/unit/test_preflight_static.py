@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from pipeline import job as jobs
-from scripts.checks.preflight import command, static
+from scripts.checks.preflight import command, full, static
 from scripts.checks.preflight.memory import Host
 from scripts.environments import ROOT
 from scripts.findings import exit_code
@@ -477,3 +477,13 @@ def test_every_question_of_a_job_is_checked(configuration: Configuration) -> Non
     (finding,) = configuration.check().findings
     assert (finding.severity, finding.check) == ("error", "max_tokens")
     assert "job dog_breeds, question 2:" in finding.found
+
+
+def test_vllms_own_code_gets_what_a_job_adds(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    more = "\nrequest: {mm_processor_kwargs: {max_pixels: 9}, max_completion_tokens: 70}\nreasoning_tokens: 5\n"
+    path.write_text((jobs.BUNDLED / "dog_breeds.yaml").read_text() + more)
+    asked = command.asked_of(jobs.load(str(path)))
+    demanded = full.demands(asked.questions[0], asked)
+    assert demanded["more"] == {"mm_processor_kwargs": {"max_pixels": 9}}
+    assert (demanded["max_tokens"], demanded["answer_tokens"]) == (75, 70)

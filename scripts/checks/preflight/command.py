@@ -49,7 +49,9 @@ def asked_of(job: Job, model: str | None = None, questions: Sequence[Question] |
     `questions`: the job's with values of the input table.
     """
     fields = tuple(completion_request(job.questions[0], job, ""))  # the same for each question
-    return static.Asked(job.name, tuple(questions or job.questions), job.crop.max_side, fields, model)
+    return static.Asked(
+        job.name, tuple(questions or job.questions), job.crop.max_side, fields, job.request, job.reasoning_tokens, model
+    )
 
 
 def server_of(

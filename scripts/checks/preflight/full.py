@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from pipeline.job import MAX_COMPLETION_TOKENS
 from pipeline.question import Question
 from scripts.checks.preflight.schema import Measure
 from scripts.checks.preflight.static import Asked, Server
@@ -38,7 +39,7 @@ def check(server: Server, asked: Asked, root: Path, place: Place) -> list[Findin
         return [unchecked("vllm", place.why_not)]
     request = {
         "arguments": ["--config", place.preset or str(server.preset), *server.arguments],
-        "questions": [demands(question) for question in asked.questions],
+        "questions": [demands(question, asked) for question in asked.questions],
         "max_side": asked.max_side,
         "model_infos": place.model_infos,
     }
@@ -69,14 +70,16 @@ def check(server: Server, asked: Asked, root: Path, place: Place) -> list[Findin
     return found
 
 
-def demands(question: Question) -> dict[str, Any]:
+def demands(question: Question, asked: Asked) -> dict[str, Any]:
     """A question as scripts/vllm/in_vllm.py takes it."""
     measure = Measure(question.answer_schema)
     longest = measure.longest(question.answer_schema).text
     return {
         "question": question.question,
         "schema": question.answer_schema,
-        "max_tokens": question.max_tokens,
+        "max_tokens": question.max_tokens + asked.thoughts,
+        "answer_tokens": question.max_tokens,
+        "more": {name: value for name, value in asked.more.items() if name != MAX_COMPLETION_TOKENS},
         "image": question.image,
         "longest_answer": None if any(each.likely for each in measure.endless) else longest,
     }

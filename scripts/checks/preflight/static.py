@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,10 @@ class Asked:
     """Longest side of a crop, pixels."""
     fields: tuple[str, ...]
     """The fields of a request's body."""
+    more: Mapping[str, Any] = field(default_factory=dict)
+    """What the job adds to each request."""
+    thoughts: int = 0
+    """Tokens on top of `max_tokens`."""
     model: str | None = None
     """The name that the client asks for; None: whichever is served."""
 
@@ -106,7 +110,7 @@ def check(server: Server, asked: Asked, root: Path) -> Checked:
         longest, picture, kv_bytes = (known[name] for name in sizes)
     for name, question in asked.named():
         seen = picture if question.image else None
-        findings += check_lengths(options, longest, seen, question.question, question.max_tokens, name)
+        findings += check_lengths(options, longest, seen, question.question, question.max_tokens + asked.thoughts, name)
     wanted = options.number("max-model-len")
     length = int(wanted) if wanted and wanted > 0 else longest
     peak = known.get("picture_peak_mib")
