@@ -11,6 +11,7 @@ from pipeline.clients.connect import Clients
 from pipeline.job import Job
 from pipeline.output.resume import ResumePlan
 from pipeline.runtime.runtime import Runtime
+from pipeline.sources.images import ALL_PIXELS
 from pipeline.sources.reader import Reader
 from pipeline.stages.ask import ask
 from pipeline.stages.batches import BATCH
@@ -39,7 +40,8 @@ class Flow:
         plan, runtime = self.plan, self.runtime
         sizes = (held_bytes(source.size) or 0 for source in plan.sources)
         batch = runtime.budget.admission_batch(sizes, BATCH)
-        frame = read(listed(plan.sources), self.reader, plan.seen, runtime, batch, self.takes)
+        takes = ALL_PIXELS if self.job.tiles else self.takes
+        frame = read(listed(plan.sources), self.reader, plan.seen, runtime, batch, takes)
         frame = detect(frame, self.clients.finder, runtime, batch)
         frame = crop(frame, self.job.crop, runtime)
         frame = ask(frame, self.clients.model, runtime, plan.answers)

@@ -65,6 +65,17 @@ class Crop(BaseModel):
 ONE_QUESTION = {"question", "schema", "max_tokens"}
 
 
+class Tiles(BaseModel):
+    """How a large picture is searched for small things."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    size: int = Field(ge=128, le=8192, description="side of a tile, in pixels; a larger picture is searched in tiles")
+    overlap: float = Field(
+        0.2, ge=0, le=0.8, description="what two tiles share, as a share of a tile: as large as the largest small thing"
+    )
+
+
 class Job(BaseModel):
     """A job file, checked. Unknown keys are refused, so that a misspelt one is not dropped."""
 
@@ -89,6 +100,7 @@ class Job(BaseModel):
         None, ge=0, le=1, description="lowest score of a detection; by default the detector's"
     )
     crop: Crop = Crop()
+    tiles: Tiles | None = Field(None, description="search a large picture in tiles, for small things")
     summary: str | None = Field(None, description="the property whose answers are counted in the summary")
     inputs: dict[str, Text] = Field(
         {}, description="values from the input table for `{name}` in questions: name to column, or path of fields"
@@ -162,6 +174,10 @@ class Job(BaseModel):
                 if self.labels is not None and label not in self.labels:
                     where = ("questions", number, "labels", place)
                     raise SchemaError(where, f"label {label!r} is none that the job finds: {', '.join(self.labels)}")
+        if self.tiles and self.boxes != DETECTOR:
+            raise SchemaError(
+                ("tiles",), f"a detector searches tiles, but the job has `boxes: {self.boxes}`: remove one"
+            )
         if self.boxes == WHOLE:
             check_whole(self.labels, self.threshold)
         if self.labels is None and all(question.labels for question in self.questions):
@@ -184,7 +200,7 @@ class Job(BaseModel):
         if self.boxes == DETECTOR:
             del content["boxes"]
         # As in runs that are older than these keys.
-        for name in ("request", "reasoning_tokens", "inputs", "each", "truth"):
+        for name in ("request", "reasoning_tokens", "tiles", "inputs", "each", "truth"):
             if not content[name]:
                 del content[name]
         for question in content["questions"]:

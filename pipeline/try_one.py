@@ -25,7 +25,7 @@ from pipeline.job import load as load_job
 from pipeline.runtime.runtime import Runtime
 from pipeline.runtime.terminal import escaped
 from pipeline.settings import Settings
-from pipeline.sources.images import content_key, copy_for_detector, decode, decode_for_detector
+from pipeline.sources.images import ALL_PIXELS, content_key, copy_for_detector, decode, decode_for_detector
 from pipeline.sources.inputs import InputColumns, example
 from pipeline.sources.listing import Source, list_images
 from pipeline.sources.objects import Objects
@@ -86,10 +86,11 @@ class Trial:
         more = f" (the first of {listed})" if listed > 1 else ""
         try:
             data = reader.read(source.path, source.row, source.size)
-            upright = decode_for_detector(data, self.services.takes)
+            takes = ALL_PIXELS if self.job.tiles else self.services.takes
+            upright = decode_for_detector(data, takes)
             size = f"{upright.width} x {upright.height} pixels, {upright.format}, {len(data):,} bytes"
             self.say(f"image     {source.shown}{more}: {size}")
-            copy = copy_for_detector(data, upright, self.services.takes) or data
+            copy = copy_for_detector(data, upright, takes) or data
             inputs = source.inputs.text if source.inputs else None
             picture = Picture(source.path, content_key(data, inputs), copy, upright.width, upright.height)
             if source.inputs and source.inputs.fault:

@@ -19,6 +19,7 @@ from pipeline.clients.http import HttpClient, Limits
 from pipeline.clients.model import ModelClient
 from pipeline.clients.network import CONTAINERS, is_loopback, is_private, proxy_for
 from pipeline.clients.server_load import RUNNING, WAITING, LoadPoller, Reading, Server, fetch
+from pipeline.clients.tiles import TiledDetector
 from pipeline.errors import InvalidSetting
 from pipeline.job import Job
 from pipeline.metrics.stage import ASK, DETECT
@@ -163,8 +164,9 @@ def make_clients(
         model_http.hear_queue(reading.get(RUNNING, 0.0), reading.get(WAITING, 0.0))
 
     servers["model"].listeners.append(steer)
+    asked = (detector, job.labels, job.threshold)
     return Clients(
-        given or DetectorClient(detector, job.labels, job.threshold),
+        given or (TiledDetector(*asked, job.tiles) if job.tiles else DetectorClient(*asked)),
         ModelClient(model_http, model, job, form),
         LoadPoller(servers),
     )

@@ -34,6 +34,8 @@ REDUCING_GAP = 2.0  # Pillow's own for thumbnails: by whole factors first, to th
 
 # What a copy covers when the detector does not say what its model takes: most take about 640.
 UNKNOWN_INPUT = (1280, 1280)
+# For a detector that is asked about all of an image's pixels.
+ALL_PIXELS = (1_000_000, 1_000_000)
 
 
 class BadImage(RowError):
