@@ -32,8 +32,8 @@ class Flow:
     folder: Path
     """Of the run: crops are stored there."""
     runtime: Runtime
-    takes: tuple[int, int]
-    """Pixels of an image that the detector makes use of."""
+    takes: tuple[int, int] | None
+    """Pixels of an image that the detector makes use of; None: none is asked."""
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Execute the flow; its rows come as they end, in no order."""

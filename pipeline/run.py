@@ -127,7 +127,8 @@ class JobRun:
         for line in filter(None, (self.listing.summary(), *(self.given.notes if self.given else ()))):
             self.say(line)
         self.profiler.phase(profiler.PROBE)
-        with display.waiting(self.console, "asking both services one question"):
+        asking = f"asking {'the model server' if self.given else 'both services'} one question"
+        with display.waiting(self.console, asking):
             self.services = probe(settings, self.job, example(source.inputs for source in self.sources), self.given)
         if why := self.services.form_reason:
             self.say(f"model server: {self.services.form.said()}, since it refuses the usual form: {why}")
@@ -190,7 +191,7 @@ class JobRun:
         cancellation = CancellationToken()
         metrics = self.profiler.measure(
             {
-                "SPOTTER_DETECTOR_CONCURRENCY": settings.detector_concurrency,
+                **({} if self.given else {"SPOTTER_DETECTOR_CONCURRENCY": settings.detector_concurrency}),
                 "SPOTTER_MODEL_CONCURRENCY": settings.model_concurrency,
                 "crop.max_side": job.crop.max_side,
                 "max_tokens": max(question.max_tokens for question in job.questions),
@@ -202,9 +203,8 @@ class JobRun:
         if self.profiler.enabled:
             for name, server in self.clients.load.servers.items():
                 server.listeners.append(self.profiler.servers[name].add)
-        self.flow = Flow(
-            self.resume_plan, self.reader, self.clients, job, self.folder, self.runtime, self.services.takes
-        )
+        takes = None if self.given else self.services.takes
+        self.flow = Flow(self.resume_plan, self.reader, self.clients, job, self.folder, self.runtime, takes)
         self.collector = Collector(parts, Progress(total=todo), self.runtime)
         self.watchdog = Watchdog(
             self.folder / run_folder.STALL,

@@ -76,9 +76,10 @@ def detector_passes_one_by_one(evidence: Evidence) -> bool:
 
 def detector_concurrency(evidence: Evidence) -> Advice | None:
     """SPOTTER_DETECTOR_CONCURRENCY; no faster than the detector's model, which works on one batch at a time."""
-    if detector_passes_one_by_one(evidence):
-        return None
-    advice = concurrency(evidence, DETECT, "SPOTTER_DETECTOR_CONCURRENCY", MOST_DETECTOR_CONCURRENCY)
+    setting = "SPOTTER_DETECTOR_CONCURRENCY"
+    if setting not in evidence.settings or detector_passes_one_by_one(evidence):
+        return None  # the run asked no detector, or more requests would not help
+    advice = concurrency(evidence, DETECT, setting, MOST_DETECTOR_CONCURRENCY)
     passes = evidence.services.get("detector", {}).get("pass_total_s", 0.0)
     if advice is None or advice.seconds_saved is None:
         return advice

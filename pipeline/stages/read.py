@@ -15,7 +15,15 @@ from pipeline.locations import is_object, is_utf8
 from pipeline.metrics.stage import DETECT, READ
 from pipeline.runtime.in_process import InProcess
 from pipeline.runtime.runtime import Runtime
-from pipeline.sources.images import UNKNOWN_INPUT, BadImage, content_key, copy_for_detector, decode_for_detector, frames
+from pipeline.sources.images import (
+    UNKNOWN_INPUT,
+    BadImage,
+    content_key,
+    copy_for_detector,
+    decode,
+    decode_for_detector,
+    frames,
+)
 from pipeline.sources.listing import Row, Source
 from pipeline.sources.reader import Reader, too_large
 from pipeline.stages.batches import BATCH
@@ -62,8 +70,8 @@ class Admission:
 class ReadImage:
     """Reads and checks images."""
 
-    def __init__(self, reader: Reader, seen: SeenContent, runtime: Runtime, takes: tuple[int, int]) -> None:
-        """`takes`: pixels across and down that the detector's model makes use of."""
+    def __init__(self, reader: Reader, seen: SeenContent, runtime: Runtime, takes: tuple[int, int] | None) -> None:
+        """`takes`: pixels across and down that the detector's model makes use of; None: no detector gets the image."""
         self.reader = reader
         self.seen = seen
         self.runtime = runtime
@@ -91,12 +99,13 @@ class ReadImage:
             data = self.reader.read(path, place, size, fetched)
             step.key, step.bytes_in = content_key(data, inputs), len(data)
             image |= {"key": step.key, "file_bytes": len(data)}
-            upright = decode_for_detector(data, self.takes)
+            # Also at its smallest a decode reads all of the data, and so finds every fault.
+            upright = decode_for_detector(data, self.takes) if self.takes else decode(data, 1)
             image |= {"width": upright.width, "height": upright.height, "format": upright.format}
             image["frames"] = frames(data, upright.format)
             image["duplicate"] = not self.seen.add(step.key)
             if not image["duplicate"]:
-                image |= {"data": data, "copy": copy_for_detector(data, upright, self.takes)}
+                image |= {"data": data, "copy": copy_for_detector(data, upright, self.takes) if self.takes else None}
                 step.bytes_out = len(image["copy"] or data)
                 step.hand_on(DETECT)
         self.runtime.budget.loaded(path, len(image.get("data", b"")) + len(image.get("copy") or b""))
@@ -130,11 +139,11 @@ def read(
     seen: SeenContent,
     runtime: Runtime,
     batch: int = BATCH,
-    takes: tuple[int, int] = UNKNOWN_INPUT,
+    takes: tuple[int, int] | None = UNKNOWN_INPUT,
 ) -> daft.DataFrame:
     """`path`, `row`, `size`, `inputs`, `fault` -> `path`, `inputs`, `image`.
 
-    `takes`: pixels across and down that the detector's model makes use of.
+    `takes`: pixels across and down that the detector's model makes use of; None: no detector gets the images.
 
     Daft fetches objects, those of a batch at once, from hosts that answered before. The reader fetches the first one of
     each host, since Daft tries 24 times in 100 s and no setting bounds that. The reader also asks once more for those

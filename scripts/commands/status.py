@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.errors import UsageError
 from scripts.commands.engines import plan
 from scripts.environments import ROOT
-from scripts.settings import StackSettings
+from scripts.settings import StackSettings, load_job
+from scripts.stack.services import idle
 from scripts.stack.warmup import is_ready
 
 
 def run(settings: StackSettings, console: Console) -> None:
     """Show each service: state, id, address, for how long it runs, and its log."""
     stack, engine, _ = plan(settings)
+    unused = frozenset[str]()
+    with suppress(UsageError):  # status shows a stack for any job
+        unused = idle(load_job().settings)
     table = Table("service", "state", "id", "address", "up for", "log", box=None, pad_edge=False)
     for service in map(engine.locate, stack.services):
         identifier, age_s = engine.describe(service.name)
@@ -25,6 +31,8 @@ def run(settings: StackSettings, console: Console) -> None:
                 state += " (settings have changed: make up)"
         else:
             state = "ended by itself" if engine.started(service.name) else "down"
+            if service.name in unused:
+                state += " (the job does not need it)"
         age = "" if age_s is None else f"{age_s:.0f} s"
         log = os.path.relpath(engine.log(service.name), ROOT)
         table.add_row(service.name, state, identifier, service.ready_url.rsplit("/", 1)[0], age, log)

@@ -18,11 +18,12 @@ from scripts.commands.engines import engines_in_use, one_at_a_time, plan, stop
 from scripts.commands.fetch import Fetched
 from scripts.docker.client import explain
 from scripts.findings import refuse
+from scripts.services import KINDS
 from scripts.settings import JobCommand, OtherStack, StackError, StackSettings, load_job
 from scripts.stack import api_key
 from scripts.stack.engine import Engine
 from scripts.stack.service import Service
-from scripts.stack.services import Stack
+from scripts.stack.services import Stack, idle, without
 from scripts.stack.vllm_server import cache_key
 from scripts.stack.warmup import first_request, is_ready, wait
 
@@ -36,8 +37,9 @@ def run(settings: StackSettings, console: Console) -> None:
 def up(settings: StackSettings, console: Console, job: JobCommand, *, runs_job: bool = False) -> tuple[Stack, Engine]:
     """Start what is not running, and return when every service answers. Does nothing where all is up.
 
-    The services must be able to do `job`; with `runs_job` its folders and images are checked as well. A failure or an
-    interrupt (Ctrl-C) stops what this call started.
+    A service that the job never asks is not started; it stays if it runs. The others must be able to do
+    `job`; with `runs_job` its folders and images are checked as well. A failure or an interrupt (Ctrl-C) stops what
+    this call started.
 
     Raises:
         StackError: a service cannot start, or died; its log's last lines were shown.
@@ -47,7 +49,9 @@ def up(settings: StackSettings, console: Console, job: JobCommand, *, runs_job: 
     with one_at_a_time(settings, console):
         if not settings.user_variables(f"{PREFIX}MODEL_URL"):
             api_key.settle(settings)
-        stack, engine, why = plan(settings)
+        whole, engine, why = plan(settings)
+        unused = idle(job.settings)
+        stack = without(whole, unused)
         for other in engines_in_use(settings):
             if other.name != engine.name:
                 raise OtherStack(f"the stack has services on the {other.name} engine: `make down` stops them")
@@ -57,6 +61,9 @@ def up(settings: StackSettings, console: Console, job: JobCommand, *, runs_job: 
         if not missing and all(is_ready(engine.locate(service)) for service in stack.services):
             return stack, engine
         console.print(why)
+        for service in whole.services:
+            if service.name in unused and not engine.is_running(service.name):
+                console.print(f"{service.name}: not started, since job {job.settings.job} does not need it")
         engine.claim()
         here = settings.model_copy(update={"engine": engine.name, "device": stack.device})
         caches.require(Context(here))
@@ -88,15 +95,15 @@ def start(engine: Engine, stack: Stack, missing: Sequence[Service], console: Con
     except BaseException as error:
         if isinstance(error, StackError):
             error.tell()  # now: to stop what was begun takes seconds
-        take_back(engine, begun, stack, console)
+        take_back(engine, begun, console)
         raise
 
 
-def take_back(engine: Engine, begun: Sequence[Service], stack: Stack, console: Console) -> None:
+def take_back(engine: Engine, begun: Sequence[Service], console: Console) -> None:
     """Stop what a failed start began; a failure to do so is shown, and does not hide the start's own error."""
     try:
         stop(engine, dict.fromkeys((service.name for service in begun), 5.0))
-        if not any(engine.is_running(service.name) for service in stack.services):
+        if not any(map(engine.is_running, KINDS)):
             engine.tear_down()
     except (StackError, DockerException, OSError) as error:
         told = explain(error) if isinstance(error, DockerException) else str(error)

@@ -10,7 +10,6 @@ from pydantic import AnyHttpUrl, SecretStr, ValidationError
 from pipeline.clients import probe, probe_model
 from pipeline.errors import UsageError
 from pipeline.job import load as load_job
-from pipeline.labels import DETECTOR
 from pipeline.settings import Settings
 from scripts.settings import NotReady
 from scripts.stack import api_key
@@ -24,7 +23,7 @@ async def ask_model(settings: Settings) -> None:
 
 
 def ask(service: Service, job: Settings) -> None:
-    """Send a service one request of the job's shape; a service that the job does not use is not asked.
+    """Send a service one request of the job's shape.
 
     Raises:
         NotReady: it was refused, or answered in another form than the job's; with the remedy where it is known.
@@ -34,8 +33,9 @@ def ask(service: Service, job: Settings) -> None:
         if service.name == "vllm":
             key = {"api_key": SecretStr(api_key.ensure(service.key_file))} if service.key_file else {}
             asyncio.run(ask_model(job.model_copy(update={"model_url": AnyHttpUrl(f"{address}/v1"), **key})))
-        elif service.name == "detector" and (asked := load_job(job.job)).boxes == DETECTOR:
-            asyncio.run(probe.try_detector(job.model_copy(update={"detector_url": AnyHttpUrl(address)}), asked))
+        elif service.name == "detector":
+            here = job.model_copy(update={"detector_url": AnyHttpUrl(address)})
+            asyncio.run(probe.try_detector(here, load_job(job.job)))
     except (UsageError, ValidationError) as error:
         message = " ".join(str(error).split())
         remedy = remedy_for(message)

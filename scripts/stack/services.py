@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pipeline.settings import Settings
 from scripts import environments
 from scripts.environments import ROOT
 from scripts.services import KINDS, Image, Kind
@@ -104,3 +105,20 @@ def make_stack(settings: StackSettings, device: str, preset_name: str, job_varia
         if kind.revision_variable and made.revision:
             found[kind.revision_variable] = made.revision
     return Stack(device, preset.stem, preset, tuple(services), {**found, **job_variables})
+
+
+def idle(job: Settings) -> frozenset[str]:
+    """The services that a job never asks: the detector, where the boxes are given or each image is the detection.
+
+    Raises:
+        UsageError: there is no such job, or its file is invalid.
+    """
+    from pipeline.job import load  # not above: most commands read no job
+    from pipeline.labels import DETECTOR
+
+    return frozenset() if load(job.job).boxes == DETECTOR else frozenset({"detector"})
+
+
+def without(stack: Stack, names: Collection[str]) -> Stack:
+    """The stack without some of its services."""
+    return replace(stack, services=tuple(each for each in stack.services if each.name not in names))

@@ -38,7 +38,12 @@ def evidence(
         cost_s={"probe": 1.0, **cost_s},
         stages={name: (stages or {}).get(name) or stage(name) for name in STAGES},
         services=services or {},
-        settings={"crop.max_side": 512, "max_tokens": 64, **said.pop("settings", {})},
+        settings={
+            "SPOTTER_DETECTOR_CONCURRENCY": 16,
+            "crop.max_side": 512,
+            "max_tokens": 64,
+            **said.pop("settings", {}),
+        },
         machine=Machine(cpus=2, memory_bytes=2**34, gpus=said.pop("gpus", [])),
         steps=said.pop("steps", []),
         pipeline_cpu=said.pop("pipeline_cpu", 0.1),

@@ -17,6 +17,8 @@ from pipeline import job, settings
 from pipeline.errors import InvalidJob, InvalidSetting, NotFound, Unreadable
 from pipeline.output.manifest import Result
 from pipeline.run import run
+from pipeline.stages import read as read_stage
+from scripts.profile import command as profile_command
 from tests.doubles.simulated import Simulated
 from tests.pictures import encoded, gradient
 
@@ -73,6 +75,43 @@ def test_the_whole_image_is_the_one_detection(do: Do, simulated: Simulated) -> N
     assert (done.folder / "report.html").exists()
     assert (done.folder / "profile" / "profile.json").exists()
     assert done.manifest["identity"]["detector"] == "whole images"
+
+
+def test_a_large_image_is_not_copied_for_a_detector_that_nobody_asks(
+    do: Do, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(read_stage, "copy_for_detector", lambda *_: pytest.fail("copied"))
+    (photos / "0.jpg").write_bytes(encoded(gradient(4000, 3000)))
+    (photos / "1.jpg").write_bytes(encoded(gradient(4000, 3000))[:-2000])
+    (photos / "2.bmp").write_bytes(encoded(gradient(1500, 1000), "BMP"))
+    done, said = do("boxes: whole")
+    first, cut, *_ = rows(done, "images")
+    assert (first["width"], first["height"]) == (4000, 3000)
+    assert "truncated" in cut["reason"]  # a small decode finds it too
+    assert [row["outcome"] for row in rows(done)] == ["answered"] * 3
+    assert "detector" not in said
+
+
+def profile_of(done: Result) -> dict[str, Any]:
+    """The run's profile."""
+    content: dict[str, Any] = json.loads((done.folder / "profile" / "profile.json").read_text())
+    return content
+
+
+@pytest.mark.parametrize("images", [3, 120])
+def test_the_pages_of_a_profile_are_made_for_a_job_without_a_detector(do: Do, photos: Path, images: int) -> None:
+    for number in range(3, images):
+        (photos / f"{number}.png").write_bytes(encoded(gradient(64 + number, 48), "PNG"))
+    done, _ = do("boxes: whole", "--profile")
+    said = io.StringIO()
+    console = Console(file=said, width=160)
+    profile_command.show(console, done.folder, None)
+    profile = profile_of(done)
+    assert "detector" not in profile["services"]
+    assert "SPOTTER_DETECTOR_CONCURRENCY" not in profile["settings"]
+    assert "DETECTOR" not in json.dumps(profile["diagnosis"])
+    assert "etector" not in said.getvalue()
+    assert {"profile.html", "profile.md", "trace.json"} <= {path.name for path in (done.folder / "profile").iterdir()}
 
 
 def test_whole_images_may_have_a_label_of_their_own(do: Do) -> None:

@@ -190,6 +190,55 @@ def test_the_order_of_a_start(device: str, preset: str, tmp_path: Path, monkeypa
     assert engine.calls == [*before, *starts, f"wait for {', '.join(KINDS)}"]
 
 
+@pytest.mark.parametrize(("job", "boxes"), [("visual_qa", ""), ("cars.yaml", "boxes: input")])
+@pytest.mark.parametrize("runs", [False, True])
+def test_a_job_that_asks_no_detector_starts_none_and_stops_none(
+    job: str, boxes: str, runs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cars.yaml").write_text(f"label: car\n{boxes}\n" + without_label(DOG_BREEDS))
+
+    class Running(Recording):
+        def is_running(self, name: str) -> bool:
+            return runs and name == "detector"
+
+        def tear_down(self) -> None:
+            self.calls.append("tear down")
+
+    engine = Running(StackSettings(state=tmp_path))
+    made = make_stack(StackSettings(state=tmp_path), "cpu", "cpu", {})
+    monkeypatch.setattr(up, "plan", lambda _: (made, engine, "as a test"))
+    monkeypatch.setattr(up, "wait", lambda *_, **__: (_ for _ in ()).throw(ServiceDied("vllm ended")))
+    monkeypatch.setattr(up, "engines_in_use", lambda _: [])
+    monkeypatch.setattr(caches, "require", lambda _: None)
+    monkeypatch.setattr(command, "require", lambda *_, **__: None)
+    monkeypatch.setattr(fetch, "ensure", lambda *_, **__: [])
+    monkeypatch.setattr(up, "refuse_in_vain", lambda _: None)
+    said = io.StringIO()
+    with pytest.raises(ServiceDied):
+        up.up(StackSettings(state=tmp_path), Console(file=said, width=200), load_job(["--job", job]))
+    torn_down = [] if runs else ["tear down"]  # a network that the detector uses stays
+    assert engine.calls == ["claim", "prepare", "start vllm", *torn_down]
+    assert (f"detector: not started, since job {job} does not need it" in said.getvalue()) is not runs
+
+
+def without_label(path: Path) -> str:
+    """A job file without the line of its label."""
+    return "".join(line for line in path.read_text().splitlines(True) if not line.startswith("label:"))
+
+
+@pytest.mark.parametrize(("job", "told"), [("dog_breeds", False), ("visual_qa", True), ("no_such_job", False)])
+def test_status_says_that_a_job_needs_no_detector(
+    job: str, told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPOTTER_JOB", job)
+    said = io.StringIO()
+    status.run(StackSettings(state=tmp_path, engine="process", device="cpu"), Console(file=said, width=200))
+    detector, vllm = (line for line in said.getvalue().splitlines() if line.startswith(("detector", "vllm")))
+    assert ("the job does not need it" in detector) is told
+    assert "the job does not need it" not in vllm
+
+
 @pytest.mark.parametrize("check", [disk, hub])
 def test_what_cannot_end_well_is_told_before_anything_is_made(
     check: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -315,7 +364,7 @@ class Failing:
 def test_a_failed_clean_up_hides_no_cause(error: Exception, told: str) -> None:
     said = io.StringIO()
     made = make_stack(StackSettings(), "cpu", "cpu", {})
-    up.take_back(cast(Engine, Failing(error)), list(made.services), made, Console(file=said))
+    up.take_back(cast(Engine, Failing(error)), list(made.services), Console(file=said))
     assert said.getvalue() == f"not all of it could be taken down: {told}\n"
 
 
