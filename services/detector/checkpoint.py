@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,6 +116,19 @@ class Files:
         self.revision = path.parent.name  # the hub's cache keeps a commit's files in a folder of its name
         return path
 
+    def all(self, *patterns: str) -> Path:
+        """The folder with all files that match; what the hub's cache lacks of them is fetched.
+
+        Raises:
+            CheckpointError: the hub does not give them.
+        """
+        if self.folder:
+            return self.folder
+        from huggingface_hub import snapshot_download  # type: ignore[import-not-found]  # comes with transformers
+
+        with _hub_errors(self.model, self.revision, ", ".join(patterns)):
+            return Path(snapshot_download(self.model, revision=self.revision, allow_patterns=list(patterns)))
+
     def json(self, name: str) -> dict[str, Any]:
         """A JSON object.
 
@@ -133,13 +148,19 @@ class Files:
 
 
 def _fetch(model: str, revision: str | None, name: str) -> Path:
-    from huggingface_hub import hf_hub_download  # type: ignore[import-not-found]  # comes with transformers
+    from huggingface_hub import hf_hub_download
 
-    try:
+    with _hub_errors(model, revision, name):
         return Path(hf_hub_download(model, name, revision=revision))
+
+
+@contextmanager
+def _hub_errors(model: str, revision: str | None, what: str) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:  # the hub client, its HTTP library and the file system share no base class
         reason = " ".join(str(error).split())
         raise CheckpointError(
-            f"cannot get {name} of DETECTOR_MODEL={model!r}, revision {revision or 'main'}: {reason} - check the "
+            f"cannot get {what} of DETECTOR_MODEL={model!r}, revision {revision or 'main'}: {reason} - check the "
             "name and the network; offline, the cache must hold it; a private model needs HF_TOKEN"
         ) from error

@@ -80,6 +80,6 @@ def test_the_server_gets_bytes_and_milliseconds() -> None:
 
 
 def test_an_unknown_backend_is_refused_with_the_known_ones() -> None:
-    known = "known are auto, onnx, open_vocabulary, transformers"
+    known = "known are auto, onnx, open_vocabulary, moondream2, transformers"
     with pytest.raises(SettingsError, match=f"DETECTOR_BACKEND='yolo': {known}"):
         read_settings({"DETECTOR_BACKEND": "yolo"})

@@ -15,7 +15,12 @@ from services.detector.checkpoint import Checkpoint, Files
 from services.detector.messages import Failed, Frame, Outcome
 from services.detector.settings import AUTO, Settings
 
-BACKENDS = {"onnx": "onnx_runtime", "open_vocabulary": "open_vocabulary", "transformers": "closed_set"}
+BACKENDS = {
+    "onnx": "onnx_runtime",
+    "open_vocabulary": "open_vocabulary",
+    "moondream2": "moondream2",
+    "transformers": "closed_set",
+}
 """The values of DETECTOR_BACKEND, and their modules, in the order in which `auto` asks them."""
 
 

@@ -14,6 +14,7 @@ from services.detector.backends import DetectorError
 from services.detector.checkpoint import Checkpoint, CheckpointError, Files
 from services.detector.messages import Failed, Found, Frame, Outcome
 from services.detector.pretrained.files import (
+    MOONDREAM,
     OPEN_VOCABULARY,
     image_processor,
     input_size,
@@ -28,7 +29,7 @@ from services.detector.settings import Settings
 def claims(files: Files) -> bool:
     """Whether the files are a checkpoint of transformers with labels of its own."""
     kind = model_type(files)
-    return kind is not None and kind not in OPEN_VOCABULARY
+    return kind is not None and kind not in {*OPEN_VOCABULARY, MOONDREAM}
 
 
 def read(model: str, revision: str | None) -> Checkpoint:

@@ -10,6 +10,9 @@ from services.detector.checkpoint import BILINEAR, LONGEST_SIDE, CheckpointError
 OPEN_VOCABULARY = frozenset({"grounding-dino", "mm-grounding-dino", "owlv2", "omdet-turbo", "owlvit"})
 """`model_type` of the models that take free text for labels; LLMDet is an mm-grounding-dino."""
 
+MOONDREAM = "moondream1"
+"""`model_type` of moondream2."""
+
 # Their configuration classes take timm's backbone unless config.json says otherwise.
 TIMM_BY_DEFAULT = frozenset({"detr", "conditional_detr", "deformable_detr", "dab-detr", "table-transformer"})
 

@@ -19,6 +19,44 @@ Pixels = npt.NDArray[np.uint8]
 WARM_UP_SEED = 0
 
 
+def import_torch(model: str) -> Any:
+    """Torch.
+
+    Raises:
+        DetectorError: this environment has no torch; the message names those that have it.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise DetectorError(
+            f"DETECTOR_MODEL={model} needs torch and transformers ({error}): take the environment detector-torch-cpu "
+            "or detector-cuda, or an .onnx file"
+        ) from error
+    return torch
+
+
+def noise(batch: int, height: int, width: int) -> Pixels:
+    """Images for a warm-up, `(batch, height, width, 3)`."""
+    return np.random.default_rng(WARM_UP_SEED).integers(0, 256, (batch, height, width, 3), dtype=np.uint8)
+
+
+def first_pass(model: str, batch: int, device: str, forward: Callable[[], Iterable[Any]]) -> bool:
+    """Run a model once, so that the first request finds everything allocated; `forward` returns tensors.
+
+    Returns:
+        Whether all of them are finite.
+
+    Raises:
+        DetectorError: it fails.
+    """
+    try:
+        return all(bool(output.isfinite().all()) for output in forward())
+    except Exception as error:  # torch's out-of-memory errors among them
+        raise DetectorError(
+            f"the model {model} fails at DETECTOR_MAX_BATCH={batch} on {device}: {one_line(error)}"
+        ) from error
+
+
 def choose_device(settings: Settings) -> str:
     """`cuda` or `cpu`; sets the number of torch's threads and the limit of the GPU's memory.
 
@@ -62,14 +100,8 @@ class Network:
         Raises:
             DetectorError: no such device, a setting that does not apply to it, or weights that cannot be loaded.
         """
-        try:
-            import torch
-            import transformers
-        except ImportError as error:
-            raise DetectorError(
-                f"DETECTOR_MODEL={checkpoint.model} needs torch and transformers ({error}): take the environment "
-                "detector-torch-cpu or detector-cuda, or an .onnx file"
-            ) from error
+        torch = import_torch(checkpoint.model)
+        import transformers
 
         transformers.utils.logging.disable_progress_bar()
         self._torch = torch
@@ -122,15 +154,9 @@ class Network:
         width, height = self._checkpoint.input_size.largest
         # No image of this processor becomes larger than one whose shorter side is its `shortest_edge`.
         height = min(height, getattr(self.processor.size, "shortest_edge", None) or height)
-        noise = np.random.default_rng(WARM_UP_SEED).integers(0, 256, (batch, height, width, 3), dtype=np.uint8)
+        images = list(noise(batch, height, width))
         model = self._checkpoint.model
-        try:
-            outputs = list(forward(list(noise)))
-        except Exception as error:  # torch's out-of-memory errors among them
-            raise DetectorError(
-                f"the model {model} fails at DETECTOR_MAX_BATCH={batch} on {self.device}: {one_line(error)}"
-            ) from error
-        if not all(output.isfinite().all() for output in outputs):
+        if not first_pass(model, batch, self.device, lambda: forward(images)):
             raise DetectorError(
                 f"the model {model} gives values that are not finite in {self.dtype} on {self.device}: set "
                 "DETECTOR_DTYPE=float32; with float32, the weights are damaged"
