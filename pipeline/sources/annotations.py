@@ -79,7 +79,7 @@ def of_coco(content: Any) -> Annotations:
     """The objects of COCO JSON, a dictionary of lists. Attributes, as CVAT writes them, and other keys are `fields`.
 
     Raises:
-        Malformed: an entry is missing, refers to none, or has no box of four numbers.
+        Malformed: an entry is missing, refers to none, or has another form.
     """
     if not isinstance(content, dict) or not all(
         isinstance(content.get(name), list) for name in ("images", "annotations")
@@ -93,23 +93,27 @@ def of_coco(content: Any) -> Annotations:
             raise Malformed(f"images[{number}] has no `id` and `file_name`") from None
         if isinstance(image.get("width"), int) and isinstance(image.get("height"), int):
             sizes[name] = (image["width"], image["height"])
-    labels = {each.get("id"): str(each.get("name")) for each in content.get("categories") or ()}
+    labels = {}
+    for number, category in enumerate(content.get("categories") or ()):
+        try:
+            labels[category["id"]] = str(category["name"])
+        except (LookupError, TypeError):
+            raise Malformed(f"categories[{number}] has no `id` and `name`") from None
     found: dict[str, list[Annotation]] = {name: [] for name in names.values()}
     known = {"id", "image_id", "category_id", "bbox", "area", "segmentation", "iscrowd", "score", "attributes"}
     for number, each in enumerate(content["annotations"]):
         try:
             name, label = names[each["image_id"]], labels[each["category_id"]]
             x, y, width, height = numbers(each["bbox"])
+            score = score_of(each.get("score"))
+            fields = {key: value for key, value in each.items() if key not in known} | (each.get("attributes") or {})
         except (LookupError, TypeError, ValueError):
             raise Malformed(
                 f"annotations[{number}] needs the `image_id` of an image, the `category_id` of a category and a `bbox` "
-                "of four numbers"
+                "of four numbers; a `score` is a number, and `attributes` are an object"
             ) from None
-        fields = {key: value for key, value in each.items() if key not in known} | (each.get("attributes") or {})
-        score = each.get("score")
-        found[name].append(
-            Annotation(label, (x, y, x + width, y + height), score, fields, crowd=bool(each.get("iscrowd")))
-        )
+        box = (x, y, x + width, y + height)
+        found[name].append(Annotation(label, box, score, fields, crowd=bool(each.get("iscrowd"))))
     return Annotations(found, sizes)
 
 
@@ -117,7 +121,7 @@ def of_table(place: str, objects: Objects) -> Annotations:
     """The objects of a table, a row each; a row without a box speaks of the whole image.
 
     Raises:
-        Malformed: it has no column of image names, or a row's box is not four numbers.
+        Malformed: it has no column of image names, or a row's box or score is not of numbers.
         StoreError, OSError, pa.ArrowException, ValueError: it cannot be read.
     """
     table = open_table(place, objects)
@@ -140,15 +144,17 @@ def of_table(place: str, objects: Objects) -> Annotations:
         box = None
         if written not in (None, "", [None] * 4, [""] * 4):
             try:
-                box = tuple(numbers(json.loads(written) if isinstance(written, str) else written))
+                x1, y1, x2, y2 = numbers(json.loads(written) if isinstance(written, str) else written)
+                box = (x1, y1, x2, y2)
             except (ValueError, TypeError):
                 raise Malformed(f"row {number}: {written!r} is no box: expected x1, y1, x2, y2 in pixels") from None
         label = row[label_column] if label_column else None
         fields = {column: row[column] for column in columns if column not in taken}
-        score = row.get("score")
-        found.setdefault(str(name), []).append(
-            Annotation(label and str(label), box, float(score) if score not in (None, "") else None, fields)  # type: ignore[arg-type]
-        )
+        try:
+            score = score_of(row.get("score"))
+        except (ValueError, TypeError):
+            raise Malformed(f"row {number}: the score {row['score']!r} is not a number") from None
+        found.setdefault(str(name), []).append(Annotation(label and str(label), box, score, fields))
     return Annotations(found, {})
 
 
@@ -162,6 +168,19 @@ def numbers(values: Any) -> list[float]:
     if len(found) != 4 or not all(map(math.isfinite, found)):
         raise ValueError("expected four numbers")
     return found
+
+
+def score_of(value: Any) -> float | None:
+    """A score as a file has it; None where it has none.
+
+    Raises:
+        ValueError, TypeError: it is not a finite number.
+    """
+    if value in (None, ""):
+        return None
+    if not math.isfinite(score := float(value)):
+        raise ValueError("expected a finite number")
+    return score
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
+from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import closing
 from typing import Any
 
 from pipeline.errors import InvalidSetting, NotFound, Unreadable
 from pipeline.sources import columns, table_files
-from pipeline.sources.annotations import BOXES, Annotation, numbers
+from pipeline.sources.annotations import BOXES, Annotation, numbers, score_of
 from pipeline.sources.listing import Source, listed, table_suffixes
 from pipeline.sources.objects import Objects
 from pipeline.sources.rows import row_name
@@ -33,13 +33,16 @@ def read_column(
         NotFound: the table has no such column.
         Unreadable: it cannot be read, or a row holds something else; names the row.
     """
-    places = {source.row.table for source in sources if source.row}
-    places |= {images} if is_table(images, table_suffixes(images)) else set()
+    # Of each row: several images where the job makes a row of each element of a list (`each`).
+    of_rows: dict[tuple[str, int], list[bytes]] = defaultdict(list)
+    for source in sources:
+        if source.row:
+            of_rows[source.row.table, source.row.number].append(source.path)
+    places = {place for place, _ in of_rows} | ({images} if is_table(images, table_suffixes(images)) else set())
     if not places:
         raise InvalidSetting(
             f"boxes: {COLUMN}{name} is a column of a table, and {images} is none: give a table as IMAGES"
         )
-    known = {source.path for source in sources}
     found: dict[bytes, list[Annotation]] = {}
     for place in sorted(places):
         table, column = table_files.examine(place, image_column, objects)
@@ -48,14 +51,13 @@ def read_column(
                 raise NotFound(f"boxes: {place} has no column {name!r}: {columns.listed(table.schema)}")
             entries, lists = (itertools.chain.from_iterable(table.values(each)) for each in (column, name))
             for number, (entry, value) in enumerate(zip(entries, lists, strict=True)):
-                row = row_name(place, number)
-                path = os.fsencode(row)
-                if path not in known and (named := columns.named(entry)):
-                    path = listed(named, place).path
-                found.setdefault(path, []).extend(boxes(value, row))
-    # The elements of a list in a row (`each`) are about the row's image.
-    of_rows = {path: path.rpartition(b".")[0] for path in known - found.keys()}
-    return found | {path: found[row] for path, row in of_rows.items() if row in found}
+                held = boxes(value, row_name(place, number))
+                paths = of_rows.get((place, number), ())
+                if not paths and (named := columns.named(entry)):
+                    paths = [listed(named, place).path]
+                for path in paths:
+                    found.setdefault(path, []).extend(held)
+    return found
 
 
 def boxes(value: Any, row: str) -> list[Annotation]:
@@ -81,7 +83,7 @@ def one(entry: Any) -> Annotation:
     """
     fields = entry if isinstance(entry, dict) else {BOXES[0]: entry}
     x1, y1, x2, y2 = numbers(next(fields[name] for name in BOXES if name in fields))
-    label, score = fields.get("label"), fields.get("score")
+    label = fields.get("label")
     if label is not None and not isinstance(label, str):
         raise TypeError
-    return Annotation(label, (x1, y1, x2, y2), None if score is None else float(score))
+    return Annotation(label, (x1, y1, x2, y2), score_of(fields.get("score")))

@@ -52,6 +52,9 @@ def test_coco_boxes_become_corners(tmp_path: Path) -> None:
     assert found.sizes == {"a/1.jpg": (640, 480)}
 
 
+BOX = {"image_id": 7, "category_id": 18, "bbox": [1, 2, 3, 4]}
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -62,6 +65,10 @@ def test_coco_boxes_become_corners(tmp_path: Path) -> None:
         ({"annotations": [{"image_id": 7, "category_id": 18, "bbox": [1, 2, 3]}]}, r"annotations\[0\]"),
         ({"annotations": [{"image_id": 7, "category_id": 18, "bbox": [1, 2, float("nan"), 4]}]}, r"annotations\[0\]"),
         ({"annotations": ["dog"]}, r"annotations\[0\]"),
+        ({"annotations": [BOX | {"score": "high"}]}, r"annotations\[0\].*`score` is a number"),
+        ({"annotations": [BOX | {"attributes": ["wet"]}]}, r"annotations\[0\].*`attributes`"),
+        ({"categories": ["dog"]}, r"categories\[0\]"),
+        ({"categories": {"18": "dog"}}, r"categories\[0\]"),
     ],
 )
 def test_a_malformed_coco_file_names_its_entry(tmp_path: Path, change: dict[str, Any], named: str) -> None:
@@ -106,6 +113,7 @@ def test_a_box_may_be_a_list_or_its_text(tmp_path: Path) -> None:
     [
         ("x.csv", "a,b\n1,2\n", "none of its columns"),
         ("x.csv", 'path,box\na.jpg,"[1, 2]"\n', "row 0"),
+        ("x.csv", "path,label,score\na.jpg,dog,high\n", "row 0: the score 'high'"),
         ("x.json", "{", "cannot be read"),
         ("x.txt", "", "by its name"),
         ("missing.json", None, "No such file"),

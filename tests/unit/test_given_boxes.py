@@ -278,3 +278,18 @@ def test_a_job_file_keeps_its_boxes(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(f"boxes: input\nlabels: [dog, cat]\n{REST}")
     loaded = job.load(str(tmp_path / "a.yaml"))
     assert (loaded.boxes, loaded.content()["boxes"], loaded.content()["labels"]) == ("input", "input", ["dog", "cat"])
+
+
+@pytest.mark.parametrize("in_rows", [True, False])
+@pytest.mark.usefixtures("photos")
+def test_boxes_of_a_column_go_to_each_element_of_a_row(do: Do, tmp_path: Path, in_rows: bool) -> None:
+    path = table(tmp_path, [[[1, 2, 30, 40]], [], [[5, 6, 70, 80]]], in_rows=in_rows)
+    texts = pa.array([[{"user": "one"}, {"user": "two"}], [{"user": "three"}], [{"user": "four"}]])
+    pq.write_table(pq.read_table(path).append_column("texts", texts), path)
+    head = "boxes: input\nlabel: dog\ninputs: {asked: texts.user}\neach: texts"
+    done, _ = do(head, "--boxes", "column:boxes", images=path)
+    assert [(name.rpartition("#")[2], box) for name, _, box, _ in found(done)] == [
+        ("00000000.0", [1, 2, 30, 40]),
+        ("00000000.1", [1, 2, 30, 40]),
+        ("00000002.0", [5, 6, 70, 80]),
+    ]
