@@ -35,6 +35,9 @@ FUZZ = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
+# The first byte of a TLS handshake.
+TLS_HANDSHAKE = b"\x16"
+
 TRUE = {"breed": "pug", "coat_color": "tan", "facing": "left"}
 FALSE = json.dumps({"breed": "poodle", "coat_color": "white", "facing": "right"})
 
@@ -90,9 +93,13 @@ class Raw:
         self.response = head.encode("latin-1") + body
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Read a whole request and answer it."""
+        """Read a whole request and answer it; end a TLS handshake at once, as a server of plain HTTP does."""
         with suppress(ConnectionError, asyncio.IncompleteReadError):
-            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            first = await reader.readexactly(1)
+            if first == TLS_HANDSHAKE:
+                writer.close()
+                return
+            head = (first + await reader.readuntil(b"\r\n\r\n")).lower()
             _, _, length = head.partition(b"content-length:")
             await reader.readexactly(int(length.split(b"\r\n")[0] or 0))
             writer.write(self.response)
@@ -217,7 +224,8 @@ def test_a_command_ends_with_one_line(
     raw: Raw, monkeypatch: pytest.MonkeyPatch, status: int, headers: dict[str, str], body: bytes, model: str | None
 ) -> None:
     """Both services are asked, each by itself: the first that cannot be used ends the command."""
-    monkeypatch.setattr(probe, "LIMITS", Limits(concurrency=1, attempts=1, timeout_s=5.0))
+    for module in (probe, probe_model):
+        monkeypatch.setattr(module, "LIMITS", Limits(concurrency=1, attempts=1, timeout_s=5.0))
     url, job = AnyHttpUrl(f"http://127.0.0.1:{raw.port}/v1"), jobs.load("dog_breeds")
     chosen = Settings.model_construct().model_copy(update={"model_url": url, "detector_url": url, "model": model})
 
