@@ -7,7 +7,8 @@ from pathlib import Path
 from pipeline.locations import is_object
 from scripts.environments import ROOT
 
-PATHS = ("--images", "--output", "--work")
+PATHS = ("--images", "--output", "--work", "--boxes", "--ca-file")
+COLUMN = "column:"  # of SPOTTER_BOXES: a column of the input table
 
 
 def located(options: list[str], folder: Path) -> list[str]:
@@ -21,7 +22,7 @@ def located(options: list[str], folder: Path) -> list[str]:
     for position, option in enumerate(options):
         name, separator, value = option.rpartition("=") if option.startswith("--") else ("", "", option)
         given = name if separator else (options[position - 1] if position else "")
-        is_path = given in PATHS or (given == "--job" and (folder / value).is_file())
+        is_path = (given in PATHS and not value.startswith(COLUMN)) or (given == "--job" and (folder / value).is_file())
         done.append(f"{name}{separator}{locate(value, folder)}" if is_path else option)
     return done
 

@@ -67,7 +67,7 @@ def up(settings: StackSettings, console: Console, job: JobCommand, *, runs_job: 
         engine.claim()
         here = settings.model_copy(update={"engine": engine.name, "device": stack.device})
         caches.require(Context(here))
-        if any(service.name == "vllm" for service in missing):
+        if missing:
             preflight.require(settings, console, in_containers=engine.name == "compose")
         obtain(here, engine, stack, missing, console)
         start(engine, stack, missing, console, job)

@@ -91,6 +91,9 @@ def tell(job: JobCommand, environment: Mapping[str, str], secrets: Path) -> Told
         if single and (file := Path(single).expanduser().absolute()).is_file():
             mounts.append(Mount(file, file, read_only=True))
     mounts.append(Mount(runs, runs, read_only=False))
+    boxes = Path(settings.boxes or "").expanduser().absolute()
+    if settings.boxes and boxes.exists() and not {boxes, *boxes.parents} & {mount.here for mount in mounts}:
+        mounts.append(Mount(boxes, boxes, read_only=True))
     for mount in mounts:
         refuse_mount(mount.here)
     if os.getuid() == 0:
@@ -109,6 +112,8 @@ def tell(job: JobCommand, environment: Mapping[str, str], secrets: Path) -> Told
         places += [f"--{name}", given if is_object(given) else str(Path(given).expanduser())]
     if settings.ca_file:
         places += ["--ca-file", str(settings.ca_file.expanduser())]
+    if settings.boxes:
+        places += ["--boxes", settings.boxes if is_object(settings.boxes) else str(Path(settings.boxes).expanduser())]
     return Told(overlay(user, Path.cwd(), mounts), [*arguments, "pipeline", *job.options, *places])
 
 

@@ -446,6 +446,25 @@ def test_what_the_job_is_told(tmp_path: Path) -> None:
     assert told.arguments[told.arguments.index("pipeline") + 1] == "--force"
 
 
+def test_the_job_sees_the_boxes_that_are_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for place in ("photos", "earlier", "runs/before"):
+        (tmp_path / place).mkdir(parents=True)
+    (tmp_path / "photos" / "a.jpg").touch()
+    (tmp_path / "coco.json").touch()
+    for boxes, own in (
+        ("~/coco.json", {"coco.json": "ro"}),
+        ("~/earlier", {"earlier": "ro"}),
+        ("~/runs/before", {}),
+        ("column:boxes", {}),
+    ):
+        settings = Settings(images=str(tmp_path / "photos"), output=str(tmp_path / "runs"), boxes=boxes)
+        told = tell(JobCommand(settings), {}, tmp_path / "secrets")
+        seen = {"photos": "ro", "runs": "rw"} | own
+        assert mounted(told) == {f"{tmp_path}/{name}": how for name, how in seen.items()}
+        assert told.arguments[-2:] == ["--boxes", boxes.replace("~", str(tmp_path))]
+
+
 def test_an_address_that_means_the_container_itself_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InvalidStackSetting, match=r"SPOTTER_MODEL_URL=http://127\.0\.0\.1:9000/v1: "):
         tell(JobCommand(Settings()), {"SPOTTER_MODEL_URL": "http://127.0.0.1:9000/v1"}, tmp_path)

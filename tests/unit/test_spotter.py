@@ -83,6 +83,9 @@ def test_relative_paths_in_options_start_at_the_callers_folder(tmp_path: Path) -
     assert located(options, tmp_path) == [*expected, "--run-name", "a", "--force"]
     unchanged = ["--images", "s3://bucket/photos", "--output", "/data/runs", "--job=dog_breeds"]
     assert located(unchanged, tmp_path) == unchanged
+    boxes = ["--boxes", "column:boxes", "--boxes=coco.json", "--ca-file", "own.pem"]
+    there = ["--boxes", "column:boxes", f"--boxes={tmp_path}/coco.json", "--ca-file", f"{tmp_path}/own.pem"]
+    assert located(boxes, tmp_path) == there
     assert located(options, ROOT) == options  # the same run as `make run` would have
 
 

@@ -50,12 +50,12 @@ def test_a_job_in_the_options_is_the_one_that_is_checked(tmp_path: Path) -> None
     job = yaml.safe_load(DOG_BREEDS.read_text())
     (tmp_path / "long.yaml").write_text(yaml.safe_dump(job | {"max_tokens": 2000}))
     given = StackSettings(device="cpu", preset="cpu")
-    assert [each.severity for each in command.preflight(given).findings] == ["ok"]
+    assert {each.severity for each in command.preflight(given).findings} == {"ok"}
     asked = load_job(["--job", str(tmp_path / "long.yaml"), "--retry-failed"])
-    (finding,) = command.preflight(given.for_job(asked.settings)).findings
+    finding = command.preflight(given.for_job(asked.settings)).findings[0]
     assert finding.severity == "error"
     assert "needs at least" in finding.found
-    assert [each.severity for each in command.preflight(given).findings] == ["ok"]  # it changed nothing
+    assert {each.severity for each in command.preflight(given).findings} == {"ok"}  # it changed nothing
 
 
 def test_a_server_elsewhere_in_the_options_is_not_started(tmp_path: Path) -> None:

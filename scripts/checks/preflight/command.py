@@ -17,20 +17,21 @@ from pipeline.clients.completion import completion_request
 from pipeline.errors import UsageError
 from pipeline.job import Job
 from pipeline.job import load as load_job
+from pipeline.labels import DETECTOR
 from pipeline.question import Question
 from pipeline.settings import Settings
-from scripts.checks.preflight import full, static
+from scripts.checks.preflight import detector, full, static
 from scripts.checks.preflight.memory import Host, Part, shown_gib
 from scripts.environments import ROOT
 from scripts.findings import Finding, as_json, error, exit_code, ok, refuse, show, unchecked
 from scripts.services import KINDS
 from scripts.settings import StackSettings, read_variables
 from scripts.stack.devices import Gpu, choose, find_gpus
-from scripts.stack.services import presets_of
+from scripts.stack.services import own_variables, presets_of
 from scripts.stack.vllm_server import preset_file, start_arguments
 from scripts.vllm.checker import CHECKER, Place
 
-UNABLE = "nothing was started: the model server could not do the job:"
+UNABLE = "nothing was started: the services could not do the job:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,29 @@ def user_job(settings: StackSettings) -> Job:
     return load_job(settings.user_variables("SPOTTER_").get("SPOTTER_JOB", Settings.model_fields["job"].default))
 
 
+class Boxes:
+    """The check of where the job's boxes come from; from here on another process reads the detector's files."""
+
+    def __init__(self, settings: StackSettings, job: Job, device: str) -> None:
+        user = settings.user_variables("SPOTTER_")
+        self.job = job
+        self.boxes = user.get("SPOTTER_BOXES")
+        self.url = user.get("SPOTTER_DETECTOR_URL")
+        self.asking = None
+        if job.boxes == DETECTOR and self.url is None:
+            variables = own_variables(settings, KINDS["detector"], device)
+            self.asking = detector.Asking(variables, settings.environment)
+
+    def findings(self) -> list[Finding]:
+        """Whether the boxes of the job can be had."""
+        if self.job.boxes != DETECTOR:
+            return list(detector.check_boxes(self.job, self.boxes))
+        if self.asking is None:
+            return [unchecked("detector", f"the detector is elsewhere: {self.url}")]
+        model = self.asking.answer()
+        return [model] if isinstance(model, Finding) else list(detector.check_labels(self.job, model))
+
+
 def preflight(settings: StackSettings, *, place: Place | None = None, in_containers: bool = False) -> Report:
     """Check the model server that these settings would start, for the job that they name.
 
@@ -102,12 +126,10 @@ def preflight(settings: StackSettings, *, place: Place | None = None, in_contain
     """
     begin = time.monotonic()
     user = settings.user_variables("SPOTTER_")
-    if "SPOTTER_MODEL_URL" in user:
-        elsewhere = unchecked("model", f"the model server is elsewhere: {user['SPOTTER_MODEL_URL']}")
-        return Report([elsewhere], [], time.monotonic() - begin)
     preset, server = chosen_server(settings)
     try:
         job = user_job(settings)
+        boxes = Boxes(settings, job, server.device)  # its code reads the model's files meanwhile
         questions, wrong_inputs = job.questions, list[Finding]()
         if job.inputs:
             from scripts.checks.preflight.inputs import check_inputs  # loads Daft, which takes a second
@@ -117,17 +139,24 @@ def preflight(settings: StackSettings, *, place: Place | None = None, in_contain
     except UsageError as refusal:
         refused = error("job", str(refusal), "a valid job", "correct SPOTTER_JOB or the job file")
         return Report([refused], [], time.monotonic() - begin)
+    if "SPOTTER_MODEL_URL" in user:
+        elsewhere = unchecked("model", f"the model server is elsewhere: {user['SPOTTER_MODEL_URL']}")
+        return Report([elsewhere, *wrong_inputs, *boxes.findings()], [], time.monotonic() - begin)
     checked = static.check(server, asked, ROOT)
-    findings, static_s, full_s = [*wrong_inputs, *checked.findings], time.monotonic() - begin, None
+    findings = list(checked.findings)
     if in_containers and checked.model is not None and checked.model.folder is None:
         later = "`make up` and `make preflight FULL=1` look for it in the containers' volume"
         findings = [each for each in findings if each.check != "model"]
         findings.append(unchecked("model", f"{checked.model.name}: {later}"))
+    if not findings:
+        findings.append(ok("model", f"preset {preset} fits job {asked.job}"))
+    findings += [*wrong_inputs, *boxes.findings()]
+    static_s, full_s = time.monotonic() - begin, None
     if place is not None and exit_code(findings) == 0:
         begin = time.monotonic()
         findings += full.check(server, asked, ROOT, place)
         full_s = time.monotonic() - begin
-    return Report(findings or [ok("model", f"preset {preset} fits job {asked.job}")], checked.budget, static_s, full_s)
+    return Report(findings, checked.budget, static_s, full_s)
 
 
 def warn(findings: Iterable[Finding], console: Console) -> None:
