@@ -161,12 +161,11 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         low, expected, high = (shown(found[name][each]) for each in ("low", "expected", "high"))
         return expected if low == high else f"{expected} ({low} to {high})"
 
-    tokens = (between(name, number) for name in ("prompt_tokens", "completion_tokens"))
     return [
         f"all {found['images']:,} images, estimated by {found['measured']:,} of run {found['run']}:",
         *([f"  time        {between('seconds', duration)}"] if found["seconds"] else []),
         f"  detections  {between('detections', number)}",
-        "  tokens      {} in, {} out".format(*tokens),
+        f"  tokens      {between('prompt_tokens', number)} in, {between('completion_tokens', number)} out",
         f"  disk        {between('disk_bytes', size)}",
         *([f"  cost        {between('cost', price)}"] if found["cost"] else []),
     ]
@@ -185,8 +184,8 @@ def number(value: float) -> str:
 def size(value: float) -> str:
     """Bytes with a unit."""
     for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.2g} {unit}" if value < 100 else f"{value:.0f} {unit}"
+        if value < 999.5:
+            return f"{value:.2g} {unit}" if value < 99.5 else f"{value:.0f} {unit}"
         value /= 1000
     return f"{value:,.1f} TB"
 

@@ -98,11 +98,11 @@ class Bar:
     text: str
     rows: int
     code: int | None
-    """The answer's number among the column's values; None for a range of numbers, by which the page cannot filter."""
+    """The answer's number among the column's values; None for numbers, by which a bar cannot filter."""
 
 
 def bars(column: Column) -> list[Bar]:
-    """The answers of a field, the most frequent first; numbers by ranges, in order."""
+    """The answers of a field, the most frequent first; numbers in order, by ranges where they lie far apart."""
     if column.kind == CHOICE:
         counts = Counter(code for code in column.rows if code >= 0)
         return [Bar(column.values[code], rows, code) for code, rows in counts.most_common()]
@@ -112,6 +112,9 @@ def bars(column: Column) -> list[Bar]:
     if not numbers:
         return []
     low, high = min(numbers), max(numbers)
+    if high - low < BINS and all(isinstance(value, int) for value in numbers):
+        each = Counter(numbers)
+        return [Bar(str(value), each[value], None) for value in range(low, high + 1)]
     width = (high - low) / BINS or 1.0
     if width > 1 and all(value == int(value) for value in (low, high)):
         width = math.ceil(width)

@@ -31,7 +31,7 @@ def check_target(folder: Path, force: bool) -> None:
     Raises:
         OtherRun: there is something that may not be replaced.
     """
-    if not folder.exists() and not folder.is_symlink():
+    if not folder.exists():
         return
     if folder.is_dir() and not any(folder.iterdir()):
         return
@@ -51,6 +51,8 @@ def export(run: FinishedRun, name: str, folder: Path, *, force: bool = False) ->
     """
     if name not in EXPORTS:
         raise InvalidSetting(f"format {name!r} is unknown: give one of {', '.join(EXPORTS)}")
+    if folder.is_symlink():  # what it leads to is replaced, not the link
+        folder = folder.resolve()
     check_target(folder, force)
     fresh, tally = partial(folder), Tally()
     try:

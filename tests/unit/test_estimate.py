@@ -140,6 +140,8 @@ def test_the_range_holds_the_mean_and_is_never_too_narrow() -> None:
         (number(123_456), "120,000"),
         (number(0), "0"),
         (size(950), "950 B"),
+        (size(99_700), "100 kB"),
+        (size(999_600), "1 MB"),
         (size(1_234_567), "1.2 MB"),
         (size(234_000_000_000), "234 GB"),
         (size(3.21e15), "3,210.0 TB"),

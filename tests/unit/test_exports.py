@@ -280,6 +280,18 @@ def test_an_export_is_replaced_on_demand_only(finished: FinishedRun, tmp_path: P
     assert {path.name for path in folder.iterdir()} == {"annotations.json", "export.json"}
 
 
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_link_leads_to_the_export(finished: FinishedRun, tmp_path: Path, exists: bool) -> None:
+    link, disk = tmp_path / "link", tmp_path / "disk"
+    if exists:
+        disk.mkdir()
+    link.symlink_to(disk)
+    for force in (False, True):
+        export(finished, "coco", link, force=force)
+        assert link.is_symlink()
+        assert {path.name for path in disk.iterdir()} == {"annotations.json", "export.json"}
+
+
 def test_an_export_that_fails_leaves_nothing(
     finished: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -187,6 +187,8 @@ def test_a_column_is_what_its_values_are(content: pa.Array, kind: str, rows: lis
 def test_numbers_are_counted_in_ranges() -> None:
     found = bars(column("legs", pa.chunked_array([pa.array([0, 4, 4, 4, 8, None, 100])])))
     assert [(bar.text, bar.rows) for bar in found if bar.rows] == [("0 to 10", 5), ("90 to 100", 1)]
+    few = bars(column("legs", pa.chunked_array([pa.array([4, 2, 4, None])])))
+    assert [(bar.text, bar.rows) for bar in few] == [("2", 1), ("3", 0), ("4", 2)]
     assert bars(column("legs", pa.chunked_array([pa.array([None], pa.float64())]))) == []
     assert sum(bar.rows for bar in bars(column("x", pa.chunked_array([pa.array([2.5, 2.5])])))) == 2
 
