@@ -38,8 +38,16 @@ def presets_of(kind: Kind, device: str) -> Path:
 
 
 def own_variables(settings: StackSettings, kind: Kind, device: str) -> dict[str, str]:
-    """A service's variables: its preset's on the device where it runs, and over them the user's."""
-    return read_variables(presets_of(kind, placed(settings, kind, device)[0])) | settings.user_variables(kind.prefix)
+    """A service's variables: its preset's on the device where it runs, and over them the user's.
+
+    The preset's revision belongs to the preset's model: it does not apply to another one.
+    """
+    preset = read_variables(presets_of(kind, placed(settings, kind, device)[0]))
+    chosen = settings.user_variables(kind.prefix)
+    model, revision = f"{kind.prefix}MODEL", f"{kind.prefix}REVISION"
+    if chosen.get(model, preset.get(model)) != preset.get(model):
+        preset.pop(revision, None)
+    return preset | chosen
 
 
 def placed(settings: StackSettings, kind: Kind, device: str) -> tuple[str, Image]:
@@ -51,9 +59,11 @@ def placed(settings: StackSettings, kind: Kind, device: str) -> tuple[str, Image
     if kind.name != "detector":
         return device, image
     told = read_variables(presets_of(kind, device)) | settings.user_variables(kind.prefix)
-    model = ROOT / Path(told.get("DETECTOR_MODEL", "")).expanduser()
-    exported = model.suffix == ".onnx" or (any(model.glob("*.onnx")) and not any(model.glob("*.safetensors")))
-    if exported and told.get("DETECTOR_BACKEND", "auto") in ("auto", "onnx"):
+    backend, model = told.get("DETECTOR_BACKEND", "auto"), ROOT / Path(told.get("DETECTOR_MODEL", "")).expanduser()
+    # As `claims` of services/detector/backends/onnx_runtime.py has it.
+    held = any(model.glob("*.onnx")) or any(model.glob("onnx/*.onnx"))
+    exported = model.suffix == ".onnx" or (held and not any(model.glob("*.safetensors")))
+    if backend == "onnx" or (backend == "auto" and exported):
         return "cpu", kind.images["cpu"]
     return device, kind.images["torch"] if device == "cpu" else image
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,11 @@ def test_the_backend_is_chosen_by_the_files(path: Path, tmp_path: Path) -> None:
 )
 def test_settings_that_do_not_apply(path: Path, settings: dict[str, Any], reason: str) -> None:
     assert reason in stopped(path, **settings)
+
+
+def test_an_environment_without_onnx_runtime_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert "take the environment detector-cpu" in stopped(path)
 
 
 def test_places_that_are_not_a_yolox_grid(tmp_path: Path) -> None:

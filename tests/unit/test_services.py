@@ -24,6 +24,7 @@ HUB = "ustc-community/dfine-small-obj2coco"
         ("cpu", {"DETECTOR_MODEL": FOLDER}, "detector-torch-cpu", "cpu"),
         ("cpu", {"DETECTOR_MODEL": HUB}, "detector-torch-cpu", "cpu"),
         ("cpu", {"DETECTOR_MODEL": ONNX, "DETECTOR_BACKEND": "onnx"}, "detector-cpu", "cpu"),
+        ("cpu", {"DETECTOR_MODEL": FOLDER, "DETECTOR_BACKEND": "onnx"}, "detector-cpu", "cpu"),
         ("cpu", {"DETECTOR_MODEL": ONNX, "DETECTOR_BACKEND": "transformers"}, "detector-torch-cpu", "cpu"),
         ("cuda", {}, "detector-cuda", "cuda"),
         ("cuda", {"DETECTOR_MODEL": FOLDER}, "detector-cuda", "cuda"),
@@ -52,12 +53,32 @@ def test_the_detectors_environment_image_and_device_follow_its_model(
         assert ("DETECTOR_MEMORY_SHARE" in variables) == (runs_on == "cuda")
 
 
-def test_a_folder_with_an_onnx_file_alone_needs_no_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("file", ["yolo.onnx", "onnx/model.onnx"])
+def test_a_folder_with_an_onnx_file_alone_needs_no_torch(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DETECTOR_MODEL", str(tmp_path))
-    (tmp_path / "yolo.onnx").touch()
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).touch()
     assert images_of(StackSettings(), "cpu")[0].name == "detector-cpu"
     (tmp_path / "model.safetensors").touch()
     assert images_of(StackSettings(), "cpu")[0].name == "detector-torch-cpu"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "pinned"),
+    [({}, True), ({"DETECTOR_MODEL": HUB}, False), ({"DETECTOR_MODEL": HUB, "DETECTOR_REVISION": "main"}, False)],
+)
+def test_the_presets_revision_goes_with_the_presets_model(
+    chosen: dict[str, str], pinned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("DETECTOR_MODEL", "DETECTOR_REVISION"):
+        monkeypatch.setenv(name, chosen.get(name, ""))
+    settings = StackSettings(state=tmp_path)
+    detector, _ = make_stack(settings, "cuda", "l4", {}).services
+    of_container = ComposeFiles(settings, "cuda", "l4").service_variables()["detector"].get("DETECTOR_REVISION")
+    assert detector.revision == of_container
+    assert (detector.revision not in (None, "main")) == pinned
 
 
 def test_a_model_is_fetched_in_the_image_of_its_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,7 +82,12 @@ class OnnxDetector:
         self._model = _exported(Files(checkpoint.model, checkpoint.revision))
         self._path = self._model.graph.path
         _refuse_foreign_settings(settings)
-        import onnxruntime
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise DetectorError(
+                f"the model {self._path} needs ONNX Runtime ({error}): take the environment detector-cpu"
+            ) from error
 
         self._max_iou = settings.nms_iou
         options = onnxruntime.SessionOptions()
