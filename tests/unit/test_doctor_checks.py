@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,7 @@ from scripts.checks.doctor import (
     proxy,
 )
 from scripts.checks.doctor.context import Context
+from scripts.docker import host as docker_host
 from scripts.docker import project as compose_project
 from scripts.environments import LOCKS, ROOT
 from scripts.findings import Finding, exit_code
@@ -55,6 +57,9 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
+    # What this machine's own Docker answered is kept for the process.
+    for name in ("fault", "client_config"):
+        monkeypatch.setattr(docker_host, name, cache(getattr(docker_host, name).__wrapped__))
 
     def install(**scripts: str) -> None:
         for name, script in scripts.items():

@@ -31,13 +31,21 @@ def test_nothing_that_comes_from_data_is_markup(
             "job": {"summary": f"{value}?", "label": value},
             "counts": {"images": counts, "detections": counts},
             "failures": [{"stage": "ask", "reason": value, "rows": 1}],
+            "accuracy": {value: {"share": 0.5, "right": 1, "rows": 2, "no_answer": 0, "without_truth": 0}},
             "several_frames": 0,
             "starts": [],
             "reason": value,
         }
         show_summary(make_console(), manifest)
         printed = capsys.readouterr().out
-        lines = f"3  {shown}", f"{shown}?", f"1 {shown} detections", f"stopped: {shown}", f"ask: {shown} (1 rows)"
+        lines = (
+            f"right {shown}: 50.0%",
+            f"3  {shown}",
+            f"{shown}?",
+            f"1 {shown} detections",
+            f"stopped: {shown}",
+            f"ask: {shown} (1 rows)",
+        )
         for line in lines:
             assert line in printed
 
