@@ -150,8 +150,9 @@ def test_it_finds_the_dogs(detector_url: str) -> None:
 def test_an_answer_has_every_field(detector_url: str) -> None:
     reply = ask(detector_url, request(scene_bytes(1)))
     assert reply.status == 200
-    assert set(reply.body) == {"boxes", "width", "height", "model", "revision", "settings"}
+    assert set(reply.body) == {"boxes", "width", "height", "model", "revision", "settings", "input"}
     assert reply.body["settings"] == {"threshold": 0.4, "nms_iou": 0.6, "dtype": "auto"}
+    assert reply.body["input"] == [256, 192]  # pixels of the tiny detector
     assert (reply.body["width"], reply.body["height"]) == (640, 480)
     assert (reply.body["model"], reply.body["revision"]) == ("samples/models/tiny-detector/model.onnx", None)
     for item in reply.boxes:
