@@ -108,7 +108,8 @@ class Trial:
         began = time.perf_counter()
         found = await self.clients.finder.find(picture)
         seconds = time.perf_counter() - began
-        self.say(f"detector  {self.services.detector}: {len(found.boxes)} objects in {seconds:.3f} s")
+        objects = "1 object" if len(found.boxes) == 1 else f"{len(found.boxes)} objects"
+        self.say(f"detector  {self.services.detector}: {objects} in {seconds:.3f} s")
         scale, pixels = picture.width / found.width, decode(data).pixels
         tried = []
         for each in found.boxes:
@@ -157,8 +158,10 @@ class Trial:
         except RowError as error:
             self.fail(f"{asked}  {error}")
         else:
-            tokens = f"{answer.prompt_tokens} tokens in, {answer.completion_tokens} out"
-            self.say(f"{asked}  {answer.raw}  ({answer.latency_s:.3f} s, {tokens})")
+            cost = f"{answer.latency_s:.3f} s"
+            if answer.prompt_tokens is not None and answer.completion_tokens is not None:
+                cost += f", {answer.prompt_tokens} tokens in, {answer.completion_tokens} out"
+            self.say(f"{asked}  {answer.raw}  ({cost})")
 
 
 def size_of(jpeg: bytes) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 from rich.console import Console
 
 from pipeline import settings as pipeline_settings
@@ -58,6 +59,14 @@ def test_a_failure_is_shown_with_what_the_model_wrote(shown: Shown, simulated: S
     assert code == 1
     assert "does not fit the schema" in text
     assert 'the model wrote \'{"breed": "cat"}\'' in text
+
+
+def test_a_server_that_counts_no_tokens_is_shown_without(shown: Shown, simulated: Simulated) -> None:
+    choice = {"message": {"content": json.dumps(ANSWER)}, "finish_reason": "stop"}
+    simulated.model_fault = lambda number: web.json_response({"choices": [choice]})
+    code, text = shown()
+    assert code == 0
+    assert "tokens" not in text.splitlines()[-1]
 
 
 def test_a_picture_without_an_object_asks_nothing(shown: Shown, simulated: Simulated) -> None:
