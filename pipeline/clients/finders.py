@@ -1,7 +1,7 @@
 """Where the boxes of a run come from: the detector, the image itself, or a source that the user gives.
 
-To add one: a class with `find`, `asked` and `concurrency` here, a value of `boxes` in `pipeline.job`, and a line in
-`given`.
+To add one: a class like `Given` here, a line in `given`, and for another kind than those of SPOTTER_BOXES a value of
+`Boxes` in pipeline/labels.py.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class GivenBoxes(Given):
         """Those of the labels that are looked for, best first.
 
         Raises:
-            NoBoxes: the earlier run has not this image, or the boxes are of an image of another size.
+            NoBoxes: the earlier run does not have this image, or the boxes are for an image of another size.
         """
         size = picture.width, picture.height
         if (said := self.sizes.get(picture.path, size)) != size:
@@ -122,16 +122,23 @@ def given(settings: Settings, job: Job, sources: list[Source], objects: Objects)
             f"job {job.name} has `boxes: input`: set SPOTTER_BOXES or --boxes to a COCO JSON file, an earlier run's "
             f"folder, or {COLUMN}NAME of the input table"
         )
-    place, wanted = settings.boxes, (job.labels, job.threshold)
+    place = settings.boxes
     if place.startswith(COLUMN):
         found = read_column(settings.images, place.removeprefix(COLUMN), settings.column, sources, objects)
         text = json.dumps([[shown_path(path), [repr(box) for box in boxes]] for path, boxes in sorted(found.items())])
-        return GivenBoxes(f"boxes of {place}", job.label, fingerprint(text), (), found, None, {}, *wanted)
+        return GivenBoxes(
+            f"boxes of {place}",
+            job.label,
+            fingerprint(text),
+            by_path=found,
+            labels=job.labels,
+            threshold=job.threshold,
+        )
     folder = Path(place).expanduser()
     if folder.is_dir():
-        by_key, revision = of_run(folder)
+        by_key, revision = of_run(folder, job)
         name = f"boxes of run {folder.resolve().name}"
-        return GivenBoxes(name, job.label, revision, (), {}, by_key, {}, *wanted)
+        return GivenBoxes(name, job.label, revision, by_key=by_key, labels=job.labels, threshold=job.threshold)
     return of_file(place, job, sources, objects)
 
 
@@ -157,24 +164,32 @@ def of_file(place: str, job: Job, sources: Iterable[Source], objects: Objects) -
     text = json.dumps(
         [[name, [repr(each) for each in found], annotations.sizes.get(name)] for name, found in annotations.of.items()]
     )
-    name = f"boxes of {Path(place).name}"
     return GivenBoxes(
-        name, job.label, fingerprint(text), tuple(notes), by_path, None, sizes, *(job.labels, job.threshold)
+        f"boxes of {Path(place).name}",
+        job.label,
+        fingerprint(text),
+        tuple(notes),
+        by_path=by_path,
+        sizes=sizes,
+        labels=job.labels,
+        threshold=job.threshold,
     )
 
 
-def of_run(folder: Path) -> tuple[dict[str, list[Annotation]], str]:
+def of_run(folder: Path, job: Job) -> tuple[dict[str, list[Annotation]], str]:
     """The boxes of an earlier run by the image's key, and their hash; images that failed are left out.
 
     Raises:
         Unreadable: it is no run's folder, or one of another version.
+        InvalidSetting: its keys cover other inputs than the job's.
     """
     try:
         images = pq.read_table(folder / "images.parquet", columns=["key", "outcome"]).to_pylist()
         rows = pq.read_table(
             folder / "detections.parquet", columns=["key", "index", "label", "box", "score"]
         ).to_pylist()
-        version = json.loads((folder / "run.json").read_text())["identity"]["table_format"]
+        manifest = json.loads((folder / "run.json").read_text())
+        version, inputs = manifest["identity"]["table_format"], list(manifest["job"].get("inputs", ()))
     except (OSError, pa.ArrowException, ValueError, LookupError, TypeError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
         raise Unreadable(f"boxes: {folder} is no folder of a run that has ended: {reason}") from error
@@ -182,6 +197,11 @@ def of_run(folder: Path) -> tuple[dict[str, list[Annotation]], str]:
         raise Unreadable(
             f"boxes: the run in {folder} was made by another version of Spotter (table format {version}, expected "
             f"{tables.FORMAT}): run it again"
+        )
+    if inputs != list(job.inputs):
+        raise InvalidSetting(
+            f"boxes: the run in {folder} has the inputs {', '.join(inputs) or 'none'}, job {job.name} has "
+            f"{', '.join(job.inputs) or 'none'}: images are matched by content and inputs, so both must be the same"
         )
     found: dict[str, list[Annotation]] = {
         row["key"]: [] for row in images if row["key"] and row["outcome"] != tables.FAILED

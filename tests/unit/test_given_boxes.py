@@ -293,3 +293,12 @@ def test_boxes_of_a_column_go_to_each_element_of_a_row(do: Do, tmp_path: Path, i
         ("00000000.1", [1, 2, 30, 40]),
         ("00000002.0", [5, 6, 70, 80]),
     ]
+
+
+@pytest.mark.usefixtures("photos")
+def test_boxes_of_a_run_with_other_inputs_are_refused(do: Do, tmp_path: Path) -> None:
+    earlier, _ = do("boxes: whole")
+    path = table(tmp_path, [[], [], []], in_rows=True)
+    pq.write_table(pq.read_table(path).append_column("asked", pa.array(["a", "b", "c"])), path)
+    with pytest.raises(InvalidSetting, match="has the inputs none, job look has asked"):
+        do("boxes: input\ninputs: {asked: asked}", "--boxes", str(earlier.folder), images=path)
