@@ -48,6 +48,9 @@ CLIENT_KEYS = {"extra_body", "extra_headers", "extra_query", "timeout"}
 # Newer servers want this in the place of max_tokens.
 MAX_COMPLETION_TOKENS = "max_completion_tokens"
 
+# The keys of a job file with one question, which stand at its top.
+ONE_QUESTION = {"question", "schema", "max_tokens"}
+
 
 class Crop(BaseModel):
     """How a detection is cut out of its image."""
@@ -59,10 +62,6 @@ class Crop(BaseModel):
     min_side: int = Field(
         32, ge=1, le=512, description="a shorter side is scaled up to this, or filled with grey, in pixels"
     )
-
-
-# The keys of a job file with one question, which stand at its top.
-ONE_QUESTION = {"question", "schema", "max_tokens"}
 
 
 class Tiles(BaseModel):

@@ -128,13 +128,10 @@ class Comparison:
         self.match()
 
     def match(self) -> None:
-        """Sort each detection of both runs into `same`, `pairs`, `gone` or `new`; images of one run alone have none."""
+        """Sort the detections of images that both runs have into `same`, `pairs`, `gone` and `new`."""
         before, after = (rows_by_key(run, self.properties) for run in (self.before, self.after))
         both = contents(self.before) & contents(self.after)
-        keys = dict.fromkeys([*after, *before])
-        for key in keys:
-            if key not in both:
-                continue
+        for key in dict.fromkeys(key for key in [*after, *before] if key in both):
             for one, other in matched(before.get(key, []), after.get(key, [])):
                 if one is None and other is not None:
                     self.new.append(other)
@@ -196,12 +193,12 @@ def measures(run: FinishedRun) -> dict[str, float | None]:
         "prompt tokens": tokens["prompt"],
         "completion tokens": tokens["completion"],
         "tokens a detection": round(sum(tokens.values()) / detections.num_rows, 1) if detections.num_rows else None,
-        "latency of an answer, s": mean(pc.mean(detections["latency_s"]).as_py()),
-        "seconds": seconds and round(seconds, 1),
+        "latency of an answer, s": rounded(pc.mean(detections["latency_s"]).as_py(), 3),
+        "seconds": rounded(seconds, 1),
         "answers a second": round(answered / seconds, 2) if seconds else None,
     }
 
 
-def mean(value: float | None) -> float | None:
-    """A mean for people."""
-    return None if value is None else round(value, 3)
+def rounded(value: float | None, digits: int) -> float | None:
+    """A figure for people; None stays."""
+    return None if value is None else round(value, digits)

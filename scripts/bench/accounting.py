@@ -7,7 +7,8 @@ recording one row. Compared: runs with and without measurement take turns, and t
 because other programs only add time. On a machine that is not idle, trust the first.
 
 The servers are simulated, in another process. The images are small and have many boxes, so that most work is done per
-detection: this is about the worst case, because the cost is per row. The report is left out: it would hide the cost.
+detection: this is about the worst case, because the cost is per row. The report and the annotated copies are left out:
+they would hide the cost.
 """
 
 from __future__ import annotations
@@ -93,6 +94,7 @@ def main() -> None:
             detector_url=AnyHttpUrl(url),
             model_url=AnyHttpUrl(f"{url}/v1"),
             model_concurrency=arguments.concurrency,
+            annotated="none",
             force=True,
         )
         without, measured, shares = [], [], []

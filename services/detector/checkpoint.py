@@ -48,8 +48,8 @@ class InputSize:
             return self.exact
         if self.within is not None:
             scale = min(self.within[0] / width, self.within[1] / height)
-            return max(1, round(width * scale)), max(1, round(height * scale))
-        scale = min(1.0, self.longest / max(width, height))
+        else:
+            scale = min(1.0, self.longest / max(width, height))
         return max(1, round(width * scale)), max(1, round(height * scale))
 
     @property
