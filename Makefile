@@ -53,7 +53,7 @@ report: ## make a run's report again from its tables: RUN=run
 
 .PHONY: try
 try: ## show box, request and answer for one picture: IMAGE=a.jpg JOB=
-	@./spotter try --images '$(value IMAGE)' $(OPTIONS)
+	@./spotter try $(if $(value IMAGE),--images '$(value IMAGE)') $(OPTIONS)
 
 .PHONY: estimate
 estimate: ## say what a run would cost, by the last run of the job: IMAGES= JOB=

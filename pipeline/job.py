@@ -299,7 +299,8 @@ def load(name_or_path: str) -> Job:
     try:
         job = Job.model_validate(file.content)
     except ValidationError as error:
-        first = error.errors()[0]
+        # A misspelt key is the cause of the missing one.
+        first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
         where, message = first["loc"], first["msg"]
         cause = first.get("ctx", {}).get("error")
         if isinstance(cause, SchemaError):
@@ -309,6 +310,8 @@ def load(name_or_path: str) -> Job:
             keys = keys["questions"]["items"]["properties"] if where[0] == "questions" else keys
             near = get_close_matches(str(where[-1]), keys, n=1)
             message = "unknown key" + (f": did you mean {near[0]!r}?" if near else "")
+        elif first["type"] == "missing":
+            message = "this key is required, but missing"
         if "questions" not in file.content and where[:2] == ("questions", 0):
             where = where[2:]
         file.refuse(where, message.removeprefix("Value error, "))

@@ -61,7 +61,15 @@ class EmptyIsDefault(EnvSettingsSource):
 
 
 # What `--help` calls a value, by its type.
-METAVARS = {"str": "TEXT", "int": "NUMBER", "float": "NUMBER", "Path": "PATH", "AnyHttpUrl": "URL", "ByteSize": "SIZE"}
+METAVARS = {
+    "str": "TEXT",
+    "int": "NUMBER",
+    "float": "NUMBER",
+    "Path": "PATH",
+    "AnyHttpUrl": "URL",
+    "ByteSize": "SIZE",
+    "{{all,none},int}": "{all,none,NUMBER}",
+}
 
 
 class Settings(BaseSettings):
@@ -170,6 +178,14 @@ class Settings(BaseSettings):
         """The usual sources, but that an empty variable is one that is not set, also where `.env` sets it."""
         return (sources["init_settings"], EmptyIsDefault(settings_cls), sources["dotenv_settings"])
 
+    @field_validator("images")
+    @classmethod
+    def refuse_nowhere(cls, images: str) -> str:
+        """See that an empty name is not taken for the folder that Spotter runs in."""
+        if not images.strip():
+            raise PydanticCustomError("nowhere", "it is empty: give a folder, a file, a table or s3://...")
+        return images
+
     @field_validator("images", "output", "detector_url", "model_url", "s3_endpoint")
     @classmethod
     def refuse_credentials(cls, address: T) -> T:
@@ -263,6 +279,22 @@ def refuse_unknown(environment: dict[str, str | None]) -> None:
             raise InvalidSetting(f"unknown variable {name} (environment or {ENV_FILE}): {hint}")
 
 
+def refuse_unknown_options(arguments: list[str]) -> None:
+    """See that no option is misspelt.
+
+    Raises:
+        InvalidSetting: one is; names the nearest.
+    """
+    known = ["--help", *(f"--{name.replace('_', '-')}" for name in Settings.model_fields)]
+    negated = {f"--no-{name[2:]}" for name in known}
+    for argument in arguments:
+        option = argument.partition("=")[0]
+        if option.startswith("--") and option not in known and option not in negated:
+            near = difflib.get_close_matches(option, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else "./spotter run --help lists the options"
+            raise InvalidSetting(f"unknown option {option}: {hint}")
+
+
 def add_option(parser: ArgumentParser, *names: str, **given: Any) -> None:
     """Add an option to a parser as `--help` shows it to people."""
     if "metavar" in given:
@@ -275,12 +307,13 @@ def load(arguments: list[str]) -> Settings:
     """Read the settings; `--help` prints them and exits.
 
     Raises:
-        InvalidSetting: a value is invalid; gives its name, its source, the value and what is accepted.
+        InvalidSetting: an option is unknown, or a value is invalid; gives its name, source, value and what is accepted.
     """
     from_file = read_env_file(ENV_FILE)
     refuse_unknown({**from_file, **os.environ})
     if any(argument.partition("=")[0] == "--api-key" for argument in arguments):
         raise InvalidSetting(f"--api-key: any user of this host can read a command line: set {PREFIX}API_KEY instead")
+    refuse_unknown_options(arguments)
     try:
         source: CliSettingsSource[ArgumentParser] = CliSettingsSource(Settings, add_argument_method=add_option)
         source.root_parser.description = inspect.cleandoc(Settings.__doc__ or "")
@@ -295,5 +328,6 @@ def load(arguments: list[str]) -> Settings:
             where = f"{variable} in the environment"
         else:
             where = f"{variable} in {ENV_FILE}"
+        expected = "; or: ".join(each["msg"] for each in error.errors() if each["loc"][0] == field)  # one for each type
         value = "(hidden)" if field == "api_key" or first["type"] == CREDENTIALS else repr(first["input"])
-        raise InvalidSetting(f"{where}: {value} is invalid: {first['msg']}") from error
+        raise InvalidSetting(f"{where}: {value} is invalid: {expected}") from error

@@ -78,7 +78,10 @@ def differences(identity: dict[str, Any], other: dict[str, Any]) -> list[str]:
         before, after = other.get(name), identity.get(name)
         if before != after:
             short = isinstance(before, str | None) and isinstance(after, str | None) and name != "job"
-            changed = f"{before} -> {after}" + ("; another version of Spotter" if name == "table_format" else "")
+            absent = "all images" if name == "trial" else "none"
+            changed = f"{before or absent} -> {after or absent}" + (
+                "; another version of Spotter" if name == "table_format" else ""
+            )
             found.append(f"{name.replace('_', ' ')} ({changed})" if short else name.replace("_", " "))
     return found
 

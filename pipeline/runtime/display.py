@@ -162,14 +162,17 @@ def show_summary(console: Console, manifest: dict[str, Any]) -> None:
     images, found = manifest["counts"]["images"], manifest["counts"]["detections"]
     label = escaped(manifest["job"].get("label", ""))
     having = f"with a {label}" if label else "with detections"
+    whole = manifest["job"].get("boxes") == "whole"  # each image is its own detection
+    outcomes = (
+        f"{images['detected']} read" if whole else f"{images['detected']} {having}, {images['no_object']} without"
+    )
     console.print(
-        f"{images['total']} images: {images['detected']} {having}, {images['no_object']} without, "
-        f"{images['failed']} failed" + (f", {images['not_reached']} not reached" if images["not_reached"] else ""),
+        f"{images['total']} images: {outcomes}, {images['failed']} failed"
+        + (f", {images['not_reached']} not reached" if images["not_reached"] else ""),
         markup=False,
     )
-    line = f"{found['total']} {label + ' ' if label else ''}detections: {found['answered']} answered, "
-    line += f"{found['failed']} failed"
-    console.print(line, markup=False)
+    what = "images asked about" if whole else f"{label} detections".lstrip()
+    console.print(f"{found['total']} {what}: {found['answered']} answered, {found['failed']} failed", markup=False)
     for name, each in manifest.get("labels", {}).items():
         line = f"  {each['detections']} {name} in {each['images']} images: {each['answered']} answered, "
         console.print(escaped(line + f"{each['failed']} failed"), markup=False, highlight=False)
@@ -212,12 +215,18 @@ def copies_note(drawn: dict[str, Any] | None) -> str | None:
 
 def show_next(console: Console, folder: Path, manifest: dict[str, Any]) -> None:
     """Where the results are, and what to do with them."""
-    counts = manifest["counts"]
+    counts, given = manifest["counts"], manifest["settings"]
     if counts["images"]["not_reached"]:
         advice = "the same command again does the rest"
     elif counts["images"]["failed"] + counts["detections"]["failed"]:
         advice = "make run OPTIONS=--retry-failed, when the cause is gone"
+    elif "trial" in manifest:
+        advice = f"open the report; then all images: the same command without {'LIMIT' if given['limit'] else 'SAMPLE'}"
+    elif given["images"].startswith("samples/"):
+        advice = (
+            f"open the report; then your own: make run IMAGES={'table' if manifest['job'].get('inputs') else 'folder'}"
+        )
     else:
-        advice = "open the report; then your own: make run IMAGES=folder"
+        advice = "open the report"
     for name, text in (("rows", folder / "detections.parquet"), ("report", folder / "report.html"), ("next", advice)):
         console.print(escaped(f"{name + ':':8}{text}"), soft_wrap=True, highlight=False, markup=False)

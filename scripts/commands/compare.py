@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline import settings as job_settings
-from pipeline.errors import Unwritable
+from pipeline.errors import InvalidSetting, Unwritable
 from pipeline.output.run_folder import find_run
 from pipeline.results.comparison import Comparison
 from pipeline.results.comparison_page import write_page
@@ -28,7 +28,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "Compare the answers of two runs: what changed, how far they agree, and what both cost. Detections are matched "
         "by the content of the image and the place of the box. For their times see `profile --compare`."
     )
-    parser.add_argument("runs", nargs=2, metavar="RUN", help="two runs, the older first, each by folder or name")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="two runs, the older first, each by folder or name")
     parser.add_argument("--output", metavar="FOLDER", help="where the page goes (default: beside the second run)")
 
 
@@ -53,7 +53,7 @@ def show(console: Console, compared: Comparison) -> None:
         f"images: {images['both']} in both, {images['before']} only in {names[0]}, {images['after']} only in {names[1]}"
     )
     numbers = [len(rows) for rows in (compared.pairs, compared.new, compared.gone)]
-    say("detections there: {} equal, {} changed, {} new, {} gone".format(compared.same, *numbers))
+    say("detections in images of both: {} equal, {} changed, {} new, {} gone".format(compared.same, *numbers))
     if compared.differences:
         say(f"different: {', '.join(compared.differences)}")
     console.print()
@@ -78,8 +78,14 @@ def run(_: StackSettings, console: Console, *, runs: list[str], output: str | No
     """Print the comparison and write its page.
 
     Raises:
+        InvalidSetting: not two runs.
         Unwritable: the page cannot be written.
     """
+    if len(runs) != 2:
+        raise InvalidSetting(
+            f"compare takes two runs, the older first, but got {len(runs)}: "
+            "make compare RUNS='older newer', or ./spotter compare OLDER NEWER"
+        )
     place = job_settings.load([]).runs
     before, after = (read_run(find_run(name, place)) for name in runs)
     compared = Comparison(before, after)

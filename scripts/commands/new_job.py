@@ -51,10 +51,12 @@ def run(settings: StackSettings, console: Console, *, file: str, label: str) -> 
     """Write the file.
 
     Raises:
-        InvalidSetting: there is such a file already, or the label cannot be one.
+        InvalidSetting: there is no name or such a file already, or the label cannot be one.
         Unwritable: the file cannot be written.
     """
     path = Path(file).expanduser()
+    if not path.name:
+        raise InvalidSetting("no name for the new job file: make job NAME=cars, or ./spotter job cars")
     path = path if path.suffix in (".yaml", ".yml") else path.with_name(f"{path.name}.yaml")
     label = label or path.stem.replace("_", " ").replace("-", " ")
     if len(label.split("\n")) > 1 or not label.strip():
@@ -65,6 +67,6 @@ def run(settings: StackSettings, console: Console, *, file: str, label: str) -> 
     except FileExistsError:
         raise InvalidSetting(f"{path} is there already: give another name, or remove it first") from None
     except OSError as error:
-        raise Unwritable(f"{path} cannot be written: {error.strerror}") from error
+        raise Unwritable(f"{path} cannot be written: {error.strerror}: give another name") from error
     shown = path if path.resolve().is_relative_to(ROOT) else path.resolve()
     console.print(escaped(f"wrote {shown}: edit it, then `make preflight JOB={shown}`"), markup=False, soft_wrap=True)

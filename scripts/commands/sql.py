@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline import settings as job_settings
+from pipeline.errors import InvalidSetting
 from pipeline.output.run_folder import find_run
 from pipeline.results.exports.csv_tables import flat
 from pipeline.results.finished_run import read_run
@@ -51,7 +52,13 @@ def show(console: Console, rows: pa.Table) -> None:
 
 
 def run(_: StackSettings, console: Console, *, query: str, run: str, as_csv: bool) -> None:
-    """Print the rows of the query."""
+    """Print the rows of the query.
+
+    Raises:
+        InvalidSetting: there is no query, or it is wrong.
+    """
+    if not query.strip():
+        raise InvalidSetting("no query: make sql QUERY='select * from images', or ./spotter sql 'select ...'")
     rows = ask(read_run(find_run(run, job_settings.load([]).runs)), query)
     if not as_csv:
         show(console, rows)

@@ -52,3 +52,12 @@ def test_the_makefile_takes_names_as_they_are(tmp_path: Path) -> None:
     command = ["make", "--silent", "-f", "Makefile", "-f", str(shown), "shown", *map("=".join, given.items())]
     told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert told.splitlines() == list(given.values())
+
+
+@pytest.mark.parametrize(
+    ("given", "command"),
+    [([], "./spotter try"), (["IMAGE=my $a.jpg"], "./spotter try --images 'my $a.jpg'")],
+)
+def test_make_try_without_a_picture_takes_the_settings_images(given: list[str], command: str) -> None:
+    told = subprocess.run(["make", "-n", "try", *given], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert told.strip() == command

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import time
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from pipeline.runtime import display
-from pipeline.runtime.display import live, show_summary
+from pipeline.runtime.display import live, show_next, show_summary
 from pipeline.runtime.progress import Progress
 
 
@@ -44,6 +45,43 @@ def test_summary_counts_and_reasons() -> None:
         "failed at read: the file is [empty] (1 rows)",
     ):
         assert text in shown, shown
+
+
+def test_whole_images_are_counted_as_read_and_asked_about() -> None:
+    counts = {
+        "images": {"total": 5, "detected": 4, "no_object": 0, "failed": 1, "not_reached": 0},
+        "detections": {"total": 4, "answered": 3, "failed": 1},
+    }
+    console = Console(file=io.StringIO(), width=100)
+    show_summary(console, manifest(job={"summary": "breed", "label": "image", "boxes": "whole"}, counts=counts))
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert "5 images: 4 read, 1 failed" in lines
+    assert "4 images asked about: 3 answered, 1 failed" in lines
+
+
+@pytest.mark.parametrize(
+    ("changes", "advice"),
+    [
+        ({}, "open the report; then your own: make run IMAGES=folder"),
+        ({"job": {"inputs": {"question": "q"}}}, "open the report; then your own: make run IMAGES=table"),
+        ({"settings": {"images": "/photos"}}, "open the report"),
+        (
+            {"settings": {"images": "/photos", "limit": 5}, "trial": {"images": "the first 5", "of": 9}},
+            "open the report; then all images: the same command without LIMIT",
+        ),
+        (
+            {"settings": {"images": "/photos", "limit": None}, "trial": {"images": "5 drawn by seed 0", "of": 9}},
+            "open the report; then all images: the same command without SAMPLE",
+        ),
+    ],
+)
+def test_the_next_step_fits_the_run(changes: dict[str, object], advice: str) -> None:
+    counts = {"images": {"failed": 0, "not_reached": 0}, "detections": {"failed": 0}}
+    console = Console(file=io.StringIO(), width=100)
+    show_next(console, Path("runs/x"), manifest(counts=counts, **{"settings": {"images": "samples/images"}} | changes))
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue().splitlines()[-1] == f"next:   {advice}"
 
 
 def test_a_run_that_was_begun_twice_shows_both_starts() -> None:

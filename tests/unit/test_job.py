@@ -52,6 +52,16 @@ def with_schema(**properties: object) -> dict[str, Any]:
         pytest.param("just text", "dog_breeds.yaml", id="no mapping"),
         pytest.param({**GOOD, "labell": "x"}, "labell: .*'label'", id="unknown key"),
         pytest.param({k: v for k, v in GOOD.items() if k != "question"}, "question: ", id="missing key"),
+        pytest.param(
+            {("max_token" if key == "max_tokens" else key): value for key, value in GOOD.items()},
+            "max_token: unknown key: did you mean 'max_tokens'",
+            id="misspelt key that is required",
+        ),
+        pytest.param(
+            {key: value for key, value in GOOD.items() if key != "description"},
+            "description: this key is required, but missing",
+            id="missing key",
+        ),
         pytest.param(GOOD | {"max_tokens": 0}, "max_tokens: ", id="value out of range"),
         pytest.param(GOOD | {"schema": {"type": "objekt"}}, "schema.type: .*JSON Schema", id="no JSON Schema"),
         pytest.param(with_schema(a={"$ref": "http://127.0.0.1:9/a"}), "a: .*http://127.0.0.1:9/a", id="elsewhere"),

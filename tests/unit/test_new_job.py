@@ -44,6 +44,11 @@ def test_an_existing_file_is_not_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "cars.yaml").read_text() == "mine"
 
 
+def test_a_name_is_required() -> None:
+    with pytest.raises(InvalidSetting, match="make job NAME=cars"):
+        write(Path())
+
+
 def test_a_label_of_two_lines_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidSetting, match="one line"):
         write(tmp_path / "cars", "a\nb")

@@ -78,6 +78,11 @@ def test_a_wrong_query_is_one_line_with_the_columns(runs: Path, command: Command
     assert "coat_color" in error
 
 
+def test_a_query_is_required(command: Command) -> None:
+    code, _, error = command("sql", " ")
+    assert (code, "make sql QUERY=" in error) == (2, True)
+
+
 def test_compare_prints_a_table_and_writes_a_page(runs: Path, command: Command, simulated: Simulated) -> None:
     simulated.answer = lambda image, body: json.dumps(ANSWER | {"breed": "corgi" if image.width < 60 else "poodle"})
     photos = str(runs.parent / "my photos")
@@ -85,13 +90,15 @@ def test_compare_prints_a_table_and_writes_a_page(runs: Path, command: Command, 
     older = next(path.name for path in runs.iterdir() if path.name.startswith("dog_breeds-"))
     code, out, _ = command("compare", older, "again")
     assert code == 0
-    assert "detections there: 2 equal, 2 changed, 0 new, 0 gone" in out
+    assert "detections in images of both: 2 equal, 2 changed, 0 new, 0 gone" in out
     assert "2  breed: poodle -> corgi" in out
     page = runs / f"compare-{older}-again.html"
     assert f"page: {page}" in out
     assert page.read_text().count('class="card"') == 2
     assert "(replaced)" in command("compare", older, "again")[1]
     assert command("compare", older, "gone")[0] == 2
+    code, _, error = command("compare", older)
+    assert (code, "RUNS='older newer'" in error) == (2, True)
 
 
 def test_a_long_table_is_cut_and_says_so(runs: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,5 +142,5 @@ def test_a_long_page_is_cut_and_says_so(tmp_path: Path, monkeypatch: pytest.Monk
 def test_the_runs_differences_are_named(tmp_path: Path) -> None:
     identity = {"table_format": tables.FORMAT, "model": "other"}
     found = compared(tmp_path, [], [], identity=identity)
-    assert found.differences == ["model (None -> other)"]
+    assert found.differences == ["model (none -> other)"]
     assert json.loads((tmp_path / "two" / "run.json").read_text())["identity"] == identity
