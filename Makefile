@@ -16,6 +16,9 @@ endif
 ifdef JOB
 export SPOTTER_JOB := $(value JOB)
 endif
+ifdef TRUTH
+export SPOTTER_TRUTH := $(value TRUTH)
+endif
 ifdef LIMIT
 export SPOTTER_LIMIT := $(LIMIT)
 endif
@@ -44,7 +47,7 @@ help: ## list the targets
 	@echo 'Settings: IMAGES=place OUTPUT=folder JOB=file DEVICE=cpu|cuda PRESET=file START=fast OFFLINE=1; see .env.example'
 
 .PHONY: run
-run: ## run the job, and start the stack if it is down: IMAGES= JOB= OUTPUT= LIMIT=
+run: ## run the job, and start the stack if it is down: IMAGES= JOB= OUTPUT= LIMIT= TRUTH=
 	@./spotter run $(OPTIONS)
 
 .PHONY: report

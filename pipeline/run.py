@@ -30,6 +30,7 @@ from pipeline.output.annotate import copies_in
 from pipeline.output.breakdown import explain, one_line
 from pipeline.output.collector import Collector
 from pipeline.output.estimate import after_trial
+from pipeline.output.evaluation import Truth, read_truth, write_evaluation
 from pipeline.output.formats import FORMATS
 from pipeline.output.manifest import Result, begun, ended, finished, identify, lost, why_new
 from pipeline.output.parts import Parts
@@ -87,6 +88,7 @@ class JobRun:
     services: Services
     identity: dict[str, Any]
     given: Given | None
+    truth: Truth | None
     folder: Path
     publication: Publication | None
     runtime: Runtime
@@ -126,6 +128,8 @@ class JobRun:
         self.given = given(settings, self.job, self.listing.sources, self.objects)
         for line in filter(None, (self.listing.summary(), *(self.given.notes if self.given else ()))):
             self.say(line)
+        paths = [source.shown for source in self.listing.sources]
+        self.truth = read_truth(settings.truth, self.job, paths, self.objects) if settings.truth else None
         self.profiler.phase(profiler.PROBE)
         asking = f"asking {'the model server' if self.given else 'both services'} one question"
         with display.waiting(self.console, asking):
@@ -289,6 +293,8 @@ class JobRun:
             self._note_end(reason or lost(unended, len(images)))
             self.manifest |= {"done_before": len(self.sources) - todo}
             self.manifest |= ended(self.tables, len(images), self.job, self.settings)
+            self.watchdog.moved()
+            self.manifest |= write_evaluation(self.folder, self.tables, self.truth, self.job, changed=todo > 0)
             run_folder.write_manifest(self.folder, self.manifest)
         seconds = self.manifest["starts"][-1]["seconds"]
         log.info("%s after %.1f s: %s", self.manifest["status"], seconds, json.dumps(self.manifest["counts"]))

@@ -102,6 +102,9 @@ class Settings(BaseSettings):
         None,
         description="boxes of a job with `boxes: input`: a COCO JSON file, an earlier run's folder, or column:NAME",
     )
+    truth: str | None = Field(
+        None, description="a labels file to evaluate the run against: COCO JSON, or a table with a row for each object"
+    )
     limit: int | None = Field(None, ge=1, description="a trial: only the first so many images, as a run of its own")
     sample: int | None = Field(None, ge=1, description="a trial: so many images drawn by chance, as a run of its own")
     sample_seed: int = Field(0, description="another number draws another sample")
@@ -186,7 +189,7 @@ class Settings(BaseSettings):
             raise PydanticCustomError("nowhere", "it is empty: give a folder, a file, a table or s3://...")
         return images
 
-    @field_validator("images", "output", "detector_url", "model_url", "s3_endpoint")
+    @field_validator("images", "truth", "output", "detector_url", "model_url", "s3_endpoint")
     @classmethod
     def refuse_credentials(cls, address: T) -> T:
         """See that an address holds no secret: addresses are written into run.json, and shown."""

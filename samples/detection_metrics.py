@@ -1,6 +1,8 @@
 """How good a detector is: average precision as COCO computes it, and in how many pictures it counts right.
 
-Boxes are `xyxy`; the unit does not matter as long as it is the same on both sides.
+Training and its evaluation run in the detector's environments, which have no pycocotools; a test holds these figures to
+those of `pipeline.output.evaluation`, which pycocotools makes. Boxes are `xyxy`; the unit does not matter as long as it
+is the same on both sides.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from pipeline import tables
 from pipeline.files import whole, write_atomically
 from pipeline.job import Job
 from pipeline.output.annotate import annotate_all, copies_in, copies_of
+from pipeline.output.evaluation import read_evaluation
 from pipeline.output.page_rows import CHOICE, NUMBER, Column, PageRows, digest, quoted
 from pipeline.output.run_folder import PAGE
 from pipeline.runtime.display import copies_note, counted
@@ -32,6 +33,8 @@ LOADED = ("report.css", "rows.js", "report.js")
 BARS = 12
 BINS = 10
 SHOWN_REASONS = 100
+# A confusion matrix shows so many of the true values.
+VALUES = 30
 
 
 def caption(row: dict[str, Any], job: Job) -> str:
@@ -173,6 +176,8 @@ def write_report(
         version=version,
         fields=[(each.name, bars(each)) for each in rows.columns if each.name in rows.fields],
         shown_bars=BARS,
+        evaluation=read_evaluation(folder),
+        shown_values=VALUES,
         failures=manifest["failures"][:SHOWN_REASONS],
         failures_left=max(len(manifest["failures"]) - SHOWN_REASONS, 0),
     )

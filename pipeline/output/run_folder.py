@@ -21,6 +21,7 @@ COMMITTED = ".parts/committed.jsonl"
 # The stacks of a run that stopped moving, or that an error ended.
 STALL, ERROR = "stall.txt", "error.txt"
 LOG = "run.log"
+EVALUATION = "evaluation.json"
 # The folder of the files that report.html loads.
 PAGE = "report"
 
@@ -29,6 +30,7 @@ CONTENTS = (
     *FORMATS,
     "report.html",
     PAGE,
+    EVALUATION,
     STALL,
     ERROR,
     LOG,

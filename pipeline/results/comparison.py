@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from pipeline import tables
 from pipeline.errors import InvalidSetting
+from pipeline.output.evaluation import read_evaluation
 from pipeline.output.run_folder import differences
 from pipeline.results.finished_run import BATCH, FinishedRun
 from pipeline.stages.reusable import SAME_BOX_PX
@@ -183,7 +184,9 @@ def measures(run: FinishedRun) -> dict[str, float | None]:
     answered = pc.sum(pc.equal(detections["outcome"], tables.ANSWERED)).as_py() or 0
     tokens = {name: pc.sum(detections[f"{name}_tokens"]).as_py() or 0 for name in ("prompt", "completion")}
     seconds = run.manifest.get("seconds")
-    accuracy = run.manifest.get("accuracy") or {}
+    # The labels file's figures stand before those of the job's own truth: it knows single objects.
+    judged_by_file = (read_evaluation(run.folder) or {}).get("answers", {})
+    accuracy = {**(run.manifest.get("accuracy") or {}), **judged_by_file}
     return {
         "images": run.images.num_rows,
         "images that failed": pc.sum(pc.equal(run.images["outcome"], tables.FAILED)).as_py() or 0,

@@ -178,6 +178,8 @@ def show_summary(console: Console, manifest: dict[str, Any]) -> None:
         console.print(escaped(line + f"{each['failed']} failed"), markup=False, highlight=False)
     for name, judged in manifest["accuracy"].items():
         print_accuracy(console, name, judged)
+    if "evaluation" in manifest:
+        print_evaluation(console, manifest["evaluation"])
     if "cost" in manifest:
         price = manifest["cost"]
         line = f"cost: {price['total']:,.4g}; {price['per_1000_images']:,.4g} for 1,000 images, by the prices you set"
@@ -200,8 +202,46 @@ def print_accuracy(console: Console, name: str, judged: dict[str, float]) -> Non
     """How many answers of a property are right, in one line."""
     said = f"right {escaped(name)}: {judged['share']:.1%}, {judged['right']} of {judged['rows']}"
     said += f"; {judged['no_answer']} without an answer count as wrong" if judged["no_answer"] else ""
-    said += f"; {judged['without_truth']} rows have no truth" if judged["without_truth"] else ""
+    said += f"; {judged['without_truth']} rows have no truth" if judged.get("without_truth") else ""
     console.print(said, markup=False, highlight=False, soft_wrap=True)
+
+
+def percent(share: float | None) -> str:
+    """A share for people; `none` where there is nothing to divide by."""
+    return "none" if share is None else f"{share:.1%}"
+
+
+def print_evaluation(console: Console, figures: dict[str, Any]) -> None:
+    """A run against its labels file: a line for the images, one for each label and one for each field of an answer."""
+    images = figures["images"]
+    lines = [
+        f"against {figures['truth']}: {images['compared']} images compared"
+        + "".join(
+            f", {images[key]} {said}"
+            for key, said in (
+                ("failed", "of them failed"),
+                ("without_truth", "not in the file"),
+                ("without_rows", "of the file not in the run yet or not in this trial"),
+            )
+            if images[key]
+        )
+    ]
+    if figures["names"]:
+        lines.append(f"  {figures['names']}")
+    if figures["objects_of_other_labels"]:
+        lines.append(
+            f"  {figures['objects_of_other_labels']} objects of labels that the job does not find are left out"
+        )
+    for label, judged in figures["detections"].items():
+        lines.append(
+            f"  {label}: {judged['found']} found, {judged['missed']} missed, {judged['invented']} invented; "
+            f"precision {percent(judged['precision'])}, recall {percent(judged['recall'])}, "
+            f"AP50 {percent(judged['ap50'])}, AP50:95 {percent(judged['ap50_95'])}"
+        )
+    for line in lines:
+        console.print(escaped(line), markup=False, highlight=False, soft_wrap=True)
+    for name, judged in figures["answers"].items():
+        print_accuracy(console, name, judged)
 
 
 def copies_note(drawn: dict[str, Any] | None) -> str | None:

@@ -14,7 +14,7 @@ from pipeline.locations import is_object
 from pipeline.output.annotate import copies_in
 from pipeline.output.formats import FORMATS
 from pipeline.output.report import write_report
-from pipeline.output.run_folder import MANIFEST, PAGE, find_run
+from pipeline.output.run_folder import EVALUATION, MANIFEST, PAGE, find_run
 from pipeline.results.finished_run import read_run
 from pipeline.runtime.terminal import escaped
 from pipeline.sources.objects import NoObject, Objects, StoreError, refuse
@@ -76,6 +76,8 @@ def remake_published(address: str, objects: Objects) -> str:
             objects.glob(f"{address}/{MANIFEST}", limit=1)  # a missing bucket is an error here
             for name in (MANIFEST, *FORMATS):
                 (folder / name).write_bytes(objects.read(f"{address}/{name}"))
+            for _ in objects.list(f"{address}/{EVALUATION}"):
+                (folder / EVALUATION).write_bytes(objects.read(f"{address}/{EVALUATION}"))
             copies = {place.rpartition("/")[2] for place, _ in objects.list(f"{address}/annotated/")}
         except NoObject as error:
             raise NotFound(f"no run at {address}: {error}") from error

@@ -91,16 +91,18 @@ def tell(job: JobCommand, environment: Mapping[str, str], secrets: Path) -> Told
         if single and (file := Path(single).expanduser().absolute()).is_file():
             mounts.append(Mount(file, file, read_only=True))
     mounts.append(Mount(runs, runs, read_only=False))
-    boxes = Path(settings.boxes or "").expanduser().absolute()
-    if settings.boxes and boxes.exists() and not {boxes, *boxes.parents} & {mount.here for mount in mounts}:
-        mounts.append(Mount(boxes, boxes, read_only=True))
+    for named in filter(None, (settings.boxes, settings.truth)):
+        place = Path(named).expanduser().absolute()
+        if place.exists() and not {place, *place.parents} & {mount.here for mount in mounts}:
+            mounts.append(Mount(place, place, read_only=True))
     for mount in mounts:
         refuse_mount(mount.here)
     if os.getuid() == 0:
         seen_by_job = [mount.here for mount in mounts if mount.read_only]
         refuse_unreachable(user, runs, seen_by_job, [] if is_object(settings.images) else some(settings.images))
     # A list of images, which nobody has read yet, may name objects as well.
-    if is_object(settings.images) or is_object(settings.output) or has_entries(settings.images):
+    places_read = filter(None, (settings.images, settings.output, settings.boxes, settings.truth))
+    if any(map(is_object, places_read)) or has_entries(settings.images):
         refuse_loopback("the S3 server's address", settings.endpoint or "")
         seen = store_access.files(environment, secrets, user)
         arguments += [f"--env={name}={value}" for name, value in store_access.variables(environment, seen).items()]
@@ -110,10 +112,9 @@ def tell(job: JobCommand, environment: Mapping[str, str], secrets: Path) -> Told
     for name in ("job", "work", "images", "output"):
         given = str(getattr(settings, name))
         places += [f"--{name}", given if is_object(given) else str(Path(given).expanduser())]
-    if settings.ca_file:
-        places += ["--ca-file", str(settings.ca_file.expanduser())]
-    if settings.boxes:
-        places += ["--boxes", settings.boxes if is_object(settings.boxes) else str(Path(settings.boxes).expanduser())]
+    for name in ("ca_file", "boxes", "truth"):
+        if given := str(getattr(settings, name) or ""):
+            places += [f"--{name.replace('_', '-')}", given if is_object(given) else str(Path(given).expanduser())]
     return Told(overlay(user, Path.cwd(), mounts), [*arguments, "pipeline", *job.options, *places])
 
 

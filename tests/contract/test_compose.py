@@ -463,6 +463,10 @@ def test_the_job_sees_the_boxes_that_are_given(tmp_path: Path, monkeypatch: pyte
         seen = {"photos": "ro", "runs": "rw"} | own
         assert mounted(told) == {f"{tmp_path}/{name}": how for name, how in seen.items()}
         assert told.arguments[-2:] == ["--boxes", boxes.replace("~", str(tmp_path))]
+    settings = Settings(images=str(tmp_path / "photos"), output=str(tmp_path / "runs"), truth="~/coco.json")
+    told = tell(JobCommand(settings), {}, tmp_path / "secrets")
+    assert mounted(told)[f"{tmp_path}/coco.json"] == "ro"
+    assert told.arguments[-2:] == ["--truth", f"{tmp_path}/coco.json"]
 
 
 def test_an_address_that_means_the_container_itself_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
