@@ -31,7 +31,7 @@ class Configuration:
     arguments: tuple[str, ...] = ()
     device: str = "cpu"
     host: Host = field(default_factory=lambda: Host(None, 8 * 2**30))
-    asked: static.Asked = field(default_factory=lambda: command.asked_of(jobs.load("dog_breeds")))
+    asked: static.Asked = field(default_factory=lambda: command.asked_of(jobs.load("dog_breeds"), {}))
 
     def set(self, **options: Any) -> None:
         """Set options of the preset; None removes one."""

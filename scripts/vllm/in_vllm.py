@@ -101,6 +101,8 @@ class Check:
             request_logger=None,
             chat_template=load_chat_template(arguments.chat_template),
             chat_template_content_format=arguments.chat_template_content_format,
+            trust_request_mm_kwargs=arguments.trust_request_mm_kwargs,
+            default_chat_template_kwargs=arguments.default_chat_template_kwargs,
         )
 
         for question in self.request["questions"]:
@@ -129,9 +131,9 @@ class Check:
         self.stage = "grammar"
         sampling = chat.to_sampling_params(limit, model.get_diff_sampling_param())
         sampling.verify(model, None, config.structured_outputs_config, renderer.tokenizer)
-        if sampling.structured_outputs is None:
+        if question["schema"] is not None and sampling.structured_outputs is None:
             raise Wrong("response_format did not become a constraint: answers would be free text")
-        facts["backend"] = sampling.structured_outputs._backend
+        facts["backend"] = sampling.structured_outputs._backend if sampling.structured_outputs else None
 
         self.stage = "answer"
         if (longest := question["longest_answer"]) is not None:
@@ -153,11 +155,11 @@ class Check:
         picture = [{"type": "image_url", "image_url": {"url": url}}] if question["image"] else []
         content = [*picture, {"type": "text", "text": question["question"]}]
         schema = {"name": "answer", "schema": question["schema"], "strict": True}
+        form = {"response_format": {"type": "json_schema", "json_schema": schema}} if question["schema"] else {}
         return ChatCompletionRequest(
             model="preflight",
             messages=[{"role": "user", "content": content}],
-            **{"temperature": 0.0} | question["more"] | {"max_tokens": question["max_tokens"]},
-            response_format={"type": "json_schema", "json_schema": schema},
+            **{"temperature": 0.0} | question["more"] | {"max_tokens": question["max_tokens"]} | form,
         )
 
     def run(self) -> dict[str, Any]:

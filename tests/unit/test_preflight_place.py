@@ -22,7 +22,7 @@ def test_what_a_check_leaves_behind_is_ended(
 ) -> None:
     """Cut off by its time limit, or not: a container goes on without the command that started it."""
     monkeypatch.setattr(full, "TIMEOUT_S", 0.5)
-    server, asked = server_of(VLLM_PRESETS / "cpu.yaml", "cpu", []), asked_of(user_job(StackSettings()))
+    server, asked = server_of(VLLM_PRESETS / "cpu.yaml", "cpu", []), asked_of(user_job(StackSettings()), {})
     place = Place(command, ending=("touch", str(tmp_path / "ended")))
     if command[0] == "sleep":
         (finding,) = full.check(server, asked, ROOT, place)

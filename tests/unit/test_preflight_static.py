@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from pipeline import job as jobs
 from scripts.checks.preflight import command, full, static
+from scripts.checks.preflight.lengths import image_tokens
 from scripts.checks.preflight.memory import Host
 from scripts.environments import ROOT
 from scripts.findings import exit_code
@@ -327,7 +329,7 @@ def test_a_misspelt_field_that_a_job_adds_is_named(configuration: Configuration,
     path = tmp_path / "job.yaml"
     added = "request: {max_completion_tokens: 64, mm_processor_kwarg: {max_pixels: 9}}"
     path.write_text(f"{(jobs.BUNDLED / 'dog_breeds.yaml').read_text()}\n{added}\n")
-    configuration.ask(fields=command.asked_of(jobs.load(str(path))).fields)
+    configuration.ask(fields=command.asked_of(jobs.load(str(path)), {}).fields)
     (finding,) = configuration.check().findings
     assert (finding.check, finding.severity) == ("request", "error")
     assert "'mm_processor_kwarg'" in finding.found
@@ -361,7 +363,7 @@ def test_no_false_alarm_for_a_gpu_preset_whose_model_is_still_to_fetch(
     environment = {"HF_HOME": str(tmp_path)}
     file = VLLM_PRESETS / f"{preset}.yaml"
     server = command.server_of(file, "cuda", [Gpu("GPU", memory_mib)], environment=environment)
-    checked = static.check(server, command.asked_of(jobs.load("dog_breeds")), ROOT)
+    checked = static.check(server, command.asked_of(jobs.load("dog_breeds"), {}), ROOT)
     (finding,) = checked.findings
     assert (finding.severity, finding.check) == ("warning", "model")
     assert "set HF_TOKEN" in finding.remedy
@@ -374,7 +376,7 @@ def test_no_false_alarm_for_a_gpu_preset_whose_model_is_still_to_fetch(
 def test_with_a_token_it_is_not_asked_for(tmp_path: Path) -> None:
     environment = {"HF_HOME": str(tmp_path), "HF_TOKEN": "hf_x"}
     server = command.server_of(VLLM_PRESETS / "l4.yaml", "cuda", [], environment=environment)
-    findings = static.check(server, command.asked_of(jobs.load("dog_breeds")), ROOT).findings
+    findings = static.check(server, command.asked_of(jobs.load("dog_breeds"), {}), ROOT).findings
     assert "HF_TOKEN" not in findings[0].remedy
     assert {each.severity for each in findings} == {"warning", "unchecked"}  # no GPU: its memory is not known
 
@@ -479,11 +481,98 @@ def test_every_question_of_a_job_is_checked(configuration: Configuration) -> Non
     assert "job dog_breeds, question 2:" in finding.found
 
 
+TRUSTED = {"trust_request_mm_kwargs": True}
+
+
+@pytest.mark.parametrize(
+    ("user", "more", "options", "found"),
+    [
+        ({}, {}, {}, []),
+        ({"SPOTTER_API": "responses"}, {}, {}, []),
+        ({"SPOTTER_API": "responses", "SPOTTER_SCHEMA_FORM": "structured_outputs"}, {}, {}, []),
+        ({}, {"length_penalty": 1}, {}, []),
+        (
+            {"SPOTTER_API": "responses"},
+            {"length_penalty": 1},
+            {},
+            [("request", "error", "'length_penalty', which vLLM 0.", "SPOTTER_API=responses", "unset SPOTTER_API")],
+        ),
+        ({"SPOTTER_SCHEMA_FORM": "none"}, {}, {}, [("schema", "warning", "SCHEMA_FORM=none", "json_schema")]),
+        ({"SPOTTER_SCHEMA_FORM": "json_object"}, {}, {}, [("schema", "warning", "does not enforce")]),
+        ({}, {"chat_template_kwargs": {"enable_thinking": False}}, {}, []),
+        ({}, {"mm_processor_kwargs": {"max_pixels": 9}}, TRUSTED, []),
+        (
+            {},
+            {"mm_processor_kwargs": {"max_pixels": 9}},
+            {},
+            [("request", "error", "mm_processor_kwargs", "HTTP 400", "trust-request-mm-kwargs: true")],
+        ),
+        ({}, {"media_io_kwargs": {"image": {}}}, {}, [("request", "error", "media_io_kwargs")]),
+    ],
+)
+def test_the_form_of_a_request_is_held_against_the_server(
+    configuration: Configuration,
+    user: dict[str, str],
+    more: dict[str, object],
+    options: dict[str, object],
+    found: list[tuple[str, ...]],
+) -> None:
+    job = jobs.load("dog_breeds").model_copy(update={"request": more})
+    configuration.asked = command.asked_of(job, user)
+    configuration.set(**options, max_model_len=2048)
+    findings = [each for each in configuration.check().findings if each.check != "length"]
+    for finding, (check, severity, *facts) in zip(findings, found, strict=True):
+        assert (finding.check, finding.severity) == (check, severity)
+        for fact in facts:
+            assert fact in str(finding)
+
+
+@pytest.mark.parametrize("name", ["SPOTTER_API", "SPOTTER_SCHEMA_FORM"])
+def test_a_form_that_does_not_exist_is_an_error_with_the_known_ones(name: str, tmp_path: Path) -> None:
+    settings = StackSettings(state=tmp_path, device="cpu")
+    settings._environment = {name: "chats"}
+    (finding,) = command.preflight(settings).findings
+    assert finding.severity == "error"
+    assert f"{name}='chats'" in finding.found
+    assert "auto" in finding.found
+
+
+def test_a_schema_in_the_prompt_counts_as_prompt(configuration: Configuration) -> None:
+    job = jobs.load("dog_breeds")
+    plain, told = (command.asked_of(job, user) for user in ({}, {"SPOTTER_SCHEMA_FORM": "none"}))
+    assert json.dumps(job.questions[0].answer_schema) in told.text(job.questions[0])
+    assert full.demands(job.questions[0], plain)["schema"] == job.questions[0].answer_schema
+    assert full.demands(job.questions[0], told)["schema"] is None
+    configuration.set(max_model_len=100)
+    lengths = []
+    for asked in (plain, told):
+        configuration.asked = asked
+        (finding,) = (each for each in configuration.check().findings if each.check == "length")
+        lengths.append(int(re.search(r"needs (?:at least|about) (\d+)", finding.found)[1]))  # type: ignore[index]
+    assert lengths[1] > 1.5 * lengths[0]
+
+
+@pytest.mark.parametrize(
+    ("files", "config", "processing", "tokens"),
+    [
+        ({"patch_size": 14, "merge_size": 2}, {"vision_config": {}}, {}, 335),  # (512 / 28) squared
+        ({"patch_size": 14, "merge_size": 2}, {"vision_config": {}}, {"max_pixels": 78_400}, 100),
+        ({"patch_size": 14, "merge_size": 2}, {"vision_config": {}}, {"size": {"longest_edge": 78_400}}, 100),
+    ],
+)
+def test_what_a_job_says_of_the_image_processor_counts(
+    files: dict[str, object], config: dict[str, object], processing: dict[str, object], tokens: int, tmp_path: Path
+) -> None:
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(files))
+    model = Model("qwen", None, tmp_path)
+    assert image_tokens(model, config, 512, processing) == tokens
+
+
 def test_vllms_own_code_gets_what_a_job_adds(tmp_path: Path) -> None:
     path = tmp_path / "job.yaml"
     more = "\nrequest: {mm_processor_kwargs: {max_pixels: 9}, max_completion_tokens: 70}\nreasoning_tokens: 5\n"
     path.write_text((jobs.BUNDLED / "dog_breeds.yaml").read_text() + more)
-    asked = command.asked_of(jobs.load(str(path)))
+    asked = command.asked_of(jobs.load(str(path)), {})
     demanded = full.demands(asked.questions[0], asked)
     assert demanded["more"] == {"mm_processor_kwargs": {"max_pixels": 9}}
     assert (demanded["max_tokens"], demanded["answer_tokens"]) == (75, 70)

@@ -8,13 +8,15 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, get_args
 
 import psutil
 from rich.console import Console
 from rich.table import Table
 
 from pipeline.clients.completion import completion_request
-from pipeline.errors import UsageError
+from pipeline.clients.dialects import Api, RequestForm, SchemaForm
+from pipeline.errors import InvalidSetting, UsageError
 from pipeline.job import Job
 from pipeline.job import load as load_job
 from pipeline.labels import DETECTOR
@@ -44,15 +46,41 @@ class Report:
     full_s: float | None = None
 
 
-def asked_of(job: Job, model: str | None = None, questions: Sequence[Question] | None = None) -> static.Asked:
-    """A job's demands on a server; `model` is the name that its client asks for, None: whichever is served.
+def asked_of(job: Job, user: Mapping[str, str], questions: Sequence[Question] | None = None) -> static.Asked:
+    """A job's demands on a server; `user`: the user's variables SPOTTER_, which name the model and the form.
 
     `questions`: the job's with values of the input table.
+
+    Raises:
+        InvalidSetting: there is no such form.
     """
-    fields = tuple(completion_request(job.questions[0], job, ""))  # the same for each question
+    form = form_of(user)
     return static.Asked(
-        job.name, tuple(questions or job.questions), job.crop.max_side, fields, job.request, job.reasoning_tokens, model
+        job=job.name,
+        questions=tuple(questions or job.questions),
+        max_side=job.crop.max_side,
+        fields=tuple(completion_request(job.questions[0], job, "", form)),  # the same for each question
+        more=job.request,
+        thoughts=job.reasoning_tokens,
+        model=user.get("SPOTTER_MODEL"),
+        form=form,
     )
+
+
+def form_of(user: Mapping[str, str]) -> RequestForm:
+    """The form of request that the user sets, or else the first that the job's client tries, which vLLM takes.
+
+    Raises:
+        InvalidSetting: there is no such form.
+    """
+    chosen: dict[str, Any] = {}
+    for name, known in (("api", get_args(Api)), ("schema_form", get_args(SchemaForm))):
+        value = user.get(f"SPOTTER_{name.upper()}", "auto")
+        if value not in ("auto", *known):
+            expected = ", ".join(("auto", *known))
+            raise InvalidSetting(f"SPOTTER_{name.upper()}={value!r} is invalid: expected {expected}")
+        chosen[name] = known[0] if value == "auto" else value
+    return RequestForm(**chosen)
 
 
 def server_of(
@@ -135,9 +163,9 @@ def preflight(settings: StackSettings, *, place: Place | None = None, in_contain
             from scripts.checks.preflight.inputs import check_inputs  # loads Daft, which takes a second
 
             questions, wrong_inputs = check_inputs(job, user)
-        asked = asked_of(job, user.get("SPOTTER_MODEL"), questions)
+        asked = asked_of(job, user, questions)
     except UsageError as refusal:
-        refused = error("job", str(refusal), "a valid job", "correct SPOTTER_JOB or the job file")
+        refused = error("job", str(refusal), "a valid job", "correct the job file, SPOTTER_JOB or that setting")
         return Report([refused], [], time.monotonic() - begin)
     if "SPOTTER_MODEL_URL" in user:
         elsewhere = unchecked("model", f"the model server is elsewhere: {user['SPOTTER_MODEL_URL']}")
@@ -186,7 +214,7 @@ def require_full(settings: StackSettings, console: Console, place: Place, state:
         ChecksFailed: it cannot do the job.
     """
     _, server = chosen_server(settings)
-    asked = asked_of(user_job(settings), settings.user_variables("SPOTTER_").get("SPOTTER_MODEL"))
+    asked = asked_of(user_job(settings), settings.user_variables("SPOTTER_"))
     parts = [server.preset.read_text(), str(server.arguments), str(asked), place.fingerprint, CHECKER.read_text()]
     passed, known = hashlib.sha256("\0".join(parts).encode()).hexdigest(), state / "preflight.passed"
     if known.is_file() and known.read_text() == passed:

@@ -66,7 +66,7 @@ def check(server: Server, asked: Asked, root: Path, place: Place) -> list[Findin
         facts = f"{said['prompt_tokens']} prompt tokens, {said['image_tokens']} of them for the image"
         if said["answer_tokens"] is not None:
             facts += f"; longest answer {said['answer_tokens']} of {question.max_tokens} tokens"
-        found.append(ok("vllm", f"{answer['architecture']}: {facts}; grammar {said['backend']}"))
+        found.append(ok("vllm", f"{answer['architecture']}: {facts}; grammar {said['backend'] or 'none'}"))
     return found
 
 
@@ -75,8 +75,8 @@ def demands(question: Question, asked: Asked) -> dict[str, Any]:
     measure = Measure(question.answer_schema)
     longest = measure.longest(question.answer_schema).text
     return {
-        "question": question.question,
-        "schema": question.answer_schema,
+        "question": asked.text(question),
+        "schema": None if asked.form.in_words else question.answer_schema,
         "max_tokens": question.max_tokens + asked.thoughts,
         "answer_tokens": question.max_tokens,
         "more": {name: value for name, value in asked.more.items() if name != MAX_COMPLETION_TOKENS},

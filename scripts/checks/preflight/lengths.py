@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -33,13 +33,19 @@ def trained_length(config: dict[str, Any]) -> int | None:
     return min(lengths) if lengths else None
 
 
-def image_tokens(model: Model, config: dict[str, Any], max_side: int) -> int | None:
-    """Tokens of one square crop of `max_side` pixels; None where the files leave it open."""
+def image_tokens(
+    model: Model, config: dict[str, Any], max_side: int, processing: Mapping[str, Any] | None = None
+) -> int | None:
+    """Tokens of one square crop of `max_side` pixels; None where the files leave it open.
+
+    `processing`: settings of the image processor (mm_processor_kwargs) in place of those of its files.
+    """
     for name in ("vision_soft_tokens_per_image", "mm_tokens_per_image", "image_seq_length"):
         if isinstance(config.get(name), int):
             return int(config[name])
     processor = model.read_json("processor_config.json") or {}
     images = processor.get("image_processor") or model.read_json("preprocessor_config.json") or {}
+    images = {**images, **(processing or {})}
     vision = config.get("vision_config") or {}
     patch = vision.get("patch_size") or images.get("patch_size")
     if isinstance(sequence := processor.get("image_seq_len"), int):  # Idefics3, SmolVLM

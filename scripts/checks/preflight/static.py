@@ -9,12 +9,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pipeline.clients.completion import OF_CHAT
+from pipeline.clients.dialects import RequestForm, in_words
 from pipeline.question import Question
 from scripts.checks.preflight.answers import check_answers
 from scripts.checks.preflight.architecture import check_architecture, check_files, check_precision
 from scripts.checks.preflight.lengths import check_lengths, image_tokens, trained_length
 from scripts.checks.preflight.memory import Host, Needs, Part, check_memory, kv_bytes_per_token
-from scripts.checks.preflight.requests import check_fields, check_served_name
+from scripts.checks.preflight.requests import check_fields, check_form, check_served_name, check_trust
 from scripts.checks.preflight.template import check_template
 from scripts.findings import Finding
 from scripts.minimum_versions import GIB
@@ -39,6 +41,12 @@ class Asked:
     """Tokens on top of `max_tokens`."""
     model: str | None = None
     """The name that the client asks for; None: whichever is served."""
+    form: RequestForm = OF_CHAT
+    """Of its requests."""
+
+    def text(self, question: Question) -> str:
+        """A question as the prompt has it."""
+        return question.question + (in_words(question.answer_schema) if self.form.in_words else "")
 
     def named(self) -> list[tuple[str, Question]]:
         """Each question, with a name for messages."""
@@ -84,7 +92,7 @@ def check(server: Server, asked: Asked, root: Path) -> Checked:
     findings = [*tables.check_tables(server.device), *findings]
     model, located = locate(options, root)
     findings += located
-    findings += check_fields(asked.fields)
+    findings += [*check_fields(asked.fields, asked.form), *check_form(asked.form), *check_trust(asked.more, options)]
     for name, question in asked.named():
         findings += check_answers(question.answer_schema, question.max_tokens, name, options)
     if model is None:
@@ -101,16 +109,18 @@ def check(server: Server, asked: Asked, root: Path) -> Checked:
         findings += check_precision(config, options)
         for question in asked.questions:
             if question.image:
-                findings += check_template(model, config, options, question.question, root)
+                findings += check_template(model, config, options, asked.text(question), root)
         findings += check_weights(model, options)
-        longest, picture = trained_length(config), image_tokens(model, config, asked.max_side)
+        processing = {**options.mapping("mm-processor-kwargs"), **(asked.more.get("mm_processor_kwargs") or {})}
+        longest, picture = trained_length(config), image_tokens(model, config, asked.max_side, processing)
         kv_bytes = kv_bytes_per_token(config, options)
     else:
         sizes = ("max_position_embeddings", "image_tokens", "kv_bytes_per_token")
         longest, picture, kv_bytes = (known[name] for name in sizes)
     for name, question in asked.named():
         seen = picture if question.image else None
-        findings += check_lengths(options, longest, seen, question.question, question.max_tokens + asked.thoughts, name)
+        limit = question.max_tokens + asked.thoughts
+        findings += check_lengths(options, longest, seen, asked.text(question), limit, name)
     wanted = options.number("max-model-len")
     length = int(wanted) if wanted and wanted > 0 else longest
     peak = known.get("picture_peak_mib")

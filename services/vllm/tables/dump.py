@@ -23,6 +23,7 @@ from vllm import __version__
 from vllm.config.model import _FLOAT16_NOT_SUPPORTED_MODELS
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
 from vllm.model_executor.models import registry
 from vllm.transformers_utils.chat_templates.registry import _MODEL_TYPE_TO_CHAT_TEMPLATE_FALLBACK
@@ -151,7 +152,13 @@ def tables() -> dict[str, dict[str, Any]]:
         "options.json": version | {"options": options()},
         "architectures.json": version | architectures(),
         "request.json": version
-        | {"fields": sorted(ChatCompletionRequest.model_fields), "formats": sorted(STRING_SUPPORTED_FORMATS)},
+        | {
+            "fields": {
+                "chat": sorted(ChatCompletionRequest.model_fields),
+                "responses": sorted(ResponsesRequest.model_fields),
+            },
+            "formats": sorted(STRING_SUPPORTED_FORMATS),
+        },
     }
 
 
