@@ -16,8 +16,6 @@ from pipeline.metrics.profile import Concurrency, Stage
 from pipeline.metrics.traces import TraceSampler
 
 READ, DETECT, CROP, ASK, STORE, COLLECT = STAGES = ("read", "detect", "crop", "ask", "store", "collect")
-# Of one image, and so before the explode; the others work on detections.
-IMAGE_STAGES = (READ, DETECT, CROP)
 # Their work is requests.
 ASKING = (DETECT, ASK)
 # Daft runs synchronous functions of all operators on one pool of threads, one a core: what one of these stages takes,

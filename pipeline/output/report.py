@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pyarrow as pa
 import pyarrow.compute as pc
 from rich.console import Console
@@ -20,6 +19,7 @@ from pipeline.job import Job
 from pipeline.output.annotate import annotate_all, copies_in, copies_of
 from pipeline.output.evaluation import read_evaluation
 from pipeline.output.page_rows import CHOICE, NUMBER, Column, PageRows, digest, quoted
+from pipeline.output.pages import template
 from pipeline.output.run_folder import PAGE
 from pipeline.runtime.display import copies_note, counted
 from pipeline.sources.listing import Source
@@ -162,14 +162,7 @@ def write_report(
     for old in beside.glob("rows-*.js"):
         if old.name not in scripts:
             old.unlink()
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pipeline.output"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("report.html.j2").render(
+    page = template("pipeline.output", "report.html.j2").render(
         manifest=manifest,
         label=label,
         copies_note=copies_note(manifest.get("annotated")),

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import jinja2
 from markupsafe import Markup
 
 from pipeline.files import write_atomically
+from pipeline.output.pages import template
 from pipeline.results.comparison import Comparison, Row
 from pipeline.results.finished_run import FinishedRun
 
@@ -57,16 +57,9 @@ def write_page(compared: Comparison, page: Path) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pipeline.results"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     style = (Path(__file__).parent / "templates" / "comparison.css").read_text()
     shown = cards(compared, page)
-    text = environment.get_template("comparison.html.j2").render(
+    text = template("pipeline.results", "comparison.html.j2").render(
         compared=compared,
         cards=shown,
         left=len(compared.pairs) + len(compared.new) + len(compared.gone) - len(shown),

@@ -6,9 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
-
 from pipeline.metrics.profile import Profile
+from pipeline.output.pages import template
 from scripts.profile import units
 from scripts.profile.comparison import Comparison, parts
 from scripts.profile.rows import COMPARED_HEADS, STAGE_HEADS, bottleneck_cost_s, compared_rows, stage_rows
@@ -62,18 +61,11 @@ def moving(drawn: Timeline, profile: Profile) -> dict[str, Any]:
 
 def page(profile: Profile, compared: Comparison | None = None) -> str:
     """The page."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("scripts.profile"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"seconds": units.seconds, "size": units.size, "number": units.number}
+    filters = {"seconds": units.seconds, "size": units.size, "number": units.number}
     drawn = timeline(profile)
     both = (compared.before, compared.after) if compared else ()
     longest = max((each.wall_s for each in both), default=0.0)
-    return environment.get_template("profile.html.j2").render(
+    return template("scripts.profile", "profile.html.j2", filters).render(
         profile=profile,
         diagnosis=profile.diagnosis,
         cost=bottleneck_cost_s(profile),

@@ -61,7 +61,7 @@ class Settings(BaseModel):
         default=60,
         description="seconds until an answer of 408; also how long a stop waits for open requests",
     )
-    # Decoding and scaling takes 2.4 ms of CPU for 640 x 480 and 8 ms for 1080p, the tiny model 11 to 17 ms an image:
+    # Decoding and scaling takes 2.4 ms of CPU for 640 x 480 and 8 ms for 1080p, the tiny model 7 ms an image:
     # one worker keeps a CPU host busy. A GPU that takes 2 ms an image wants four.
     decode_workers: Count = Field(default=1, description="processes that decode images")
     memory_share: PositiveShare | None = Field(
