@@ -25,6 +25,7 @@ from samples.detection_metrics import ScoredBoxes, average_precision
 from samples.evaluate_vlm import evaluate_server
 from samples.scenes import make_scene
 from tests.conftest import ROOT
+from tests.drawn_truth import as_coco
 from tests.pictures import awkward_folder
 from tests.stack.conftest import RunningStack
 
@@ -62,8 +63,10 @@ def run_job(stack: RunningStack, images: Path, output: Path, *options: str) -> F
 
 @pytest.fixture(scope="module")
 def bundled(stack: RunningStack, tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """The main job on the bundled pictures."""
-    return run_job(stack, ROOT / "samples/images", tmp_path_factory.mktemp("bundled"))
+    """The main job on the bundled pictures, with what is drawn in them as its labels file."""
+    folder = tmp_path_factory.mktemp("bundled")
+    (folder / "truth.json").write_text(as_coco())
+    return run_job(stack, ROOT / "samples/images", folder, "--truth", str(folder / "truth.json"))
 
 
 def test_bundled_every_image_is_accounted_for(bundled: Finished) -> None:
@@ -88,6 +91,19 @@ def test_bundled_dogs_are_found_and_their_breeds_named(bundled: Finished) -> Non
     assert agreement.found >= 0.95 * agreement.drawn, agreement
     for field, right in agreement.right.items():
         assert right >= 0.90 * agreement.found, (field, agreement)
+
+
+def test_bundled_run_is_evaluated_against_its_labels_file(bundled: Finished) -> None:
+    figures = json.loads((bundled.folder / "evaluation.json").read_text())
+    assert figures["images"]["compared"] == len(TRUTH)
+    agreement, dogs = compare(bundled.rows("detections"), TRUTH), figures["detections"]["dog"]
+    assert dogs["found"] + dogs["missed"] == agreement.drawn == 78
+    assert dogs["found"] >= 0.95 * agreement.drawn, dogs
+    assert dogs["ap50"] >= 0.9
+    for field in agreement.right:
+        assert figures["answers"][field]["rows"] == dogs["found"]
+        assert figures["answers"][field]["share"] >= 0.90
+    assert "against " in bundled.output
 
 
 def test_bundled_run_shows_its_results(bundled: Finished) -> None:

@@ -23,9 +23,9 @@ from pipeline.runtime.display import show_summary
 from scripts.commands.report import remake
 from tests.conftest import ROOT
 from tests.doubles.simulated import ANSWER, Simulated
+from tests.drawn_truth import DRAWN, as_coco
 from tests.pictures import encoded, gradient
 
-DRAWN: dict[str, Any] = json.loads((ROOT / "samples/truth.json").read_text())["images"]
 JOB = """
 description: Look at pictures.
 {labels}
@@ -81,21 +81,6 @@ def evaluation(done: Result) -> dict[str, Any]:
     return figures
 
 
-def bundled_coco() -> dict[str, Any]:
-    """samples/truth.json as COCO with attributes."""
-    labels = {"dog": 1, "cat": 2, "sports ball": 3}
-    images, annotations = [], list[dict[str, Any]]()
-    for number, (name, picture) in enumerate(DRAWN.items(), 1):
-        images.append({"id": number, "file_name": name, "width": picture["width"], "height": picture["height"]})
-        for each in picture["objects"]:
-            x1, y1, x2, y2 = each["box"]
-            attributes = {key: each[key] for key in ("breed", "coat_color", "facing")}
-            place = {"bbox": [x1, y1, x2 - x1, y2 - y1], "category_id": labels[each["label"]]}
-            annotations.append({"id": len(annotations) + 1, "image_id": number, **place, "attributes": attributes})
-    categories = [{"id": number, "name": label} for label, number in labels.items()]
-    return {"images": images, "annotations": annotations, "categories": categories}
-
-
 def pixels_of(image: Image.Image) -> int:
     return zlib.crc32(ImageOps.exif_transpose(image).convert("RGB").tobytes())
 
@@ -103,7 +88,7 @@ def pixels_of(image: Image.Image) -> int:
 def test_the_bundled_pictures_against_what_was_drawn(do: Do, simulated: Simulated, tmp_path: Path) -> None:
     """The detector finds each of the 78 drawn dogs; the model says the same of each."""
     truth = tmp_path / "truth.json"
-    truth.write_text(json.dumps(bundled_coco()))
+    truth.write_text(as_coco())
     by_pixels = {pixels_of(Image.open(ROOT / "samples/images" / name)): name for name in DRAWN}
 
     def dogs(image: Image.Image) -> list[list[float]]:
