@@ -12,11 +12,13 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import psutil
 
 from scripts import environments
 from scripts.services import KINDS
 from tests.conftest import ROOT
+from tests.onnx_graphs import ultralytics, write_graph
 from tests.ports import free_port
 from tests.stack.conftest import RunningStack
 
@@ -60,13 +62,16 @@ def test_another_stack_needs_other_ports(stack: RunningStack, tmp_path: Path) ->
 
 
 def test_a_service_that_dies_at_start_is_told_at_once(stack: RunningStack, tmp_path: Path) -> None:
-    """The detector with a model that is not there: its last lines are shown, and nothing is left running."""
+    """The detector with an operator that does not exist: its last lines are shown, and nothing is left running."""
+    model = tmp_path / "model.onnx"
+    write_graph(model, {"output0": np.zeros((7, 84), np.float32)}, metadata=ultralytics(["dog", "cat", "ball"]))
+    model.write_bytes(model.read_bytes().replace(b"ReduceMean", b"ReduceMoan"))
     ports = {"STACK_DETECTOR_PORT": str(free_port()), "STACK_VLLM_PORT": str(free_port())}
-    variables = {"STACK_STATE": str(tmp_path), "DETECTOR_MODEL": "no/such/folder/at/all", **ports}
+    variables = {"STACK_STATE": str(tmp_path), "DETECTOR_MODEL": str(model), **ports}
     code, said = stack.follow("-m", "scripts", "up", **variables)
     output = "\n".join(line for _, line in said)
     assert code == 1, output
-    assert "no/such/folder/at/all" in output
+    assert f"cannot load the model {model}" in output
     (told, *_) = (at for at, line in said if "detector ended with exit code" in line)
     died = (tmp_path / "logs" / "detector.log").stat().st_mtime  # its last words are of its end
     assert told.timestamp() - died < 10
