@@ -70,6 +70,10 @@ profile: ## run the job afresh and show where its time went: COMPARE=run, RUN=ru
 export: ## hand a run on: FORMAT=coco|yolo|labelstudio|fiftyone|hf|csv RUN= OUTPUT=
 	@$(OWN_OUTPUT) ./spotter export --format '$(FORMAT)' $(if $(RUN),--run '$(RUN)') $(if $(OUTPUT),--output '$(OUTPUT)') $(OPTIONS)
 
+.PHONY: review
+review: ## write the doubtful answers of a run for Label Studio: RUN= BELOW=0.8 OUTPUT=
+	@$(OWN_OUTPUT) ./spotter review $(if $(RUN),--run '$(RUN)') $(if $(BELOW),--below '$(BELOW)') $(if $(OUTPUT),--output '$(OUTPUT)') $(OPTIONS)
+
 .PHONY: compare
 compare: ## compare the answers of two runs: RUNS='older newer' OUTPUT=folder
 	@$(OWN_OUTPUT) ./spotter compare $(RUNS) $(if $(OUTPUT),--output '$(OUTPUT)')

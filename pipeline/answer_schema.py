@@ -49,6 +49,28 @@ def both(first: frozenset[str], second: frozenset[str]) -> frozenset[str]:
     return frozenset(each for each in first if each in second or (each in NUMBERS and second & NUMBERS))
 
 
+def listed_values(schema: Any) -> list[Any] | None:
+    """The values that a schema lists, true and false for a boolean; None where it lists none."""
+    if not isinstance(schema, dict):
+        return None
+    if values := list_of(schema, "enum"):
+        return values
+    if "const" in schema:
+        return [schema["const"]]
+    if kinds(schema) - {"null"} == {"boolean"}:
+        return [True, False]
+    members = [
+        listed_values(each) for each in list_of(schema, "anyOf") or list_of(schema, "oneOf") if not is_null(each)
+    ]
+    found = [values for values in members if values is not None]
+    return [value for values in found for value in values] if found and len(found) == len(members) else None
+
+
+def is_null(schema: Any) -> bool:
+    """Whether null is all that a schema allows."""
+    return kinds(schema) == {"null"}
+
+
 def as_list(value: Any) -> list[Any]:
     """A list as it is, another value as a list of one."""
     return value if isinstance(value, list) else [value]

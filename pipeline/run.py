@@ -53,6 +53,7 @@ from pipeline.sources.inputs import InputColumns, example
 from pipeline.sources.listing import Listing, list_images
 from pipeline.sources.objects import Objects
 from pipeline.sources.reader import Reader
+from pipeline.tables import confidence_columns
 
 log = logging.getLogger(__name__)
 
@@ -136,6 +137,12 @@ class JobRun:
             self.services = probe(settings, self.job, example(source.inputs for source in self.sources), self.given)
         if why := self.services.form_reason:
             self.say(f"model server: {self.services.form.said()}, since it refuses the usual form: {why}")
+        if (
+            settings.confidence == "auto"
+            and confidence_columns(self.job.properties)
+            and not self.services.form.logprobs
+        ):
+            self.say("model server: it gives no logprobs: the columns of confidences stay empty")
         self.profiler.phase(profiler.PREPARE)
         self.identity = identify(settings, self.job, self.services)
         fingerprint = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:8]

@@ -130,6 +130,9 @@ class Settings(BaseSettings):
     schema_form: Literal["auto", "json_schema", "structured_outputs", "json_object", "none"] = Field(
         "auto", description="how the server gets an answer's schema; auto: the first that it takes, in this order"
     )
+    confidence: Literal["auto", "on", "off"] = Field(
+        "auto", description="columns of how sure the model was of each choice; auto: where the server gives logprobs"
+    )
     price_input: float = Field(0.0, ge=0, description="price of a million input tokens, in any currency")
     price_output: float = Field(0.0, ge=0, description="price of a million output tokens")
     model_revision: str | None = Field(None, description="a note for run.json: no server reports its revision")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.answer_schema import NUMBERS, kinds
+from pipeline.answer_schema import NUMBERS, folded, kinds, listed_values
 
 # Changes when rows that an older version wrote cannot stand beside new ones.
 FORMAT = "4"
@@ -70,6 +70,10 @@ DETECTIONS = pa.schema(
 )
 DETECTION_COLUMNS = frozenset(DETECTIONS.names)
 
+# The end of the name of a column that says how sure the model was of a property; of this type, which no answer has.
+CONFIDENCE = "_confidence"
+CONFIDENCE_TYPE = pa.float32()
+
 
 def answer_type(schema: Any) -> pa.DataType:
     """The Arrow type of one property of an answer: a number, a boolean or a string, also where null is allowed.
@@ -82,9 +86,33 @@ def answer_type(schema: Any) -> pa.DataType:
     return pa.bool_() if types == {"boolean"} else pa.string()
 
 
+def answer_columns(properties: dict[str, Any]) -> dict[str, pa.DataType]:
+    """The columns of an answer's fields, in the order of the schema's `properties`."""
+    return {name: answer_type(schema) for name, schema in properties.items()}
+
+
+def confidence_columns(properties: dict[str, Any]) -> dict[str, str]:
+    """From a property whose values are listed to the column of its confidence.
+
+    A property that has this name already keeps it: then there is no confidence.
+    """
+    taken = {folded(name) for name in properties}
+    return {
+        name: name + CONFIDENCE
+        for name, schema in properties.items()
+        if listed_values(schema) is not None and folded(name + CONFIDENCE) not in taken
+    }
+
+
+def confidences_in(schema: pa.Schema) -> list[str]:
+    """The columns of confidences in detections.parquet."""
+    return [field.name for field in schema if field.name.endswith(CONFIDENCE) and field.type == CONFIDENCE_TYPE]
+
+
 def answer_struct(properties: dict[str, Any]) -> pa.StructType:
-    """The Arrow type of an answer's columns, in the order of the schema's `properties`."""
-    return pa.struct([pa.field(name, answer_type(schema)) for name, schema in properties.items()])
+    """The Arrow type of an answer's columns: those of its fields, then those of their confidences."""
+    confidences = dict.fromkeys(confidence_columns(properties).values(), CONFIDENCE_TYPE)
+    return pa.struct(list((answer_columns(properties) | confidences).items()))
 
 
 def detections_schema(properties: dict[str, Any]) -> pa.Schema:

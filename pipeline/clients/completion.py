@@ -7,6 +7,7 @@ from typing import Any
 from pipeline.clients.dialects import PICTURE, TEXT, Asked, RequestForm, in_words, schema_name
 from pipeline.job import MAX_COMPLETION_TOKENS, Job
 from pipeline.question import Question
+from pipeline.tables import confidence_columns
 
 OF_CHAT = RequestForm()
 
@@ -34,6 +35,7 @@ def completion_request(question: Question, job: Job, model: str, form: RequestFo
             schema_name=schema_name(job.name),
             schema=question.answer_schema,
             schema_form=form.schema_form,
+            logprobs=form.logprobs and bool(confidence_columns(question.properties)),
             more={name: value for name, value in job.request.items() if name != MAX_COMPLETION_TOKENS},
         )
     )

@@ -11,15 +11,17 @@ from typing import Any, NoReturn
 
 import jsonschema_rs
 
+from pipeline.answer_schema import listed_values
 from pipeline.clients.answer_text import NoText, answer_text, shown
 from pipeline.clients.completion import OF_CHAT, completion_request, limit_of
+from pipeline.clients.confidence import confidences
 from pipeline.clients.dialects import PICTURE, TEXT, RequestForm, schema_name
 from pipeline.clients.http import HttpClient
 from pipeline.errors import RowError
 from pipeline.job import Job
 from pipeline.question import Question
 from pipeline.runtime.in_process import InProcess
-from pipeline.tables import answer_struct, answer_value
+from pipeline.tables import answer_columns, answer_value, confidence_columns
 from pipeline.template import Template
 
 # What an answer cost, as a server tells it in `usage`, if it does.
@@ -45,7 +47,8 @@ class Answer:
     fields: dict[str, Any]
     """The answer's JSON, which the schema allows."""
     columns: dict[str, Any]
-    """The same as its columns hold it, for `tables.answer_struct`: each of the schema's properties, null if absent."""
+    """The same as its columns hold it, for `tables.answer_struct`: each of the schema's properties, null if absent, and
+    the confidences that were asked for."""
     raw: str
     attempts: int
     latency_s: float
@@ -66,7 +69,12 @@ class Form:
         self.completion = form.dialect.completion
         self.schema_form = form.schema_form
         self.validator = question.validator()
-        self.columns = {field.name: field.type for field in answer_struct(question.properties)}
+        self.columns = answer_columns(question.properties)
+        named = confidence_columns(job.properties) if form.logprobs else {}
+        self.choices = {
+            name: listed_values(schema) or [] for name, schema in question.properties.items() if name in named
+        }
+        self.confidences = {name: named[name] for name in self.choices}
         self.request = completion_request(question, job, model, form)
         self.schema_name = schema_name(job.name)
         self.template = Template(question.question) if job.inputs else None
@@ -117,6 +125,9 @@ class Form:
                 columns[name] = answer_value(fields.get(name), column)
             except ValueError as error:
                 raise BadAnswer(f"does not fit its column: {name}: {error}", raw, attempts) from error
+        if self.choices:
+            known = confidences(completion, said.answer, self.choices)
+            columns |= {column: known.get(name) for name, column in self.confidences.items()}
         usage = completion.get("usage")
         tokens = [count(usage.get(name) if isinstance(usage, dict) else None) for name in TOKENS]
         return Answer(fields, columns, raw, attempts, latency_s, *tokens)

@@ -25,6 +25,7 @@ from pipeline.errors import ModelNotServed, ServiceRefuses, UsageError
 from pipeline.job import MAX_COMPLETION_TOKENS, Job
 from pipeline.question import Question
 from pipeline.settings import Settings
+from pipeline.tables import CONFIDENCE, confidence_columns
 
 # A service that is up takes a connection at once; a model's first answer may take a while. A gateway may have a bad
 # moment, or have used up its rate of a minute.
@@ -118,6 +119,8 @@ OTHER_FORM = re.compile(r"HTTP (400|404|405|415|422|501)\b")
 NO_PATH = re.compile(r"HTTP (404|405|501)\b")
 # OpenAI's word to requests with max_tokens, in its newer models.
 WANTS_COMPLETION_TOKENS = re.compile(r"max_completion_tokens")
+LOGPROBS = re.compile(r"HTTP 4\d\d\b.*logprob", re.I | re.S)
+NO_LOGPROBS = "{} gives no logprobs, which SPOTTER_CONFIDENCE=on asks for: set it to auto or off"
 NO_TEMPERATURE = re.compile(
     r"temperature.{0,80}(?:not support|unsupported|only the default)|unsupported.{0,80}temperature", re.I
 )
@@ -152,27 +155,32 @@ async def try_model(
     """
     http, values = model_client(settings), inputs or {name: name for name in job.inputs}
 
-    async def ask(form: RequestForm) -> Failed | None:
+    # Of a job that has no choice there is nothing to learn.
+    wanted = settings.confidence != "off" and bool(confidence_columns(job.properties))
+
+    async def ask(form: RequestForm) -> tuple[RequestForm, Failed | None]:
         client = ModelClient(http, served.model, job, form)
         asking = [client.ask(blank_jpeg(), number, values) for number in range(len(job.questions))]
         if not form.in_words and any("json" in question.question.lower() for question in job.questions):
             asking.append(ModelClient(http, served.model, with_one(job, ONLY_IN_SCHEMA), form).ask(blank_jpeg()))
         try:
-            await asyncio.gather(*asking)
+            answers = await asyncio.gather(*asking)
         except (RequestFailed, BadAnswer) as error:
-            return error
-        return None
+            other = adjusted(form, error)
+            return (form, error) if other is None else await ask(other)
+        told = any(
+            name.endswith(CONFIDENCE) and value is not None for each in answers for name, value in each.columns.items()
+        )
+        return replace(form, logprobs=form.logprobs and told), None
 
     failures: list[tuple[RequestForm, Failed]] = []
     try:
         for api in APIS if settings.api == "auto" else (settings.api,):
             for schema_form in SCHEMA_FORMS if settings.schema_form == "auto" else (settings.schema_form,):
-                form = RequestForm(api, schema_form)
-                error = await ask(form)
-                if api == "chat" and error is not None and WANTS_COMPLETION_TOKENS.search(str(error)):
-                    form = replace(form, limit=MAX_COMPLETION_TOKENS)
-                    error = await ask(form)
+                form, error = await ask(RequestForm(api, schema_form, logprobs=wanted))
                 if error is None:
+                    if settings.confidence == "on" and wanted and not form.logprobs:
+                        raise ServiceRefuses(NO_LOGPROBS.format(model_asked(settings).said()))
                     return form, (str(failures[0][1]) if failures else None)
                 failures.append((form, error))
                 if not other_form_may_do(error, served) or NO_PATH.match(str(error)):
@@ -184,6 +192,17 @@ async def try_model(
     # A path that is missing says less than what the other path answers.
     form, error = next((each for each in failures if not NO_PATH.match(str(each[1]))), failures[0])
     raise refusal(settings, job, served, form, error) from error
+
+
+def adjusted(form: RequestForm, error: Failed) -> RequestForm | None:
+    """The form without what the server's error is about; None where another field will not help."""
+    said = str(error)
+    if form.api == "chat" and form.limit is None and WANTS_COMPLETION_TOKENS.search(said):
+        return replace(form, limit=MAX_COMPLETION_TOKENS)
+    if not form.logprobs or not isinstance(error, RequestFailed):
+        return None
+    refused = error.cause in (None, REQUEST) and OTHER_FORM.match(said) and not NO_PATH.match(said)
+    return replace(form, logprobs=False) if refused or LOGPROBS.match(said) else None
 
 
 def with_one(job: Job, question: Question) -> Job:

@@ -168,6 +168,7 @@ def begun(
                 "revision": settings.model_revision,
                 "api": services.form.api,
                 "schema_form": services.form.schema_form,
+                "logprobs": services.form.logprobs,
             },
         },
         "versions": {

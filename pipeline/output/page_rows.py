@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.tables import DETECTION_COLUMNS, FAILED
+from pipeline.tables import DETECTION_COLUMNS, FAILED, confidences_in
 
 CHUNK_IMAGES = 5000
 # A column of texts with no more values is a choice to filter by; a job on breeds has some hundred.
@@ -33,6 +33,7 @@ CHOICE, NUMBER, TEXT = "choice", "number", "text"
 
 # Columns of the detections that the page shows, beside the fields of the answers.
 FILTERS = ("outcome", "label", "stage", "score")
+LOWEST = "lowest confidence"
 TEXTS = ("reason", "raw_answer")
 OF_IMAGES = ("key", "width", "height", "duplicate_of", "inputs")
 
@@ -90,8 +91,18 @@ def rows_of(tables: dict[str, pa.Table]) -> pa.Table:
 
 def answers(detections: pa.Table, first: str | None) -> list[str]:
     """The fields of the answers, `first` before the others."""
-    fields = [name for name in detections.column_names if name not in DETECTION_COLUMNS]
+    others = {*DETECTION_COLUMNS, *confidences_in(detections.schema)}
+    fields = [name for name in detections.column_names if name not in others]
     return sorted(fields, key=lambda name: name != first)
+
+
+def doubts(rows: pa.Table, confidences: list[str]) -> list[Column]:
+    """The confidences, and the lowest of each row where there are several; none where none is known."""
+    known = {name: rows[name] for name in confidences if rows[name].null_count < rows.num_rows}
+    found = [column(name, values) for name, values in known.items()]
+    if len(known) > 1:
+        found.insert(0, column(LOWEST, pc.min_element_wise(*known.values())))
+    return found
 
 
 def crops(rows: pa.Table) -> list[Any]:
@@ -112,6 +123,7 @@ class PageRows:
         self.count = rows.num_rows
         self.fields = answers(tables["detections"], summary)
         self.columns = [column(name, rows[name]) for name in (*FILTERS, *self.fields)]
+        self.columns += doubts(rows, confidences_in(tables["detections"].schema))
         failed = pc.equal(rows["outcome"], FAILED)
         # The model's own words tell more than the answer's fields only where these are missing.
         self.columns += [column(name, pc.if_else(failed, rows[name], None), TEXT) for name in TEXTS]

@@ -98,7 +98,8 @@ class Parts:
         for number, part in enumerate(self.names):
             table = pq.read_table(self.folder / f"{name}-{part}.parquet", columns=columns)
             read.append(table.append_column("part", pa.array([number] * table.num_rows, pa.int32())))
-        return pa.concat_tables(read)
+        # A part of a version without confidences has none of their columns.
+        return pa.concat_tables(read, promote_options="default")
 
     def latest(self) -> dict[str, dict[str, Any]]:
         """The row of each image that counts, by its path: the last one, unless that failed where it had not before."""

@@ -38,6 +38,8 @@ class Detection:
     """One of tables.DETECTION_OUTCOMES."""
     crop: str | None
     """The crop's path within the run's folder."""
+    confidence: float | None = None
+    """The lowest of its answer's; None where none is known."""
 
     @property
     def known(self) -> dict[str, Any]:
@@ -99,6 +101,11 @@ class FinishedRun:
             if name in columns and name not in tables.DETECTION_COLUMNS
         }
 
+    @cached_property
+    def confidences(self) -> list[str]:
+        """The columns of the detections that say how sure the model was."""
+        return tables.confidences_in(self.detections.schema)
+
     @property
     def labels(self) -> list[str]:
         """The labels of the detections, in alphabetical order."""
@@ -141,7 +148,12 @@ class FinishedRun:
             x1, y1, x2, y2 = row["box"]
             box = max(x1, 0.0), max(y1, 0.0), min(x2, float(size[0])), min(y2, float(size[1]))
             answer = {property_: row[property_] for property_ in self.properties}
-            picture.detections.append(Detection(box, row["label"], row["score"], answer, row["outcome"], row["crop"]))
+            known = [row[name] for name in self.confidences if row[name] is not None]
+            picture.detections.append(
+                Detection(
+                    box, row["label"], row["score"], answer, row["outcome"], row["crop"], min(known, default=None)
+                )
+            )
         return picture
 
 

@@ -1,4 +1,4 @@
-"""Read files of annotated objects: COCO JSON, and tables with a row for each object."""
+"""Read files of annotated objects: COCO JSON, Label Studio's export, and tables with a row for each object."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 
@@ -24,8 +25,9 @@ CORNERS = (("x1", "y1", "x2", "y2"), ("xmin", "ymin", "xmax", "ymax"))
 LABELS = ("label", "category", "class", "name")
 
 EXPECTED = (
-    "expected COCO JSON (images, annotations, categories), or a table (.parquet, .csv, .jsonl ...) with a column "
-    "`path`, and `label`, `box` (x1, y1, x2, y2 in pixels) and fields of answers as far as they are known"
+    "expected COCO JSON (images, annotations, categories), Label Studio's JSON export, or a table (.parquet, .csv, "
+    ".jsonl ...) with a column `path`, and `label`, `box` (x1, y1, x2, y2 in pixels) and "
+    "fields of answers as far as they are known"
 )
 
 
@@ -66,7 +68,8 @@ def read_annotations(place: str, objects: Objects) -> Annotations:
     try:
         if Path(place).suffix.lower() == ".json":
             content = objects.read(place) if is_object(place) else Path(place).expanduser().read_bytes()
-            return of_coco(json.loads(content))
+            read = json.loads(content)
+            return of_label_studio(read) if isinstance(read, list) else of_coco(read)
         if is_table(place, SUFFIXES):
             return of_table(place, objects)
     except (OSError, StoreError, pa.ArrowException, ValueError, RecursionError) as error:
@@ -115,6 +118,88 @@ def of_coco(content: Any) -> Annotations:
         box = (x, y, x + width, y + height)
         found[name].append(Annotation(label, box, score, fields, crowd=bool(each.get("iscrowd"))))
     return Annotations(found, sizes)
+
+
+def of_label_studio(tasks: list[Any]) -> Annotations:
+    """The objects of Label Studio's export as JSON, a list of tasks: the last annotation of each that is not cancelled.
+
+    A task that nobody has annotated is left out, since its predictions are a model's. Rectangles are percents of
+    `original_width` and `original_height`; what the other results of a region or of the whole image say are `fields`.
+
+    Raises:
+        Malformed: a task is not annotated images with rectangles.
+    """
+    found: dict[str, list[Annotation]] = {}
+    sizes: dict[str, tuple[int, int]] = {}
+    for number, task in enumerate(tasks):
+        try:
+            name = task_name(task["data"])
+            done = [each["result"] for each in task["annotations"] if not each.get("was_cancelled")]
+            for annotated in done[-1:]:
+                found[name] = regions(annotated)
+                if annotated:
+                    sizes[name] = (annotated[0]["original_width"], annotated[0]["original_height"])
+        except Rotated as rotated:
+            raise Malformed(f"tasks[{number}]: {rotated}: draw it upright") from None
+        except (LookupError, TypeError, ValueError, AttributeError):
+            raise Malformed(
+                f"tasks[{number}] needs `data` with `path` or `image`, and `annotations` with a `result` of rectangles "
+                "and of choices, texts or numbers: export as JSON, not as JSON-MIN"
+            ) from None
+    return Annotations(found, sizes)
+
+
+class Rotated(ValueError):
+    """A rectangle that is turned: it is no box."""
+
+
+def task_name(data: Mapping[str, Any]) -> str:
+    """The image of a task: its path in the tables, where `review` or `export` wrote the task, or its address."""
+    image = data["image"] if data.get("path") is None else data["path"]
+    _, local, file = str(image).partition("/data/local-files/?d=")
+    return "/" + unquote(file) if local else str(image)
+
+
+def regions(results: list[dict[str, Any]]) -> list[Annotation]:
+    """The objects of one annotation, in the order of their rectangles.
+
+    Raises:
+        Rotated: a rectangle is turned.
+        LookupError, TypeError, ValueError: it has another form.
+    """
+    boxes: dict[str, tuple[str | None, tuple[float, float, float, float]]] = {}
+    said: dict[str | None, dict[str, Any]] = {}
+    for result in results:
+        value, kind = result["value"], result["type"]
+        if kind in ("rectanglelabels", "rectangle"):
+            if value.get("rotation"):
+                raise Rotated(f"the rectangle {result['id']} is rotated by {value['rotation']} degrees")
+            width, height = result["original_width"] / 100, result["original_height"] / 100
+            x, y, across, down = numbers(value[side] for side in ("x", "y", "width", "height"))
+            label = next(iter(value.get("rectanglelabels") or ()), None)
+            boxes[result["id"]] = label, (x * width, y * height, (x + across) * width, (y + down) * height)
+        else:
+            # Results of one region share its id and its place; those of the whole image have no place.
+            region = result["id"] if "x" in value else None
+            said.setdefault(region, {})[result["from_name"]] = answered(value, kind)
+    whole = [Annotation(None, None, None, said[None])] if None in said else []
+    return [Annotation(label, box, None, said.get(id_, {})) for id_, (label, box) in boxes.items()] + whole
+
+
+def answered(value: Mapping[str, Any], kind: str) -> Any:
+    """What one result says: a choice, a text or a number; `true` and `false` are the choices of a boolean.
+
+    Raises:
+        LookupError, ValueError: it is of another kind.
+    """
+    if kind == "choices":
+        (choice,) = value["choices"]
+        return {"true": True, "false": False}.get(choice, choice)
+    if kind == "textarea":
+        return "\n".join(value["text"]) if isinstance(value["text"], list) else value["text"]
+    if kind not in ("number", "rating"):
+        raise ValueError(f"a result of the kind {kind}")
+    return value[kind]
 
 
 def of_table(place: str, objects: Objects) -> Annotations:

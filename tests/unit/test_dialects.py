@@ -236,7 +236,7 @@ def test_a_form_that_is_set_is_the_only_one_that_is_tried() -> None:
     bodies: list[dict[str, Any]] = []
     with pytest.raises(ServiceRefuses, match="no such field"):
         choose(chat(lambda body: refuse("no such field"), bodies), api="chat", schema_form="json_schema")
-    assert len(bodies) == 1
+    assert [body.get("logprobs") for body in bodies] == [True, None]
 
 
 def test_the_first_refusal_is_told_when_no_form_is_taken() -> None:
@@ -323,3 +323,37 @@ def test_a_key_does_not_go_through_a_proxy_as_text(monkeypatch: pytest.MonkeyPat
     settings = Settings(model_url=AnyHttpUrl("http://192.168.3.4:8000/v1"), api_key=KEY)
     with pytest.raises(InvalidSetting, match=r"to 192\.168\.3\.4 through the proxy proxy\.example as readable text"):
         refuse_clear_text(settings)
+
+
+# --- confidence ------------------------------------------------------------------------------------------------------
+
+FOUND = [{"token": TEXT, "logprob": -0.5}]
+
+
+def with_logprobs(body: dict[str, Any]) -> web.Response | None:
+    """A server that gives logprobs where they are asked for."""
+    message = {"message": {"content": TEXT}, "finish_reason": "stop"}
+    return (
+        web.json_response({"choices": [message | {"logprobs": {"content": FOUND}}]}) if body.get("logprobs") else None
+    )
+
+
+def test_logprobs_are_asked_for_where_the_server_gives_them() -> None:
+    form, why = choose(chat(with_logprobs))
+    assert (form.logprobs, why) == (True, None)
+    assert not choose(chat(with_logprobs), confidence="off")[0].logprobs
+    assert not choose(chat(lambda body: None))[0].logprobs
+
+
+@pytest.mark.parametrize(("status", "said"), [(400, "unknown field"), (403, "You may not request logprobs from it")])
+def test_a_server_that_refuses_logprobs_is_asked_without(status: int, said: str) -> None:
+    bodies: list[dict[str, Any]] = []
+
+    def refused(body: dict[str, Any]) -> web.Response | None:
+        return web.json_response({"error": {"message": said}}, status=status) if "logprobs" in body else None
+
+    form, why = choose(chat(refused, bodies))
+    assert (form, form.logprobs, why) == (RequestForm(), False, None)
+    assert [body.get("logprobs") for body in bodies] == [True, None]
+    with pytest.raises(ServiceRefuses, match="gives no logprobs, which SPOTTER_CONFIDENCE=on asks for"):
+        choose(chat(refused), confidence="on")

@@ -251,6 +251,7 @@ def test_the_folder_of_a_run(run_job: RunJob, photos: Path, monkeypatch: pytest.
         "revision": None,
         "api": "chat",
         "schema_form": "json_schema",
+        "logprobs": False,
     }
 
 

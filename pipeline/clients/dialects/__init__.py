@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from pipeline.clients.dialects import chat, responses
@@ -33,6 +33,8 @@ class RequestForm:
     none: the schema in the prompt."""
     limit: str | None = None
     """The request's field of the longest answer, where it is another than the dialect's own."""
+    logprobs: bool = field(default=False, compare=False)
+    """Whether the probability of each token is asked for. It changes no answer, and so no identity of a run."""
 
     @property
     def dialect(self) -> Dialect:
@@ -68,6 +70,8 @@ class Asked:
     schema_form: SchemaForm
     more: dict[str, Any]
     """Fields that the job adds."""
+    logprobs: bool = False
+    """Whether the answer shall hold the logarithm of each token's probability."""
 
 
 class Dialect(Protocol):

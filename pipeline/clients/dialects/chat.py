@@ -24,6 +24,7 @@ def request(asked: Asked) -> dict[str, Any]:
         "model": asked.model,
         asked.limit: asked.max_tokens,
         **({} if asked.temperature is None else {"temperature": asked.temperature}),
+        **({"logprobs": True} if asked.logprobs else {}),
         **asked.more,
         **forms.get(asked.schema_form, {}),
         # The image stands before the text: the other order cost the whole gain from images in measurements.

@@ -32,6 +32,7 @@ def request(asked: Asked) -> dict[str, Any]:
         "model": asked.model,
         asked.limit: asked.max_tokens,
         **({} if asked.temperature is None else {"temperature": asked.temperature}),
+        **({"include": ["message.output_text.logprobs"]} if asked.logprobs else {}),
         "store": False,
         **asked.more,
         **forms.get(asked.schema_form, {}),
@@ -42,7 +43,8 @@ def request(asked: Asked) -> dict[str, Any]:
 def completion(body: Any) -> Any:
     """A response as a chat completion; something else as it is.
 
-    The texts of all messages become the content's parts, those of `reasoning` items the reasoning.
+    The texts of all messages become the content's parts, those of `reasoning` items the reasoning, and the tokens of
+    the texts `logprobs`.
     """
     if not isinstance(body, dict) or not isinstance(body.get("output"), list):
         return body
@@ -64,11 +66,13 @@ def completion(body: Any) -> Any:
             parts += content
     details = body.get("incomplete_details")
     why = details.get("reason") if isinstance(details, dict) else None
+    tokens = [part.get("logprobs") for part in parts if isinstance(part, dict)]
+    logprobs = {"content": [token for each in tokens if isinstance(each, list) for token in each]}
     message = {"content": parts or None, "reasoning": "\n".join(thoughts), "tool_calls": calls}
     usage = body.get("usage")
     usage = usage if isinstance(usage, dict) else {}
     return {
-        "choices": [{"message": message, "finish_reason": REASONS.get(str(why), "stop")}],
+        "choices": [{"message": message, "finish_reason": REASONS.get(str(why), "stop"), "logprobs": logprobs}],
         "usage": {chat: usage.get(name) for name, chat in USAGE.items()},
     }
 

@@ -93,15 +93,20 @@ def address(path: str) -> str | None:
 
 
 def task(picture: Picture, image: str, run: FinishedRun) -> dict[str, Any]:
-    """A task, with its prediction; one without results where nothing was found."""
+    """A task, with its prediction; one without results where nothing was found.
+
+    The prediction's score, by which Label Studio sorts, is the lowest confidence of the image.
+    """
     done = [
         result
         for number, found in enumerate(picture.detections)
         for result in results(found, number, picture, run.properties)
     ]
+    known = [found.confidence for found in picture.detections if found.confidence is not None]
+    prediction = {"model_version": run.folder.name, "result": done, **({"score": min(known)} if known else {})}
     return {
         "data": {"image": image, "path": picture.path, "key": picture.key, "duplicate_of": picture.duplicate_of},
-        "predictions": [{"model_version": run.folder.name, "result": done}],
+        "predictions": [prediction],
     }
 
 
