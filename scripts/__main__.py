@@ -67,7 +67,12 @@ def parse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
     parsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (_, purpose) in COMMANDS.items():
         command = parsers.add_parser(
-            name, help=purpose, description=f"{purpose}.", add_help=name != "run", allow_abbrev=False
+            name,
+            help=purpose,
+            description=f"{purpose[0].upper()}{purpose[1:]}.",
+            epilog="The job's options: ./spotter run --help" if name in OF_THE_JOB else None,
+            add_help=name != "run",
+            allow_abbrev=False,
         )
         if name in arguments and (add_arguments := getattr(module_of(name), "add_arguments", None)):
             add_arguments(command)

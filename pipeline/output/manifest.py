@@ -234,4 +234,4 @@ def why_new(folder: Path, identity: dict[str, Any], job: Job) -> str | None:
     changed = differences(identity, before["identity"])
     if before["job"]["name"] != job.name or not changed:
         return None
-    return f"a new run, not {before['run']} continued: another {', '.join(changed)}"
+    return f"a new run; different from {before['run']}: {', '.join(changed)}"

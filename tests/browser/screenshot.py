@@ -10,7 +10,7 @@ from playwright.sync_api import sync_playwright
 from tests.browser.chromium import executable
 
 
-def take(page: Path, picture: Path, width: int, height: int, scheme: str, point_at: float | None) -> None:
+def take(page: Path, picture: Path, width: int, height: int, scheme: str, quality: int, point_at: float | None) -> None:
     """Write a page's upper part as a JPEG; `point_at`, a share of the run, puts the pointer on a profile's timeline."""
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=executable(), args=["--no-sandbox"])
@@ -22,7 +22,7 @@ def take(page: Path, picture: Path, width: int, height: int, scheme: str, point_
         plot = shown.locator(".timeline svg").first
         if point_at is not None and (box := plot.bounding_box()):
             shown.mouse.move(box["x"] + box["width"] * point_at, box["y"] + 5)
-        shown.screenshot(path=str(picture), type="jpeg", quality=85)
+        shown.screenshot(path=str(picture), type="jpeg", quality=quality)
         browser.close()
 
 
@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=1240, help="of the window, in pixels")
     parser.add_argument("--height", type=int, default=1000, help="of the window, in pixels")
     parser.add_argument("--scheme", choices=("light", "dark"), default="light")
+    parser.add_argument("--quality", type=int, default=85, help="of the JPEG, 1 to 100")
     parser.add_argument("--point-at", type=float, help="a moment of a profile's timeline to show, 0 to 1")
     arguments = parser.parse_args()
     take(**vars(arguments))

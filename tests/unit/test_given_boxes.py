@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,8 @@ def test_the_whole_image_is_the_one_detection(do: Do, simulated: Simulated) -> N
     assert (done.folder / "report.html").exists()
     assert (done.folder / "profile" / "profile.json").exists()
     assert done.manifest["identity"]["detector"] == "whole images"
+    tiles = re.findall(r'<div class="tile"><b>(\d+)</b>(.*?)</div>', (done.folder / "report.html").read_text())
+    assert tiles == [("3", "images"), ("3", "asked about"), ("3", "answered"), ("0", "failed")]
 
 
 def test_a_large_image_is_not_copied_for_a_detector_that_nobody_asks(

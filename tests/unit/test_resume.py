@@ -224,7 +224,7 @@ def test_another_model_is_another_run_and_is_said(run_job: RunJob, simulated: Si
     simulated.models = ("other",)
     second, printed = run_job()
     assert second.folder != first.folder
-    assert f"a new run, not {first.folder.name} continued: another model (simulated -> other)" in printed
+    assert f"a new run; different from {first.folder.name}: model (simulated -> other)" in printed
     assert json.loads((first.folder / "run.json").read_text())["services"]["model"]["name"] == "simulated"
 
 
@@ -236,7 +236,7 @@ def test_another_threshold_of_the_detector_is_another_run_unless_the_job_names_o
     second, printed = run_job()
     assert second.folder != first.folder
     change = "(nms_iou 0.6, threshold 0.4 -> nms_iou 0.6, threshold 0.7)"
-    assert f"a new run, not {first.folder.name} continued: another detector settings {change}" in printed
+    assert f"a new run; different from {first.folder.name}: detector settings {change}" in printed
     job = tmp_path / "job.yaml"
     job.write_text((ROOT / "pipeline" / "jobs" / "dog_breeds.yaml").read_text() + "threshold: 0.5\n")
     named, _ = run_job("--job", str(job))
@@ -253,7 +253,7 @@ def test_another_job_is_another_run_and_is_said(run_job: RunJob, tmp_path: Path)
     )
     second, printed = run_job("--job", str(job))
     assert second.folder != first.folder
-    assert f"a new run, not {first.folder.name} continued: another job" in printed
+    assert f"a new run; different from {first.folder.name}: job" in printed
 
 
 def test_a_named_folder_does_not_mix_two_runs(run_job: RunJob, simulated: Simulated) -> None:

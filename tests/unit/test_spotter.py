@@ -44,6 +44,9 @@ def test_help_from_another_folder_and_through_a_link(tmp_path: Path) -> None:
     for command in ("run", "up", "down", "doctor"):
         assert f"\n    {command} " in done.stdout
     assert "--model-concurrency" in spotter("run", "--help", cwd=tmp_path).stdout
+    told = spotter("estimate", "--help", cwd=tmp_path).stdout
+    assert "Say what a run would cost" in told
+    assert "./spotter run --help" in told
 
 
 @pytest.mark.parametrize(
