@@ -19,6 +19,9 @@ endif
 ifdef TRUTH
 export SPOTTER_TRUTH := $(value TRUTH)
 endif
+ifdef FROM
+export SPOTTER_FROM_RUN := $(value FROM)
+endif
 ifdef LIMIT
 export SPOTTER_LIMIT := $(LIMIT)
 endif
@@ -47,7 +50,7 @@ help: ## list the targets
 	@echo 'Settings: IMAGES=place OUTPUT=folder JOB=file DEVICE=cpu|cuda PRESET=file START=fast OFFLINE=1; see .env.example'
 
 .PHONY: run
-run: ## run the job, and start the stack if it is down: IMAGES= JOB= OUTPUT= LIMIT= TRUTH=
+run: ## run the job, and start the stack if it is down: IMAGES= JOB= FROM=run OUTPUT= LIMIT= TRUTH=
 	@./spotter run $(OPTIONS)
 
 .PHONY: report

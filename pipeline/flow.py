@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import daft
+
 from pipeline.clients.connect import Clients
+from pipeline.clients.finders import Stored
 from pipeline.job import Job
 from pipeline.output.resume import ResumePlan
 from pipeline.runtime.runtime import Runtime
@@ -19,6 +22,7 @@ from pipeline.stages.crop import crop
 from pipeline.stages.detect import detect
 from pipeline.stages.read import held_bytes, listed, read
 from pipeline.stages.store import store
+from pipeline.stages.stored import stored_crops
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +42,22 @@ class Flow:
     def rows(self) -> Iterator[dict[str, Any]]:
         """Execute the flow; its rows come as they end, in no order."""
         plan, runtime = self.plan, self.runtime
+        finder = self.clients.finder
+        if isinstance(finder, Stored):
+            frame = stored_crops(finder.earlier, plan.sources, plan.seen, runtime)
+        else:
+            frame = self.crops()
+        frame = ask(frame, self.clients.model, runtime, plan.answers)
+        frame = store(frame, self.folder, runtime)
+        for batch_of_rows in frame.to_arrow_iter():
+            yield from batch_of_rows.to_pylist()
+
+    def crops(self) -> daft.DataFrame:
+        """Read the images, find the objects and cut them out."""
+        plan, runtime = self.plan, self.runtime
         sizes = (held_bytes(source.size) or 0 for source in plan.sources)
         batch = runtime.budget.admission_batch(sizes, BATCH)
         takes = ALL_PIXELS if self.job.tiles else self.takes
         frame = read(listed(plan.sources), self.reader, plan.seen, runtime, batch, takes)
         frame = detect(frame, self.clients.finder, runtime, batch)
-        frame = crop(frame, self.job.crop, runtime)
-        frame = ask(frame, self.clients.model, runtime, plan.answers)
-        frame = store(frame, self.folder, runtime)
-        for batch_of_rows in frame.to_arrow_iter():
-            yield from batch_of_rows.to_pylist()
+        return crop(frame, self.job.crop, runtime)

@@ -32,6 +32,8 @@ from pipeline.labels import (
     as_labels,
     as_written,
     check_whole,
+    lowest,
+    reaches,
     said,
 )
 from pipeline.question import Question, Text, Truth, check_inputs, check_shared, check_truth
@@ -128,6 +130,12 @@ class Job(BaseModel):
     def has_several_labels(self) -> bool:
         """Whether the detections of the job may have different labels."""
         return self.labels is None or len(self.labels) > 1
+
+    def wants(self, label: str, score: float | None) -> bool:
+        """Whether a detection has a label that the job looks for, and no lower score."""
+        if self.labels is not None and label not in self.labels:
+            return False
+        return reaches(score, lowest(self.labels, self.threshold, label))
 
     @property
     def properties(self) -> dict[str, Any]:

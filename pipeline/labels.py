@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from ctypes import c_float
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -104,3 +105,14 @@ def said(labels: Iterable[str] | None) -> str:
     """The one label; of several, a word for all."""
     names = list(labels or ())
     return names[0] if len(names) == 1 else "object"
+
+
+def lowest(labels: Mapping[str, float | None] | None, threshold: float | None, label: str) -> float | None:
+    """The lowest score that a job takes for a label; None: it names none."""
+    own = (labels or {}).get(label)
+    return threshold if own is None else own
+
+
+def reaches(score: float | None, least: float | None) -> bool:
+    """Whether a score is no lower than `least`, or one of them is unknown; the tables keep scores as 32-bit floats."""
+    return score is None or least is None or score >= min(least, c_float(least).value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import threading
@@ -17,7 +16,7 @@ import pyarrow as pa
 from rich.console import Console
 
 from pipeline.clients.connect import Clients, make_clients
-from pipeline.clients.finders import Given, given
+from pipeline.clients.finders import Given, given, stored
 from pipeline.clients.probe import Services, probe
 from pipeline.errors import RunStopped
 from pipeline.flow import Flow
@@ -32,7 +31,7 @@ from pipeline.output.collector import Collector
 from pipeline.output.estimate import after_trial
 from pipeline.output.evaluation import Truth, read_truth, write_evaluation
 from pipeline.output.formats import FORMATS
-from pipeline.output.manifest import Result, begun, ended, finished, identify, lost, why_new
+from pipeline.output.manifest import Result, begun, ended, finished, folder_of, identify, lost, why_new
 from pipeline.output.parts import Parts
 from pipeline.output.publish import Publication
 from pipeline.output.report import Pictures, draw_copies, write_report
@@ -49,6 +48,7 @@ from pipeline.runtime.stream import Stream
 from pipeline.runtime.terminal import escaped
 from pipeline.runtime.watchdog import TICK_S, Watchdog
 from pipeline.settings import Settings
+from pipeline.sources.earlier_run import AskedAgain, unchanged
 from pipeline.sources.inputs import InputColumns, example
 from pipeline.sources.listing import Listing, list_images
 from pipeline.sources.objects import Objects
@@ -88,6 +88,7 @@ class JobRun:
     listing: Listing
     services: Services
     identity: dict[str, Any]
+    earlier: AskedAgain | None
     given: Given | None
     truth: Truth | None
     folder: Path
@@ -123,10 +124,14 @@ class JobRun:
         allow_open_files(settings.detector_concurrency + settings.model_concurrency)
         self.profiler.phase(profiler.LIST)
         self.job = load_job(settings.job)
-        with display.waiting(self.console, f"listing {settings.images}"):
-            self.listing = list_images(settings.images, settings.column, self.objects, InputColumns.of(self.job))
+        self.earlier = run_folder.earlier_run(settings, self.job)
+        if self.earlier:
+            self.listing, self.given = self.earlier.listing(), stored(self.earlier, self.job)
+        else:
+            with display.waiting(self.console, f"listing {settings.images}"):
+                self.listing = list_images(settings.images, settings.column, self.objects, InputColumns.of(self.job))
+            self.given = given(settings, self.job, self.listing.sources, self.objects)
         self.sources = self.listing.trial(settings.limit, settings.sample, settings.sample_seed)
-        self.given = given(settings, self.job, self.listing.sources, self.objects)
         for line in filter(None, (self.listing.summary(), *(self.given.notes if self.given else ()))):
             self.say(line)
         paths = [source.shown for source in self.listing.sources]
@@ -144,9 +149,8 @@ class JobRun:
         ):
             self.say("model server: it gives no logprobs: the columns of confidences stay empty")
         self.profiler.phase(profiler.PREPARE)
-        self.identity = identify(settings, self.job, self.services)
-        fingerprint = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:8]
-        self.folder = settings.runs / (settings.run_name or f"{self.job.name}-{fingerprint}")
+        self.identity = identify(settings, self.job, self.services, self.earlier)
+        self.folder = folder_of(settings, self.job, self.identity, self.earlier)
         self.publication = None
         if settings.published:
             self.publication = Publication(self.folder, f"{settings.published}/{self.folder.name}", self.objects)
@@ -200,15 +204,8 @@ class JobRun:
         if self.publication:
             self.publication.begin()
         cancellation = CancellationToken()
-        metrics = self.profiler.measure(
-            {
-                **({} if self.given else {"SPOTTER_DETECTOR_CONCURRENCY": settings.detector_concurrency}),
-                "SPOTTER_MODEL_CONCURRENCY": settings.model_concurrency,
-                "crop.max_side": job.crop.max_side,
-                "max_tokens": max(question.max_tokens for question in job.questions),
-            },
-            (settings.detector_concurrency, settings.model_concurrency),
-        )
+        limits = (settings.detector_concurrency, settings.model_concurrency)
+        metrics = self.profiler.measure(profiler.tunable(settings, job, detector=self.given is None), limits)
         self.runtime = Runtime(MemoryBudget(settings.bytes_in_flight, cancellation), cancellation, metrics)
         self.clients = make_clients(settings, job, self.services.model, self.runtime, self.given, self.services.form)
         if self.profiler.enabled:
@@ -327,7 +324,8 @@ class JobRun:
         self.closing.join()
         self.profiler.phase(profiler.REPORT)
         self.watchdog.now(f"writing the report into {self.folder}")
-        pictures = Pictures(self.sources, self.reader, self.resume_plan.paths, self.settings.copies)
+        shown = unchanged(self.sources) if self.earlier else self.sources
+        pictures = Pictures(shown, self.reader, self.resume_plan.paths, self.settings.copies)
         found = self.tables["detections"]
         drawn = draw_copies(self.folder, found, self.job, pictures, self.console, self.watchdog.moved)
         self.manifest["annotated"] = drawn

@@ -105,6 +105,9 @@ class Settings(BaseSettings):
     truth: str | None = Field(
         None, description="a labels file to evaluate the run against: COCO JSON, or a table with a row for each object"
     )
+    from_run: str | None = Field(
+        None, description="ask the job about detections and crops of an earlier run: its folder, or its name in output"
+    )
     limit: int | None = Field(None, ge=1, description="a trial: only the first so many images, as a run of its own")
     sample: int | None = Field(None, ge=1, description="a trial: so many images drawn by chance, as a run of its own")
     sample_seed: int = Field(0, description="another number draws another sample")

@@ -19,7 +19,7 @@ from pipeline.clients.dialects import PICTURE, TEXT
 from pipeline.clients.finders import given
 from pipeline.clients.model import BadAnswer, Form
 from pipeline.clients.probe import Services, probe
-from pipeline.errors import RowError
+from pipeline.errors import InvalidSetting, RowError
 from pipeline.job import Job
 from pipeline.job import load as load_job
 from pipeline.runtime.runtime import Runtime
@@ -53,6 +53,10 @@ def try_one(settings: Settings, console: Console) -> int:
     Raises:
         UsageError: as a run does.
     """
+    if settings.from_run:
+        raise InvalidSetting(
+            f"SPOTTER_FROM_RUN={settings.from_run}: a trial of one picture detects anew: unset it, or run with LIMIT=1"
+        )
     job, objects = load_job(settings.job), Objects(settings.endpoint)
     sources = list_images(settings.images, settings.column, objects, InputColumns.of(job)).sources
     source = sources[0]

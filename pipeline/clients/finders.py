@@ -12,17 +12,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from pipeline import tables
 from pipeline.clients.detector import Box, Detected, Picture
-from pipeline.errors import InvalidSetting, NotFound, RowError, Unreadable
+from pipeline.errors import InvalidSetting, NotFound, RowError
 from pipeline.job import Job
-from pipeline.labels import INPUT, WHOLE
+from pipeline.labels import INPUT, WHOLE, lowest, reaches
 from pipeline.settings import Settings
 from pipeline.sources.annotations import Annotation, match_names, read_annotations
 from pipeline.sources.box_columns import COLUMN, read_column
+from pipeline.sources.earlier_run import AskedAgain, EarlierRun
 from pipeline.sources.listing import Source
 from pipeline.sources.objects import Objects
 from pipeline.tables import shown_path
@@ -47,6 +45,10 @@ class Given:
     """A hash of the boxes' source: other boxes are another run."""
     notes: tuple[str, ...] = ()
     """What a person should know, a line each."""
+    detector: str | None = field(default=None, kw_only=True)
+    """The model that found them, where that is known."""
+    detector_settings: str = field(default="", kw_only=True)
+    """What it said of how it chooses boxes."""
 
     @property
     def concurrency(self) -> int:
@@ -98,9 +100,27 @@ class GivenBoxes(Given):
         """Whether a box has a label that is looked for and no lower score."""
         if self.labels is not None and box.label not in self.labels:
             return False
-        lowest = (self.labels or {}).get(box.label)
-        lowest = self.threshold if lowest is None else lowest
-        return lowest is None or box.score is None or box.score >= lowest
+        return reaches(box.score, lowest(self.labels, self.threshold, box.label))
+
+
+@dataclass(frozen=True)
+class Stored(Given):
+    """Nothing is to be found: detections and crops are those of an earlier run."""
+
+    earlier: AskedAgain = field(kw_only=True)
+
+
+def stored(earlier: AskedAgain, job: Job) -> Stored:
+    """For a job that is asked about the detections of an earlier run: nothing is to be found."""
+    before = earlier.run.identity
+    return Stored(
+        f"crops of run {earlier.run.name}",
+        job.label,
+        before["detector_revision"],
+        detector=before["detector"],
+        detector_settings=before["detector_settings"],
+        earlier=earlier,
+    )
 
 
 def given(settings: Settings, job: Job, sources: list[Source], objects: Objects) -> Given | None:
@@ -136,8 +156,9 @@ def given(settings: Settings, job: Job, sources: list[Source], objects: Objects)
         )
     folder = Path(place).expanduser()
     if folder.is_dir():
-        by_key, revision = of_run(folder, job)
-        name = f"boxes of run {folder.resolve().name}"
+        run = EarlierRun(folder, "boxes")
+        by_key, revision = of_run(run, job)
+        name = f"boxes of run {run.name}"
         return GivenBoxes(name, job.label, revision, by_key=by_key, labels=job.labels, threshold=job.threshold)
     return of_file(place, job, sources, objects)
 
@@ -176,33 +197,19 @@ def of_file(place: str, job: Job, sources: Iterable[Source], objects: Objects) -
     )
 
 
-def of_run(folder: Path, job: Job) -> tuple[dict[str, list[Annotation]], str]:
+def of_run(run: EarlierRun, job: Job) -> tuple[dict[str, list[Annotation]], str]:
     """The boxes of an earlier run by the image's key, and their hash; images that failed are left out.
 
     Raises:
-        Unreadable: it is no run's folder, or one of another version.
         InvalidSetting: its keys cover other inputs than the job's.
     """
-    try:
-        images = pq.read_table(folder / "images.parquet", columns=["key", "outcome"]).to_pylist()
-        rows = pq.read_table(
-            folder / "detections.parquet", columns=["key", "index", "label", "box", "score"]
-        ).to_pylist()
-        manifest = json.loads((folder / "run.json").read_text())
-        version, inputs = manifest["identity"]["table_format"], list(manifest["job"].get("inputs", ()))
-    except (OSError, pa.ArrowException, ValueError, LookupError, TypeError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
-        raise Unreadable(f"boxes: {folder} is no folder of a run that has ended: {reason}") from error
-    if version != tables.FORMAT:
-        raise Unreadable(
-            f"boxes: the run in {folder} was made by another version of Spotter (table format {version}, expected "
-            f"{tables.FORMAT}): run it again"
-        )
-    if inputs != list(job.inputs):
+    if (inputs := list(run.job.get("inputs", ()))) != list(job.inputs):
         raise InvalidSetting(
-            f"boxes: the run in {folder} has the inputs {', '.join(inputs) or 'none'}, job {job.name} has "
+            f"boxes: the run in {run.folder} has the inputs {', '.join(inputs) or 'none'}, job {job.name} has "
             f"{', '.join(job.inputs) or 'none'}: images are matched by content and inputs, so both must be the same"
         )
+    images = run.images.select(["key", "outcome"]).to_pylist()
+    rows = run.detections.select(["key", "index", "label", "box", "score"]).to_pylist()
     found: dict[str, list[Annotation]] = {
         row["key"]: [] for row in images if row["key"] and row["outcome"] != tables.FAILED
     }

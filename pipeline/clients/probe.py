@@ -85,7 +85,9 @@ async def probe_all(
     if given is not None:
         served = await find_model(settings)
         form, why = await try_model(settings, job, served, inputs)
-        return Services(served.model, served.root, given.name, given.revision, "", None, form, why)
+        detector = given.detector or given.name
+        found = (detector, given.revision, given.detector_settings, None)
+        return Services(served.model, served.root, *found, form, why)
     detected, served = await asyncio.gather(try_detector(settings, job), find_model(settings))
     form, why = await try_model(settings, job, served, inputs)
     chosen = {name: value for name, value in detected.settings.items() if name != "threshold" or job.threshold is None}

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from pipeline.files import write_atomically
+from pipeline.job import Job
 from pipeline.metrics import services
 from pipeline.metrics.diagnosis import diagnose
 from pipeline.metrics.evidence import Evidence
@@ -21,6 +22,7 @@ from pipeline.metrics.gpu import Gpus
 from pipeline.metrics.profile import FILE, Machine, Phase, Profile, Span
 from pipeline.metrics.sampler import Sampler
 from pipeline.metrics.stage import ASK, COLLECT, READ, RunMetrics
+from pipeline.settings import Settings
 
 # The phases of a run, in order. "start" lasts from the flow's beginning to its first row.
 LIST, PROBE, PREPARE, START, FLOW = "list", "probe", "prepare", "start", "flow"
@@ -173,3 +175,13 @@ class Profiler:
             else:
                 phases.append(Phase(name=name, start_s=start_s, end_s=end_s))
         return phases
+
+
+def tunable(settings: Settings, job: Job, *, detector: bool) -> dict[str, str | int | float | bool | None]:
+    """What a user may change to make a run faster; `detector`: whether it is asked."""
+    return {
+        **({"SPOTTER_DETECTOR_CONCURRENCY": settings.detector_concurrency} if detector else {}),
+        "SPOTTER_MODEL_CONCURRENCY": settings.model_concurrency,
+        "crop.max_side": job.crop.max_side,
+        "max_tokens": max(question.max_tokens for question in job.questions),
+    }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import platform
 from collections import Counter
 from collections.abc import Mapping
@@ -24,6 +26,7 @@ from pipeline.runtime import history
 from pipeline.runtime.interrupts import INTERRUPTED
 from pipeline.runtime.progress import Progress
 from pipeline.settings import Settings
+from pipeline.sources.earlier_run import AskedAgain, EarlierRun
 from pipeline.sources.listing import canonical
 
 VERSION = "0.1.0"
@@ -131,10 +134,35 @@ def totals(written: dict[str, pa.Table]) -> dict[str, float]:
     }
 
 
-def identify(settings: Settings, job: Job, services: Services) -> dict[str, Any]:
-    """Everything that decides a run's answers: a run with another identity is another run."""
+def fingerprint(identity: dict[str, Any]) -> str:
+    """A short name for an identity."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def folder_of(settings: Settings, job: Job, identity: dict[str, Any], earlier: AskedAgain | None) -> Path:
+    """The folder of a run.
+
+    Raises:
+        InvalidSetting: it is that of the `earlier` run, which is asked again.
+    """
+    folder = settings.runs / (settings.run_name or f"{job.name}-{fingerprint(identity)}")
+    if earlier:
+        earlier.refuse_itself(folder)
+    return folder
+
+
+def named(run: EarlierRun) -> dict[str, str]:
+    """Which run is asked again."""
+    return {"run": run.name, "identity": fingerprint(run.identity)}
+
+
+def identify(settings: Settings, job: Job, services: Services, earlier: AskedAgain | None = None) -> dict[str, Any]:
+    """Everything that decides a run's answers: a run with another identity is another run.
+
+    `earlier`: the run whose detections the job is asked about.
+    """
     return {
-        "images": canonical(settings.images, settings.column),
+        "images": earlier.run.identity["images"] if earlier else canonical(settings.images, settings.column),
         "job": job.fingerprint(),
         "model": services.model,
         "model_root": services.model_root,
@@ -144,6 +172,7 @@ def identify(settings: Settings, job: Job, services: Services) -> dict[str, Any]
         "detector_settings": services.detector_settings,
         "table_format": tables.FORMAT,
         **({"trial": settings.trial} if settings.trial else {}),
+        **({"parent": named(earlier.run)} if earlier else {}),
         **({"request_form": services.form.said()} if services.form != OF_CHAT else {}),
     }
 
@@ -158,6 +187,7 @@ def begun(
         "started": started,
         "starts": history.begun(read_manifest(folder), started),
         "identity": identity,
+        **({"parent": identity["parent"]} if "parent" in identity else {}),
         "job": {"name": job.name, **job.content()},
         "settings": settings.public(),
         "services": {

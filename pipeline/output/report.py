@@ -75,7 +75,8 @@ def draw_copies(
     """
     drawn: dict[str, list[dict[str, Any]]] = defaultdict(list)
     found = pc.unique(detections["path"]).to_pylist()
-    for path in found[: pictures.limit]:
+    by_path = {source.shown: source for source in pictures.sources}
+    for path in [path for path in found if path in by_path][: pictures.limit]:
         drawn[path] = []
     # A few rows at a time, and of most no more than is drawn: there may be a million.
     for batch in detections.to_batches(max_chunksize=1000):
@@ -83,7 +84,6 @@ def draw_copies(
             if row["path"] in drawn:
                 kind = {"kind": row["label"]} if job.has_several_labels else {}
                 drawn[row["path"]].append({"box": row["box"], "caption": caption(row, job), **kind})
-    by_path = {source.shown: source for source in pictures.sources}
     with counted(console, "annotated images", len(drawn)) as count:
 
         def advance() -> None:

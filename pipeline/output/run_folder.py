@@ -13,7 +13,10 @@ from typing import Any
 
 from pipeline.errors import FolderInUse, NotFound, OtherRun, Unwritable
 from pipeline.files import partial, sync_folder, write_atomically
+from pipeline.job import Job
 from pipeline.output.formats import FORMATS
+from pipeline.settings import Settings
+from pipeline.sources.earlier_run import AskedAgain, EarlierRun, refuse_others
 
 MANIFEST = "run.json"
 # The list of committed parts: without it none counts.
@@ -65,6 +68,18 @@ def find_run(run: str, runs: Path) -> Path:
         if place.is_dir():
             return place.resolve()
     raise NotFound(f"no run {run}: neither {places[0]} nor {places[1]} is a folder")
+
+
+def earlier_run(settings: Settings, job: Job) -> AskedAgain | None:
+    """The run whose detections the job is asked about; None: it runs over images.
+
+    Raises:
+        UsageError: the settings contradict that, or there is no such run, or it lacks what the job wants.
+    """
+    if settings.from_run is None:
+        return None
+    refuse_others(settings)
+    return AskedAgain(EarlierRun(find_run(settings.from_run, settings.runs), "from"), job)
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:

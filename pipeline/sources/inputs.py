@@ -75,6 +75,11 @@ class InputColumns:
             ]
             yield found or [Inputs("{}", f"column {self.each} is empty in this row")]
 
+    def kept(self, text: str | None) -> Inputs:
+        """The values of a row as an earlier run kept them."""
+        values = json.loads(text or "{}")
+        return self._inputs({name: values.get(name) for name in self.paths})
+
     def refuse_others(self, others: Iterator[str]) -> None:
         """See that a place has tables alone; `others` are its files that are none.
 

@@ -91,7 +91,7 @@ def tell(job: JobCommand, environment: Mapping[str, str], secrets: Path) -> Told
         if single and (file := Path(single).expanduser().absolute()).is_file():
             mounts.append(Mount(file, file, read_only=True))
     mounts.append(Mount(runs, runs, read_only=False))
-    for named in filter(None, (settings.boxes, settings.truth)):
+    for named in filter(None, (settings.boxes, settings.truth, settings.from_run)):
         place = Path(named).expanduser().absolute()
         if place.exists() and not {place, *place.parents} & {mount.here for mount in mounts}:
             mounts.append(Mount(place, place, read_only=True))
@@ -112,7 +112,7 @@ def tell(job: JobCommand, environment: Mapping[str, str], secrets: Path) -> Told
     for name in ("job", "work", "images", "output"):
         given = str(getattr(settings, name))
         places += [f"--{name}", given if is_object(given) else str(Path(given).expanduser())]
-    for name in ("ca_file", "boxes", "truth"):
+    for name in ("ca_file", "boxes", "truth", "from_run"):
         if given := str(getattr(settings, name) or ""):
             places += [f"--{name.replace('_', '-')}", given if is_object(given) else str(Path(given).expanduser())]
     return Told(overlay(user, Path.cwd(), mounts), [*arguments, "pipeline", *job.options, *places])

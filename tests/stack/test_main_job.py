@@ -106,6 +106,20 @@ def test_bundled_run_is_evaluated_against_its_labels_file(bundled: Finished) -> 
     assert "against " in bundled.output
 
 
+def test_bundled_detections_are_asked_again(stack: RunningStack, bundled: Finished, tmp_path: Path) -> None:
+    """Without an image and without the detector, the model says the same about the stored crops."""
+    options = ("--from-run", str(bundled.folder), "--output", str(tmp_path), "--run-name", "again")
+    done = stack.operate("run", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    again = Finished(tmp_path / "again", done.stdout)
+    same = ("path", "key", "index", "label", "box", "score", "crop", "outcome")
+    before, after = bundled.rows("detections"), again.rows("detections")
+    assert [[row[name] for name in same] for row in after] == [[row[name] for name in same] for row in before]
+    equal = sum(new["breed"] == old["breed"] for new, old in zip(after, before, strict=True))
+    assert equal >= 0.95 * len(before)
+    assert f"crops of run {bundled.folder.name}" in done.stdout
+
+
 def test_bundled_run_shows_its_results(bundled: Finished) -> None:
     for word in ("dog_breeds: ", "count", "breed", "detections.parquet", "report.html"):
         assert word in bundled.output
