@@ -37,6 +37,7 @@ for name in [name for name in os.environ if name.startswith(("SPOTTER_", "STACK_
     del os.environ[name]
 os.environ.update(dict.fromkeys(dotenv_values(ROOT / ".env"), ""))
 os.environ["DO_NOT_TRACK"] = "true"
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 os.environ["DAFT_PROGRESS_BAR"] = "0"
 # A shell's background job ignores Ctrl-C, one of `nohup` the end of a terminal, and so would all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)

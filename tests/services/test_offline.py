@@ -42,8 +42,8 @@ def without_network(commands: list[list[str]], variables: dict[str, str]) -> lis
     probe = subprocess.run([*enter[:4], "ip link set lo up"], capture_output=True, text=True)
     if probe.returncode:
         pytest.skip(f"this user may not make a network namespace: {probe.stderr.strip()}")
-    # As a person has it: the tests' own settings keep Daft from reporting its use.
-    left_out = re.compile(r"DO_NOT_TRACK|.*_PROXY", re.IGNORECASE)
+    # As a person has it: the tests' own settings keep Daft and ONNX Runtime from reporting their use.
+    left_out = re.compile(r"DO_NOT_TRACK|ORT_DISABLE_TELEMETRY|.*_PROXY", re.IGNORECASE)
     environment = {name: value for name, value in os.environ.items() if not left_out.fullmatch(name)}
     done = subprocess.run(
         enter, input=json.dumps(commands), cwd=ROOT, env=environment | variables, capture_output=True, text=True

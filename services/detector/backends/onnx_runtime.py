@@ -6,6 +6,7 @@ not.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,8 @@ class OnnxDetector:
         self._model = _exported(Files(checkpoint.model, checkpoint.revision))
         self._path = self._model.graph.path
         _refuse_foreign_settings(settings)
+        # Read at the import: without it ONNX Runtime sends its use to its makers, also under OFFLINE=1.
+        os.environ["ORT_DISABLE_TELEMETRY"] = "1"
         try:
             import onnxruntime
         except ImportError as error:
