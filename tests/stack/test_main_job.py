@@ -246,14 +246,17 @@ def test_the_detector_ranks_dogs_before_all_else(stack: RunningStack, fresh: Fre
 
 
 def test_readme_shows_what_a_newcomer_sees(bundled: Finished) -> None:
-    """Every line of the README's transcript is printed by the job, but for names of folders and times."""
+    """Every line of the README's transcript is printed by the job, but for names of folders and times.
+
+    The next step follows from the name of the images' folder, which is another one here: tests/unit/test_display.py.
+    """
     block = (ROOT / "README.md").read_text().split("<!-- transcript -->\n```\n")[1].split("```")[0]
     printed = "\n".join(line.rstrip() for line in bundled.output.splitlines())
     lines = [line.rstrip() for line in block.splitlines() if line.strip()]
     assert len(lines) > 10
     for line in lines:
         if (
-            not line.startswith(("$", "rows:", "report:", "preparing ", "environment ", "waiting ", "engine "))
+            not line.startswith(("$", "rows:", "report:", "next:", "preparing ", "environment ", "waiting ", "engine "))
             and " ready after " not in line
         ):
             assert line in printed, line

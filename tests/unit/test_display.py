@@ -12,6 +12,7 @@ from rich.console import Console
 from pipeline.runtime import display
 from pipeline.runtime.display import live, show_next, show_summary
 from pipeline.runtime.progress import Progress
+from scripts.environments import ROOT
 
 
 def manifest(**changes: object) -> dict[str, object]:
@@ -82,6 +83,10 @@ def test_the_next_step_fits_the_run(changes: dict[str, object], advice: str) -> 
     show_next(console, Path("runs/x"), manifest(counts=counts, **{"settings": {"images": "samples/images"}} | changes))
     assert isinstance(console.file, io.StringIO)
     assert console.file.getvalue().splitlines()[-1] == f"next:   {advice}"
+
+
+def test_the_readme_shows_the_next_step_of_the_bundled_images() -> None:
+    assert "\nnext:   open the report; then your own: make run IMAGES=folder\n" in (ROOT / "README.md").read_text()
 
 
 def test_a_run_that_was_begun_twice_shows_both_starts() -> None:
