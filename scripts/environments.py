@@ -26,11 +26,9 @@ STATE = ROOT / ".spotter"
 
 # The one Python of all environments: torch's CPU wheel is locked for it. uv fetches it where the host has another.
 PYTHON = "3.11"
-NAMES = (
-    *("pipeline", "operator", "bench", "dev"),
-    *("detector-cpu", "detector-torch-cpu", "detector-cuda"),
-    *("vllm-cpu", "vllm-cuda"),
-)
+# Locks that are no environment of their own: uv makes the others, the last is laid over one.
+PARTS = ("uv", "gemma3n-test")
+NAMES = tuple(sorted(lock.stem for lock in LOCKS.glob("*.lock") if lock.stem not in PARTS))
 
 # The PyTorch index that a lock's local version (`+cpu`) comes from, in uv's words.
 TORCH_BACKENDS = {"detector-torch-cpu": "cpu", "vllm-cpu": "cpu"}

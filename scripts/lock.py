@@ -12,6 +12,7 @@ import re
 import shutil
 import sys
 import tempfile
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts import files as whole_file
 from scripts.docker import bases
-from scripts.environments import LOCKS, NAMES, PYTHON, EnvironmentFailed, ensure_uv, run, torch_arguments, uv
+from scripts.environments import LOCKS, PYTHON, ROOT, EnvironmentFailed, ensure_uv, run, torch_arguments, uv
 from scripts.environments import uv_environment as uv_settings
 
 # The services run on Linux hosts; the operator's side also on others.
@@ -28,7 +29,15 @@ PORTABLE = ("uv", "pipeline", "operator", "bench", "dev")
 # Not an environment of its own: it is installed over one that holds its dependencies.
 OVERLAY = "gemma3n-test"
 
-GROUPS = ("uv", *NAMES, OVERLAY)
+# Groups that only others include end so.
+BASE = "-base"
+
+
+def groups() -> list[str]:
+    """The groups of pyproject.toml that have a lock."""
+    named = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
+    return [group for group in named if not group.endswith(BASE)]
+
 
 # A package and its version; a package may have several lines, for different Pythons.
 PINNED = re.compile(r"^([\w.-]+)==([^\s;\\]+)", re.MULTILINE)
@@ -107,7 +116,7 @@ def main() -> int:
     failed = False
     try:
         ensure_uv()
-        for group in GROUPS:
+        for group in groups():
             failed |= not locked(group, arguments.upgrade)
     except EnvironmentFailed as failure:
         print(f"error: {failure}", file=sys.stderr)

@@ -84,7 +84,7 @@ def test_uv_keeps_to_what_is_locked(resolved: dict[str, str], tmp_path: Path, mo
 def test_a_group_that_cannot_be_resolved_holds_up_no_other(
     resolved: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    resolved |= dict.fromkeys(lock.GROUPS, AFTER)
+    resolved |= dict.fromkeys(lock.groups(), AFTER)
     del resolved["pipeline"]
     asked = list[Callable[[str], None]]()
     monkeypatch.setattr(lock, "ensure_uv", lambda: None)
@@ -92,5 +92,5 @@ def test_a_group_that_cannot_be_resolved_holds_up_no_other(
     monkeypatch.setattr("sys.argv", ["lock.py"])
     assert lock.main() == 1
     assert "group pipeline of pyproject.toml cannot be resolved" in capsys.readouterr().err
-    assert {path.stem for path in tmp_path.glob("*.lock")} == set(lock.GROUPS) - {"pipeline"}
+    assert {path.stem for path in tmp_path.glob("*.lock")} == set(lock.groups()) - {"pipeline"}
     assert asked == [print]
