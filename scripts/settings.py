@@ -23,7 +23,7 @@ PREFIX = "STACK_"
 ENV_FILE = ROOT / ".env"
 
 # The job's settings on which the stack depends.
-OF_STACK = ("job", "images", "column", "boxes", "model", "model_url", "detector_url", "api", "schema_form")
+OF_STACK = ("job", "images", "column", "boxes", "from_run", "model", "model_url", "detector_url", "api", "schema_form")
 
 # STACK_OFFLINE in the words of pip, uv and the hub's client; scripts/python.sh tells pip and uv before this code runs.
 OFFLINE = {

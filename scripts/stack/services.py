@@ -118,7 +118,7 @@ def make_stack(settings: StackSettings, device: str, preset_name: str, job_varia
 
 
 def idle(job: Settings) -> frozenset[str]:
-    """The services that a job never asks: the detector, where the boxes are given or each image is the detection.
+    """The services that a run never asks: the detector, where boxes or an earlier run's detections are given.
 
     Raises:
         UsageError: there is no such job, or its file is invalid.
@@ -126,7 +126,8 @@ def idle(job: Settings) -> frozenset[str]:
     from pipeline.job import load  # not above: most commands read no job
     from pipeline.labels import DETECTOR
 
-    return frozenset() if load(job.job).boxes == DETECTOR else frozenset({"detector"})
+    asks = load(job.job).boxes == DETECTOR and job.from_run is None
+    return frozenset() if asks else frozenset({"detector"})
 
 
 def without(stack: Stack, names: Collection[str]) -> Stack:

@@ -23,6 +23,8 @@ from pipeline.errors import InvalidJob, InvalidSetting, NotFound, Unreadable, Us
 from pipeline.output.manifest import Result, fingerprint
 from pipeline.run import run
 from pipeline.try_one import try_one
+from scripts.settings import load_job
+from scripts.stack.services import idle
 from tests.conftest import ROOT
 from tests.doubles.simulated import Simulated
 from tests.killed_runs import committed, pipeline
@@ -281,3 +283,8 @@ def test_after_a_kill_only_the_rest_is_asked(do: Do, simulated: Simulated, photo
     assert {row["outcome"] for row in done} == {"answered"}
     assert 1 < simulated.model.requests - 1 <= len(answered) - 2 * (safe - 1)
     assert simulated.detector.requests == detected
+
+
+def test_the_stack_starts_no_detector_for_an_earlier_runs_detections(tmp_path: Path) -> None:
+    assert idle(load_job(["--from-run", str(tmp_path)]).settings) == {"detector"}
+    assert idle(load_job([]).settings) == frozenset()
