@@ -50,6 +50,7 @@ COMPLAINT = re.compile(
 ALLOWED = {
     r"Found ulimit of \d+ and failed to automatically increase": "20,000 open files are enough: a request needs one",
     r"Enforce eager set, disabling torch\.compile": "the preset asks for it",
+    r"TORCH_COMPILE_DISABLE is set, disabling torch\.compile": "the same",
     r"Inductor compilation was disabled by user settings": "the same",
     r"Triton is not installed": "left out of the lock: 1 GB that a CPU does not need",
     r"Model Runner V2 requires Triton": "the same",

@@ -28,7 +28,7 @@ BY_CARD = {"max-model-len", "max-num-seqs", "max-num-batched-tokens", "gpu-memor
 # What the engine adds: where to listen is the host's matter.
 BY_ENGINE = {"host", "port"}
 # Variables of others than vLLM that vLLM's processes read.
-FOREIGN_VARIABLES = {"DO_NOT_TRACK", "OMP_NUM_THREADS"}
+FOREIGN_VARIABLES = {"DO_NOT_TRACK", "TORCH_COMPILE_DISABLE", "OMP_NUM_THREADS"}
 # What STACK_START puts over each preset.
 STARTS = sorted(path.stem for path in VLLM_STARTS.glob("*.yaml"))
 START_OPTIONS = {start: start_arguments(StackSettings(start=start)) for start in STARTS}
