@@ -58,20 +58,8 @@ def assert_nothing_is_left(state: Path) -> None:
         docker("volume", "rm", volume)
 
 
-def test_a_service_that_crashes_at_start_is_told_at_once(containers: RunningStack, tmp_path: Path) -> None:
-    """The detector with a model that is not there: name, exit code and last lines; and nothing is left."""
-    state, begin = tmp_path / "state", datetime.now(UTC)
-    variables = {"STACK_STATE": str(state), "DETECTOR_MODEL": "no/such/folder/at/all"}
-    code, said = containers.follow("-m", "scripts", "up", **variables)
-    output = "\n".join(line for _, line in said)
-    assert code == 1, output
-    assert "no/such/folder/at/all" in output
-    assert "no/such/folder/at/all" in (state / "logs" / "detector.log").read_text()
-    assert told_after_s(said, "detector ended with exit code 2", state, "die", begin) < 10
-    assert_nothing_is_left(state)
-
-
-# Over the CPU's overlay: the detector is healthy once, as soon as it answers, and then no more; vLLM is never ready.
+# Over the CPU's overlay: the detector is healthy for eight checks, and then no more; vLLM is never
+# ready.
 TURNS_UNHEALTHY = """
 services:
   detector:
@@ -80,7 +68,8 @@ services:
         - CMD-SHELL
         - |
           python3 /spotter/health.py http://127.0.0.1:8001/ || exit 1
-          test -e /tmp/once || { touch /tmp/once; exit 0; }
+          echo >> /tmp/checks
+          test $(wc -l < /tmp/checks) -gt 8 || exit 0
           echo the GPU fell off the bus
           exit 1
       interval: 1s
@@ -101,14 +90,39 @@ sys.exit(main(["up"]))
 """
 
 
+def overlaid(changes: str, folder: Path) -> str:
+    """A copy of the CPU's overlay with these changes of its services."""
+    overlay = yaml.safe_load((OVERLAYS / "cpu.yaml").read_text())
+    for name, changed in yaml.safe_load(changes)["services"].items():
+        overlay["services"][name] |= changed
+    (folder / "toy.yaml").write_text(yaml.safe_dump(overlay))
+    return str(folder / "toy.yaml")
+
+
+# Over the CPU's overlay: the detector ends as a program does that cannot load its model.
+CRASHES = """
+services:
+  detector:
+    entrypoint: [sh, -c, "echo the weights are damaged >&2; exit 2"]
+"""
+
+
+def test_a_service_that_crashes_at_start_is_told_at_once(containers: RunningStack, tmp_path: Path) -> None:
+    """Name, exit code and last lines; and nothing is left. The preflight refuses a model that is missing before."""
+    state, begin = tmp_path / "state", datetime.now(UTC)
+    code, said = containers.follow("-c", UP.format(overlay=overlaid(CRASHES, tmp_path)), STACK_STATE=str(state))
+    output = "\n".join(line for _, line in said)
+    assert code == 1, output
+    assert "the weights are damaged" in output
+    assert "the weights are damaged" in (state / "logs" / "detector.log").read_text()
+    assert told_after_s(said, "detector ended with exit code 2", state, "die", begin) < 10
+    assert_nothing_is_left(state)
+
+
 def test_a_container_that_turns_unhealthy_is_told_at_once(containers: RunningStack, tmp_path: Path) -> None:
     """Also when it was ready before, and another is waited for: name, what the check said, last lines."""
     state, begin = tmp_path / "state", datetime.now(UTC)
-    overlay = yaml.safe_load((OVERLAYS / "cpu.yaml").read_text())
-    for name, changes in yaml.safe_load(TURNS_UNHEALTHY)["services"].items():
-        overlay["services"][name] |= changes
-    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(overlay))
-    code, said = containers.follow("-c", UP.format(overlay=str(tmp_path / "toy.yaml")), STACK_STATE=str(state))
+    code, said = containers.follow("-c", UP.format(overlay=overlaid(TURNS_UNHEALTHY, tmp_path)), STACK_STATE=str(state))
     output = "\n".join(line for _, line in said)
     assert code == 1, output
     for part in (
