@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any
 
 import daft
@@ -22,6 +23,9 @@ from pipeline.stages.reusable import ReusableAnswers
 from pipeline.stages.schema import answer_type
 from pipeline.tables import answer_struct
 
+# What each request of a detection costs.
+SPENT = ("latency_s", "prompt_tokens", "completion_tokens")
+
 
 class Ask:
     """Asks the model about crops, a batch at a time: a coroutine and a conversion by Daft for each row cost a fifth of
@@ -32,6 +36,7 @@ class Ask:
         self.runtime = runtime
         self.reusable = reusable
         self.type = answer_type(answer_struct(client.job.properties))
+        self.about = cache(client.job.about)
 
     async def ask(
         self,
@@ -84,7 +89,7 @@ class Ask:
         row: dict[str, Any] = {}
         with self.runtime.request(ASK, key, index) as step:
             values = json.loads(inputs) if inputs else {}
-            ended = [await self.one(jpeg, number, values) for number in self.client.job.about(label)]
+            ended = [await self.one(jpeg, number, values) for number in self.about(label)]
             row = merged(ended, as_list=len(self.client.forms) > 1)
             if failed := next((each for each in ended if isinstance(each, RowError)), None):
                 raise failed
@@ -106,6 +111,9 @@ class Ask:
 
 def merged(ended: Sequence[Answer | RowError], *, as_list: bool) -> dict[str, Any]:
     """The answers to a detection's questions as one, with the texts of the model `as_list` (JSON) or as one text."""
+    if len(ended) == 1 and isinstance(one := ended[0], Answer) and not as_list:  # most rows
+        spent = {name: getattr(one, name) for name in ("attempts", *SPENT)}
+        return {"fields": one.columns or None, "raw_answer": one.raw, **spent}
     answers = [each for each in ended if isinstance(each, Answer)]
     said = [each.raw if isinstance(each, Answer | BadAnswer) else None for each in ended]
     fields: dict[str, Any] = {}
@@ -115,10 +123,7 @@ def merged(ended: Sequence[Answer | RowError], *, as_list: bool) -> dict[str, An
         "fields": fields or None,
         "raw_answer": json.dumps(said) if as_list else said[0],
         "attempts": sum(each.attempts for each in ended),
-        **{
-            name: total(getattr(answer, name) for answer in answers)
-            for name in ("latency_s", "prompt_tokens", "completion_tokens")
-        },
+        **{name: total(getattr(answer, name) for answer in answers) for name in SPENT},
     }
 
 
