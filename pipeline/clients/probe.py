@@ -78,21 +78,25 @@ async def try_detector(settings: Settings, job: Job) -> Detected:
         await http.aclose()
 
 
+async def find_detector(
+    settings: Settings, job: Job, given: Given | None
+) -> tuple[str, str | None, str, tuple[int, int] | None]:
+    """The detector's name, revision, settings and input for `Services`; it is not asked where boxes are `given`."""
+    if given is not None:
+        return given.detector or given.name, given.revision, given.detector_settings, None
+    detected = await try_detector(settings, job)
+    chosen = {name: value for name, value in detected.settings.items() if name != "threshold" or job.threshold is None}
+    told = ", ".join(f"{name} {value}" for name, value in sorted(chosen.items()))
+    return detected.model, detected.revision, told, detected.input
+
+
 async def probe_all(
     settings: Settings, job: Job, inputs: Mapping[str, Any] | None, given: Given | None = None
 ) -> Services:
     """See `probe`."""
-    if given is not None:
-        served = await find_model(settings)
-        form, why = await try_model(settings, job, served, inputs)
-        detector = given.detector or given.name
-        found = (detector, given.revision, given.detector_settings, None)
-        return Services(served.model, served.root, *found, form, why)
-    detected, served = await asyncio.gather(try_detector(settings, job), find_model(settings))
+    detector, served = await asyncio.gather(find_detector(settings, job, given), find_model(settings))
     form, why = await try_model(settings, job, served, inputs)
-    chosen = {name: value for name, value in detected.settings.items() if name != "threshold" or job.threshold is None}
-    told = ", ".join(f"{name} {value}" for name, value in sorted(chosen.items()))
-    return Services(served.model, served.root, detected.model, detected.revision, told, detected.input, form, why)
+    return Services(served.model, served.root, *detector, form, why)
 
 
 def probe(

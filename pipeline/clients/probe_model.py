@@ -173,20 +173,25 @@ async def try_model(
         )
         return replace(form, logprobs=form.logprobs and told), None
 
+    apis = APIS if settings.api == "auto" else (settings.api,)
+    schema_forms = SCHEMA_FORMS if settings.schema_form == "auto" else (settings.schema_form,)
+    left = [RequestForm(api, schema_form, logprobs=wanted) for api in apis for schema_form in schema_forms]
     failures: list[tuple[RequestForm, Failed]] = []
     try:
-        for api in APIS if settings.api == "auto" else (settings.api,):
-            for schema_form in SCHEMA_FORMS if settings.schema_form == "auto" else (settings.schema_form,):
-                form, error = await ask(RequestForm(api, schema_form, logprobs=wanted))
-                if error is None:
-                    if settings.confidence == "on" and wanted and not form.logprobs:
-                        raise ServiceRefuses(NO_LOGPROBS.format(model_asked(settings).said()))
-                    return form, (str(failures[0][1]) if failures else None)
-                failures.append((form, error))
-                if not other_form_may_do(error, served) or NO_PATH.match(str(error)):
-                    break
-            if not NO_PATH.match(str(failures[-1][1])) or unknown(served):
+        while left:
+            form, error = await ask(left.pop(0))
+            if error is None:
+                if settings.confidence == "on" and wanted and not form.logprobs:
+                    raise ServiceRefuses(NO_LOGPROBS.format(model_asked(settings).said()))
+                return form, (str(failures[0][1]) if failures else None)
+            failures.append((form, error))
+            missing = NO_PATH.match(str(error)) is not None
+            if not other_form_may_do(error, served) or (missing and unknown(served)):
                 break
+            if missing:
+                left = [each for each in left if each.api != form.api]
+            elif left and left[0].api != form.api:
+                break  # the server has this API, and takes the question in none of its forms
     finally:
         await http.aclose()
     # A path that is missing says less than what the other path answers.
