@@ -180,7 +180,7 @@ class Job(BaseModel):
             for place, label in enumerate(question.labels or ()):
                 if self.labels is not None and label not in self.labels:
                     where = ("questions", number, "labels", place)
-                    raise SchemaError(where, f"label {label!r} is none that the job finds: {', '.join(self.labels)}")
+                    raise SchemaError(where, f"label {label!r} is not a label of this job: {', '.join(self.labels)}")
         if self.tiles and self.boxes != DETECTOR:
             raise SchemaError(
                 ("tiles",), f"a detector searches tiles, but the job has `boxes: {self.boxes}`: remove one"

@@ -39,7 +39,7 @@ def as_labels(content: Mapping[str, Any]) -> dict[str, Any]:
     """A job file's content with its `label`, or its `labels` in any form, as one mapping, or None for any label.
 
     Raises:
-        SchemaError: there is none, there are both, or a label is not text.
+        SchemaError: neither key is there, both are there, or a label is not text.
     """
     rest = {name: value for name, value in content.items() if name != "label"}
     if "label" in content:

@@ -19,10 +19,10 @@ Span = tuple[int, int]
 
 
 def confidences(completion: Any, answer: str, choices: Mapping[str, Sequence[Any]]) -> dict[str, float]:
-    """The confidence of each property of an answer (a JSON object's text) whose values are listed in `choices`, 0 to 1.
+    """The confidence, 0 to 1, of each property of `choices` in an answer, the text of a JSON object.
 
-    A property is missing where the completion does not tell: without logprobs, or with some that do not spell the
-    answer.
+    `choices` holds the values that each property may have. A property is missing where the completion does not tell:
+    without logprobs, or with some that do not spell the answer.
     """
     tokens = tokens_of(completion)
     written = b"".join(text for text, _ in tokens)

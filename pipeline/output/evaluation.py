@@ -61,7 +61,7 @@ class FoundObject:
     box: tuple[float, float, float, float]
     score: float
     fields: Mapping[str, Any] | None = None
-    """Its answer; None where there is none."""
+    """Its answer; None: it has no answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +171,7 @@ def answer_figures(
 ) -> dict[str, dict[str, Any]]:
     """By property: how many answers are right, of those whose truth is known, and what was answered for what is true.
 
-    `pairs`: an answer, None where there is none, and the right answers. No answer is a wrong one.
+    `pairs`: an answer or None, and the right answers. No answer is a wrong one.
     """
     known = list(pairs)
     figures: dict[str, dict[str, Any]] = {}
@@ -306,7 +306,7 @@ def brief(figures: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_evaluation(folder: Path) -> dict[str, Any] | None:
-    """The content of a run's evaluation.json; None where it has none, or none that can be read."""
+    """The content of a run's evaluation.json; None: the file is missing or cannot be read."""
     try:
         figures = json.loads((folder / EVALUATION).read_text())
     except (OSError, ValueError):

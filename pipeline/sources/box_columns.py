@@ -41,7 +41,7 @@ def read_column(
     places = {place for place, _ in of_rows} | ({images} if is_table(images, table_suffixes(images)) else set())
     if not places:
         raise InvalidSetting(
-            f"boxes: {COLUMN}{name} is a column of a table, and {images} is none: give a table as IMAGES"
+            f"boxes: {COLUMN}{name} is a column of a table, and {images} is no table: give a table as IMAGES"
         )
     found: dict[bytes, list[Annotation]] = {}
     for place in sorted(places):

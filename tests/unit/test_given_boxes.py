@@ -140,7 +140,7 @@ def test_keys_that_have_no_meaning_are_refused(do: Do, head: str, fact: str) -> 
     [
         ("boxes: input", (), "set SPOTTER_BOXES"),
         ("label: dog", ("--boxes", "x.json"), "has no effect on job look"),
-        ("boxes: input", ("--boxes", "column:boxes"), "is none"),
+        ("boxes: input", ("--boxes", "column:boxes"), "is no table"),
     ],
 )
 def test_boxes_and_their_setting_belong_together(do: Do, head: str, options: tuple[str, ...], fact: str) -> None:

@@ -97,7 +97,7 @@ def asked_about(*labels: str | None) -> str:
     [
         ("labels: [dog, cat]", ("dog", "dog"), "none is about the label 'cat'"),
         ("labels: any", ("dog", "cat"), "`labels: any`"),
-        ("labels: [dog, cat]", ("cow", None), "'cow' is none that the job finds: dog, cat"),
+        ("labels: [dog, cat]", ("cow", None), "'cow' is not a label of this job: dog, cat"),
     ],
 )
 def test_each_label_needs_a_question(tmp_path: Path, head: str, labels: tuple[str | None, ...], fact: str) -> None:

@@ -180,7 +180,7 @@ def array_type(value: Value) -> np.dtype[np.generic]:
     """The element type of an input or output.
 
     Raises:
-        CheckpointError: it is none that an image can have.
+        CheckpointError: no image has elements of this type.
     """
     if value.dtype not in ELEMENTS.values():
         raise CheckpointError(f"input {value} has elements of a type that no image has: expected float32 or uint8")
