@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import shutil
 import sys
 import tempfile
 import tomllib
@@ -40,7 +39,17 @@ def groups() -> list[str]:
 
 
 # A package and its version; a package may have several lines, for different Pythons.
-PINNED = re.compile(r"^([\w.-]+)==([^\s;\\]+)", re.MULTILINE)
+PINNED = re.compile(r"^([\w.-]+)={2,3}([^\s;\\]+)", re.MULTILINE)
+
+# PEP 440: `torch==2.13.0` takes torch 2.13.0+cpu too, and uv prefers that where a folder of wheels holds it;
+# `torch===2.13.0` takes this version only.
+NOT_EXACT = re.compile(r"^([\w.-]+)==(?!=)", re.MULTILINE)
+EXACT = re.compile(r"^([\w.-]+)===", re.MULTILINE)
+
+
+def exact(group: str, text: str) -> str:
+    """A group's lock as it is kept: on a GPU host, builds for a CPU do not count as the locked versions."""
+    return NOT_EXACT.sub(r"\1===", text) if group.endswith("-cuda") else text
 
 
 def versions(text: str) -> dict[str, str]:
@@ -75,9 +84,9 @@ def lock(group: str, upgrade: bool, say: Callable[[str], None]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         resolved = Path(folder) / place.name
         if place.exists():
-            shutil.copy(place, resolved)  # uv keeps these versions
+            resolved.write_text(EXACT.sub(r"\1==", place.read_text()))  # uv keeps these versions; it reads only `==`
         resolve(group, upgrade, resolved)
-        before, after = place.read_text() if place.exists() else "", resolved.read_text()
+        before, after = place.read_text() if place.exists() else "", exact(group, resolved.read_text())
     changes = difference(before, after)
     say(f"images/locks/{place.name}: {'changes' if changes else 'as before'}")
     for change in changes:

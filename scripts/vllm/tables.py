@@ -26,7 +26,7 @@ def read(name: str) -> dict[str, Any]:
 
 def locked_version(lock: Path, package: str = "vllm(?:-cpu)?") -> str:
     """The version of a package (a pattern; by default vLLM) in a lock file; empty where the lock lacks it."""
-    found = re.search(rf"^{package}==([\w.+]+)", lock.read_text(), re.MULTILINE)
+    found = re.search(rf"^{package}={{2,3}}([\w.+]+)", lock.read_text(), re.MULTILINE)
     return found[1] if found else ""
 
 

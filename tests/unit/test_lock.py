@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from scripts import lock
+from scripts import environments, lock
 from scripts.environments import EnvironmentFailed
 
 BEFORE = """\
@@ -94,3 +96,48 @@ def test_a_group_that_cannot_be_resolved_holds_up_no_other(
     assert "group pipeline of pyproject.toml cannot be resolved" in capsys.readouterr().err
     assert {path.stem for path in tmp_path.glob("*.lock")} == set(lock.groups()) - {"pipeline"}
     assert asked == [print]
+
+
+def wheel(folder: Path, version: str) -> None:
+    """A wheel of the package torch, with nothing but its metadata."""
+    with zipfile.ZipFile(folder / f"torch-{version}-py3-none-any.whl", "w") as archive:
+        for name, content in {
+            "METADATA": f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n",
+            "WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+            "RECORD": "",
+        }.items():
+            archive.writestr(f"torch-{version}.dist-info/{name}", content)
+
+
+def test_a_cpu_build_in_a_folder_of_wheels_does_not_replace_the_one_for_a_gpu(tmp_path: Path) -> None:
+    """As uv itself chooses. With `==` it takes the CPU build, whose hash the lock does not have."""
+    for version in ("2.13.0", "2.13.0+cpu"):
+        wheel(tmp_path, version)
+
+    def chosen(group: str) -> str:
+        place = tmp_path / f"{group}.lock"
+        place.write_text(lock.exact(group, "torch==2.13.0\n"))
+        command = [str(environments.uv()), "pip", "install", "--dry-run", "--no-index", "--target", f"{tmp_path}/empty"]
+        command += ["--find-links", str(tmp_path), "--requirements", str(place)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stderr
+
+    assert "torch==2.13.0+cpu" in chosen("detector-torch-cpu")
+    assert "torch==2.13.0\n" in chosen("detector-cuda")
+
+
+@pytest.mark.parametrize("group", ["detector-cuda", "vllm-cuda"])
+def test_the_locks_of_gpu_hosts_are_exact(group: str) -> None:
+    kept = (environments.LOCKS / f"{group}.lock").read_text()
+    assert lock.versions(kept)["torch"] == "2.13.0"
+    assert lock.exact(group, kept) == kept
+    assert not lock.NOT_EXACT.search(kept)
+
+
+def test_uv_gets_an_exact_lock_in_the_form_that_it_prefers(
+    resolved: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "vllm-cuda.lock").write_text(lock.exact("vllm-cuda", BEFORE))
+    said = list[str]()
+    monkeypatch.setattr(lock, "resolve", lambda group, upgrade, output: said.append(output.read_text()))
+    lock.lock("vllm-cuda", False, said.append)
+    assert said == [BEFORE, "images/locks/vllm-cuda.lock: as before"]

@@ -35,8 +35,8 @@ def missing_pins(project: Path, locks: Path) -> dict[str, list[str]]:
         lock = locks / f"{name}.lock"
         if not lock.exists() and name not in ("uv", "pipeline", *NAMES):
             continue  # other groups include it
-        lines = re.findall(r"^([\w.-]+==[^\s;\\]+)", lock.read_text(), re.MULTILINE) if lock.exists() else []
-        locked = {normal(line) for line in lines}
+        lines = re.findall(r"^([\w.-]+)={2,3}([^\s;\\]+)", lock.read_text(), re.MULTILINE) if lock.exists() else []
+        locked = {normal(f"{package}=={version}") for package, version in lines}
         if absent := [pin for pin in pins(groups, name) if "==" in pin and normal(pin) not in locked]:
             missing[name] = absent
     return missing
