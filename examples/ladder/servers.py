@@ -61,8 +61,8 @@ def question(model: str, crop: bytes) -> dict[str, Any]:
 
     The image comes before the text, and the schema restricts the answer.
     """
-    media_type = "image/png" if crop.startswith(b"\x89PNG") else "image/jpeg"
-    picture = {"type": "image_url", "image_url": {"url": data_url(crop, media_type)}}
+    media_type = b"image/png" if crop.startswith(b"\x89PNG") else b"image/jpeg"
+    picture = {"type": "image_url", "image_url": {"url": data_url(crop, media_type).decode()}}
     schema = {"name": "dog", "schema": JOB.questions[0].answer_schema, "strict": True}
     return {
         "model": model,

@@ -40,7 +40,7 @@ def bare(url: str, rows: int, concurrency: int, crop: bytes, client: ModelClient
 
     async def worker(session: aiohttp.ClientSession, left: Any) -> None:
         for _ in left:
-            content = [{"type": "image_url", "image_url": {"url": data_url(crop)}}, question]
+            content = [{"type": "image_url", "image_url": {"url": data_url(crop).decode()}}, question]
             request = client.forms[0].request | {"messages": [{"role": "user", "content": content}]}
             async with session.post(f"{url}/chat/completions", json=request) as response:
                 json.loads(json.loads(await response.read())["choices"][0]["message"]["content"])
