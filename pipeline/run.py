@@ -1,4 +1,4 @@
-"""One run of a job: plan, wire, execute, commit, report, publish."""
+"""One run of a job, after its plan: wire, execute, commit, report, publish."""
 
 from __future__ import annotations
 
@@ -15,13 +15,9 @@ from typing import Any
 import pyarrow as pa
 from rich.console import Console
 
-from pipeline.clients.connect import Clients, make_clients
-from pipeline.clients.finders import Given, given, stored
-from pipeline.clients.probe import Services, probe
+from pipeline import runners
 from pipeline.errors import RunStopped
-from pipeline.flow import Flow
-from pipeline.job import Job
-from pipeline.job import load as load_job
+from pipeline.flow import Work
 from pipeline.metrics import daft_plan, profiler
 from pipeline.metrics.profiler import Profiler
 from pipeline.output import resume, run_folder
@@ -29,31 +25,28 @@ from pipeline.output.annotate import copies_in
 from pipeline.output.breakdown import explain, one_line
 from pipeline.output.collector import Collector
 from pipeline.output.estimate import after_trial
-from pipeline.output.evaluation import Truth, read_truth, write_evaluation
+from pipeline.output.evaluation import write_evaluation
 from pipeline.output.formats import FORMATS
-from pipeline.output.manifest import Result, begun, ended, finished, folder_of, identify, lost, why_new
+from pipeline.output.manifest import Result, begun, ended, finished, lost
 from pipeline.output.parts import Parts
-from pipeline.output.publish import Publication
 from pipeline.output.report import Pictures, draw_copies, write_report
 from pipeline.output.run_log import run_log
+from pipeline.plan import Plan, make_plan
+from pipeline.runners.runner import Runner
 from pipeline.runtime import display
 from pipeline.runtime.cancellation import CancellationToken
 from pipeline.runtime.display import Display
 from pipeline.runtime.interrupts import INTERRUPTED, OneInterrupt
 from pipeline.runtime.memory_budget import MemoryBudget
-from pipeline.runtime.open_files import allow_open_files
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.runtime import Runtime
 from pipeline.runtime.stream import Stream
-from pipeline.runtime.terminal import escaped
+from pipeline.runtime.terminal import say
 from pipeline.runtime.watchdog import TICK_S, Watchdog
 from pipeline.settings import Settings
-from pipeline.sources.earlier_run import AskedAgain, unchanged
-from pipeline.sources.inputs import InputColumns, example
-from pipeline.sources.listing import Listing, list_images
+from pipeline.sources.earlier_run import unchanged
 from pipeline.sources.objects import Objects
 from pipeline.sources.reader import Reader
-from pipeline.tables import confidence_columns
 
 log = logging.getLogger(__name__)
 
@@ -68,8 +61,8 @@ def run(settings: Settings, console: Console, *, measure: bool = True) -> Result
         UsageError: invalid input; nothing was asked of any image yet.
         RunStopped: the folder cannot be written any more, or something broke before or after the rows.
     """
-    this = JobRun(settings, console, Profiler(enabled=measure))
-    this.plan()
+    measuring, objects = Profiler(enabled=measure), Objects(settings.endpoint)
+    this = JobRun(make_plan(settings, objects, console, measuring.phase), console, measuring, Reader(objects))
     with this.opened():
         this.wire()
         with this.watchdog:
@@ -84,79 +77,26 @@ def run(settings: Settings, console: Console, *, measure: bool = True) -> Result
 class JobRun:
     """One run; its methods are its steps, in this order."""
 
-    job: Job
-    listing: Listing
-    services: Services
-    identity: dict[str, Any]
-    earlier: AskedAgain | None
-    given: Given | None
-    truth: Truth | None
-    folder: Path
-    publication: Publication | None
     runtime: Runtime
-    clients: Clients
+    runner: Runner
     resume_plan: resume.ResumePlan
-    flow: Flow
     collector: Collector
     watchdog: Watchdog
     interrupt: OneInterrupt
     manifest: dict[str, Any]
     tables: dict[str, pa.Table]
 
-    def __init__(self, settings: Settings, console: Console, profiler: Profiler) -> None:
-        self.settings = settings
+    def __init__(self, plan: Plan, console: Console, profiler: Profiler, reader: Reader) -> None:
+        self.plan = plan
+        self.settings, self.job, self.folder = plan.settings, plan.job, plan.folder
+        self.sources, self.publication = plan.sources, plan.publication
         self.console = console
         self.profiler = profiler
-        self.objects = Objects(settings.endpoint)
-        self.reader = Reader(self.objects)
+        self.reader = reader
 
     def say(self, text: str) -> None:
         """Print a line as it is."""
-        self.console.print(escaped(text), highlight=False, markup=False, soft_wrap=True)
-
-    def plan(self) -> None:
-        """List the images, ask both services one question, and find the run's folder.
-
-        Raises:
-            UsageError: invalid input.
-        """
-        settings = self.settings
-        allow_open_files(settings.detector_concurrency + settings.model_concurrency)
-        self.profiler.phase(profiler.LIST)
-        self.job = load_job(settings.job)
-        self.earlier = run_folder.earlier_run(settings, self.job)
-        if self.earlier:
-            self.listing, self.given = self.earlier.listing(), stored(self.earlier, self.job)
-        else:
-            with display.waiting(self.console, f"listing {settings.images}"):
-                self.listing = list_images(settings.images, settings.column, self.objects, InputColumns.of(self.job))
-            self.given = given(settings, self.job, self.listing.sources, self.objects)
-        self.sources = self.listing.trial(settings.limit, settings.sample, settings.sample_seed)
-        for line in filter(None, (self.listing.summary(), *(self.given.notes if self.given else ()))):
-            self.say(line)
-        paths = [source.shown for source in self.listing.sources]
-        self.truth = read_truth(settings.truth, self.job, paths, self.objects) if settings.truth else None
-        self.profiler.phase(profiler.PROBE)
-        asking = f"asking {'the model server' if self.given else 'both services'} one question"
-        with display.waiting(self.console, asking):
-            self.services = probe(settings, self.job, example(source.inputs for source in self.sources), self.given)
-        if why := self.services.form_reason:
-            self.say(f"model server: {self.services.form.said()}, since it refuses the usual form: {why}")
-        if (
-            settings.confidence == "auto"
-            and confidence_columns(self.job.properties)
-            and not self.services.form.logprobs
-        ):
-            self.say("model server: it gives no logprobs: the columns of confidences stay empty")
-        self.profiler.phase(profiler.PREPARE)
-        self.identity = identify(settings, self.job, self.services, self.earlier)
-        self.folder = folder_of(settings, self.job, self.identity, self.earlier)
-        self.publication = None
-        if settings.published:
-            self.publication = Publication(self.folder, f"{settings.published}/{self.folder.name}", self.objects)
-        with suppress(OSError):  # a name that is too long: opening the folder says so
-            if why := why_new(self.folder, self.identity, self.job):
-                self.say(why)
+        say(self.console, text)
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -171,7 +111,7 @@ class JobRun:
         with ExitStack() as stack:
             with display.waiting(self.console, opening):
                 stack.enter_context(
-                    run_folder.open_run_folder(self.folder, self.identity, settings.force, self._fetch_published)
+                    run_folder.open_run_folder(self.folder, self.plan.identity, settings.force, self._fetch_published)
                 )
             stack.enter_context(run_log(self.folder, settings.log_level, settings.api_key))
             stack.enter_context(one_line(self.folder))
@@ -183,43 +123,39 @@ class JobRun:
 
     def wire(self) -> None:
         """Make all that the flow needs, and write down that the run has begun."""
-        settings, job = self.settings, self.job
+        settings, plan = self.settings, self.plan
         self.began, self.clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
-        parts = Parts(self.folder, job.properties)
+        parts = Parts(self.folder, self.job.properties)
         self.resume_plan = resume.plan(parts, self.sources, retry_failed=settings.retry_failed)
         todo, done = len(self.resume_plan.sources), len(self.sources) - len(self.resume_plan.sources)
-        listed = len(self.listing.sources)
-        images = f"trial on {len(self.sources)} of {listed} images" if settings.trial else f"{listed} images"
-        boxes = self.given.name if self.given else f"detector {self.services.detector}"
-        heading = f"{job.name}: {images}, {boxes}, model {self.services.model}"
-        self.say(f"{heading}; {done} are done already" if done else heading)
+        self.say(plan.heading(done))
         log.info("run %s: %d images, %d done before", self.folder.name, len(self.sources), done)
         log.info("settings: %s", json.dumps(settings.public()))
-        log.info("services: %s", self.services)
-        self.manifest = begun(self.folder, self.began, self.identity, settings, job, self.services)
-        self.manifest["left_out"] = self.listing.left_out.rows
+        log.info("services: %s", plan.services)
+        self.manifest = begun(self.folder, self.began, plan.identity, settings, self.job, plan.services)
+        self.manifest["left_out"] = plan.listing.left_out.rows
         if settings.trial:
-            self.manifest["trial"] = {"images": settings.trial, "of": listed}
+            self.manifest["trial"] = {"images": settings.trial, "of": len(plan.listing.sources)}
+        cancellation = CancellationToken()
+        limits = (settings.detector_concurrency, settings.model_concurrency)
+        metrics = self.profiler.measure(profiler.tunable(settings, self.job, detector=plan.given is None), limits)
+        self.runtime = Runtime(MemoryBudget(settings.bytes_in_flight, cancellation), cancellation, metrics)
+        answers = self.resume_plan.answers
+        work = Work(settings, self.job, plan.services, plan.given, self.folder, answers)
+        self.runner = runners.start("native", work, self.resume_plan, self.reader, self.runtime)
         run_folder.write_manifest(self.folder, self.manifest)
         if self.publication:
             self.publication.begin()
-        cancellation = CancellationToken()
-        limits = (settings.detector_concurrency, settings.model_concurrency)
-        metrics = self.profiler.measure(profiler.tunable(settings, job, detector=self.given is None), limits)
-        self.runtime = Runtime(MemoryBudget(settings.bytes_in_flight, cancellation), cancellation, metrics)
-        self.clients = make_clients(settings, job, self.services.model, self.runtime, self.given, self.services.form)
         if self.profiler.enabled:
-            for name, server in self.clients.load.servers.items():
+            for name, server in self.runner.load.servers.items():
                 server.listeners.append(self.profiler.servers[name].add)
-        takes = None if self.given else self.services.takes
-        self.flow = Flow(self.resume_plan, self.reader, self.clients, job, self.folder, self.runtime, takes)
         self.collector = Collector(parts, Progress(total=todo), self.runtime)
         self.watchdog = Watchdog(
             self.folder / run_folder.STALL,
             settings.stall_limit_s,
             cancellation,
-            self.clients.waiting_for,
-            self.clients.tasks,
+            self.runner.waiting_for,
+            self.runner.tasks,
         )
         self.interrupt = OneInterrupt(cancellation)
 
@@ -229,14 +165,14 @@ class JobRun:
             self.profiler.phase(profiler.WRITE)
             return
         self.profiler.phase(profiler.START)
-        self.clients.load.start()
-        self.profiler.flow_begins(len(self.resume_plan.sources), self.clients.allowed)
+        self.runner.load.start()
+        self.profiler.flow_begins(len(self.resume_plan.sources), self.runner.allowed)
         try:
             with (
                 display.live(self.console, self.collector.progress) as shown,
                 daft_plan.recorded(self.folder, self.settings.profile),
             ):
-                self._collect(Stream(self.flow.rows()), shown)
+                self._collect(Stream(self.runner.rows()), shown)
         except Exception as error:
             self.runtime.cancellation.cancel(explain(error, self.folder))
         if reason := self.runtime.cancellation.reason:
@@ -256,7 +192,7 @@ class JobRun:
                 row = stream.take(TICK_S)
             except StopIteration:
                 return
-            held_up = self.clients.held_up()
+            held_up = self.runner.held_up()
             if cancellation.reason is not None:
                 return  # a row after the cancellation is not counted: the next run does it
             if row is not None:
@@ -281,7 +217,7 @@ class JobRun:
         self.interrupt.hold()
         reason = self.runtime.cancellation.reason
         # From another thread: closing may take seconds, and has to begin before Daft's event loop is gone.
-        self.closing = threading.Thread(target=self.clients.close, name="closing", daemon=True)
+        self.closing = threading.Thread(target=self.runner.close, name="closing", daemon=True)
         self.closing.start()
         self.watchdog.now(f"writing the rows into {self.folder}")
         with self._stopped_in_manifest(reason):
@@ -298,7 +234,7 @@ class JobRun:
             self.manifest |= {"done_before": len(self.sources) - todo}
             self.manifest |= ended(self.tables, len(images), self.job, self.settings)
             self.watchdog.moved()
-            self.manifest |= write_evaluation(self.folder, self.tables, self.truth, self.job, changed=todo > 0)
+            self.manifest |= write_evaluation(self.folder, self.tables, self.plan.truth, self.job, changed=todo > 0)
             run_folder.write_manifest(self.folder, self.manifest)
         seconds = self.manifest["starts"][-1]["seconds"]
         log.info("%s after %.1f s: %s", self.manifest["status"], seconds, json.dumps(self.manifest["counts"]))
@@ -324,7 +260,7 @@ class JobRun:
         self.closing.join()
         self.profiler.phase(profiler.REPORT)
         self.watchdog.now(f"writing the report into {self.folder}")
-        shown = unchanged(self.sources) if self.earlier else self.sources
+        shown = unchanged(self.sources) if self.plan.earlier else self.sources
         pictures = Pictures(shown, self.reader, self.resume_plan.paths, self.settings.copies)
         found = self.tables["detections"]
         drawn = draw_copies(self.folder, found, self.job, pictures, self.console, self.watchdog.moved)
@@ -333,7 +269,7 @@ class JobRun:
         run_folder.point_latest_at(self.folder)
         self.profiler.write(self.folder)
         if self.settings.trial:
-            self.manifest |= after_trial(self.folder, len(self.listing.sources), self.settings.prices)
+            self.manifest |= after_trial(self.folder, len(self.plan.listing.sources), self.settings.prices)
         run_folder.write_manifest(self.folder, self.manifest)
 
     def publish(self) -> None:

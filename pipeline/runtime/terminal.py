@@ -65,3 +65,8 @@ def make_console(*, highlight: bool = True) -> Console:
 def escaped(text: str) -> str:
     """Text with escapes in the place of control characters: some of them move a terminal's cursor."""
     return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text)
+
+
+def say(console: Console, text: str) -> None:
+    """Print a line as it is."""
+    console.print(escaped(text), highlight=False, markup=False, soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from pipeline.stages.schema import BOX, STORED
 class StoreCrop:
     """Writes crops."""
 
-    def __init__(self, folder: Path, runtime: Runtime) -> None:
+    def __init__(self, folder: Path, runtime: Runtime, write_bytes: Callable[[Path, bytes], object]) -> None:
         self.folder = folder
         self.runtime = runtime
+        self.write_bytes = write_bytes
 
     @daft.method(return_dtype=STORED)
     def __call__(self, jpeg: bytes | None, key: str | None, index: int | None) -> dict[str, Any] | None:
@@ -40,16 +42,21 @@ class StoreCrop:
             RowError: the disk does not take it; no later crop will fare better, so the run ends.
         """
         try:
-            (self.folder / path).write_bytes(jpeg)
+            self.write_bytes(self.folder / path, jpeg)
         except OSError as error:
             reason = error.strerror or str(error)
             self.runtime.cancellation.cancel(f"cannot write {self.folder / path}: {reason}: make room, then run again")
             raise RowError(f"{path}: {reason}") from error
 
 
-def store(answered: daft.DataFrame, folder: Path, runtime: Runtime) -> daft.DataFrame:
+def store(
+    answered: daft.DataFrame,
+    folder: Path,
+    runtime: Runtime,
+    write_bytes: Callable[[Path, bytes], object] = Path.write_bytes,
+) -> daft.DataFrame:
     """`detection` -> the crop as a file in `folder`/crops, with the detection's own columns; its bytes are dropped."""
-    stage = daft.cls(StoreCrop, use_process=False)(folder, runtime)
+    stage = daft.cls(StoreCrop, use_process=False)(folder, runtime, write_bytes)
     detection = col("detection")
     stored = stage(detection["jpeg"], col("key"), detection["index"])
     columns = {name: detection[name] for name in BOX}

@@ -38,7 +38,7 @@ PIPELINE = in_order(
     prefixed(
         "pipeline",
         "errors locations files settings answer_schema tables job_file labels template question job "
-        "metrics runtime sources clients stages output results flow run try_one __main__",
+        "metrics runtime sources clients stages output results plan flow runners run try_one __main__",
     )
 )
 BASE = prefixed("scripts", "environments services settings findings files programs foreground minimum_versions")

@@ -375,7 +375,7 @@ def dies_at(call: int, function: Callable[..., Any]) -> Callable[..., Any]:
 
 @pytest.mark.parametrize(
     "killed_at",
-    ["pipeline.output.publish.Publication._put_manifest", "pipeline.run.make_clients"],
+    ["pipeline.output.publish.Publication._put_manifest", "pipeline.run.Collector"],
     ids=["before its manifest is there", "before its first row"],
 )
 def test_no_host_goes_on_from_what_was_begun_anew(
@@ -405,7 +405,7 @@ def test_beginning_anew_that_was_killed_on_this_host_goes_on_anew(
 ) -> None:
     run_job(photos, output=THERE)
     with monkeypatch.context() as patched:
-        patched.setattr("pipeline.run.make_clients", dies_at(0, lambda: None))
+        patched.setattr("pipeline.run.Collector", dies_at(0, lambda: None))
         with pytest.raises(Killed):
             run_job(photos, "--force", output=THERE)
     asked(simulated)

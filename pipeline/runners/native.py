@@ -1,0 +1,29 @@
+"""The rows are made in this process, by all of its cores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pipeline.flow import Flow, Work
+from pipeline.output.resume import ResumePlan
+from pipeline.runtime.runtime import Runtime
+from pipeline.sources.reader import Reader
+
+
+class Native:
+    """One flow over all sources; see `Runner`."""
+
+    def __init__(self, work: Work, plan: ResumePlan, reader: Reader, runtime: Runtime) -> None:
+        clients = work.clients(runtime)
+        self.plan, self.flow = plan, Flow(work, reader, clients, runtime)
+        self.load, self.allowed = clients.load, clients.allowed
+        self.held_up, self.waiting_for, self.tasks = clients.held_up, clients.waiting_for, clients.tasks
+        self.close = clients.close
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """See `Runner.rows`."""
+        return self.flow.rows(self.plan.sources, self.plan.seen)
+
+
+start = Native
