@@ -25,6 +25,9 @@ endif
 ifdef LIMIT
 export SPOTTER_LIMIT := $(LIMIT)
 endif
+ifdef SHARD
+export SPOTTER_SHARD := $(SHARD)
+endif
 ifdef SAMPLE
 export SPOTTER_SAMPLE := $(SAMPLE)
 endif
@@ -52,6 +55,10 @@ help: ## list the targets
 .PHONY: run
 run: ## run the job, and start the stack if it is down: IMAGES= JOB= FROM=run OUTPUT= LIMIT= TRUTH=
 	@./spotter run $(OPTIONS)
+
+.PHONY: merge
+merge: ## join the shards of a run, made with SHARD=2/8: OUTPUT= RUN=name
+	@./spotter merge $(if $(RUN),--run '$(RUN)')
 
 .PHONY: report
 report: ## make a run's report again from its tables: RUN=run

@@ -39,6 +39,17 @@ def whole(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
         raise
 
 
+def write_anew(path: Path, content: bytes) -> None:
+    """Write a file in place of the one that is there, whose content other links keep."""
+    try:
+        handle = path.open("xb")
+    except FileExistsError:
+        path.unlink()
+        handle = path.open("xb")
+    with handle:
+        handle.write(content)
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file that is there completely or not at all."""
     with whole(path) as handle:

@@ -13,6 +13,7 @@ import pyarrow as pa
 from pipeline.clients.connect import Clients, make_clients
 from pipeline.clients.finders import Given, Stored
 from pipeline.clients.probe import Services
+from pipeline.files import write_anew
 from pipeline.job import Job
 from pipeline.runtime.runtime import Runtime
 from pipeline.settings import Settings
@@ -55,7 +56,7 @@ class Flow:
     reader: Reader
     clients: Clients
     runtime: Runtime
-    write: Callable[[Path, bytes], object] = Path.write_bytes
+    write: Callable[[Path, bytes], object] = write_anew
     """Stores a crop."""
 
     def rows(self, sources: list[Source], seen: SeenContent) -> Iterator[dict[str, Any]]:

@@ -27,6 +27,7 @@ from pipeline.sources.earlier_run import AskedAgain
 from pipeline.sources.inputs import InputColumns, example
 from pipeline.sources.listing import Listing, Source, list_images
 from pipeline.sources.objects import Objects
+from pipeline.sources.shards import share, taken_of
 from pipeline.tables import confidence_columns
 
 
@@ -38,7 +39,7 @@ class Plan:
     job: Job
     listing: Listing
     sources: list[Source]
-    """Of the listing those that this run is about: all of them, or a trial's."""
+    """Of the listing those that this run is about: all of them, a trial's or a shard's."""
     earlier: AskedAgain | None
     given: Given | None
     truth: Truth | None
@@ -49,8 +50,7 @@ class Plan:
 
     def heading(self, done: int) -> str:
         """What the run does, in a line; `done`: images that have ended before."""
-        listed = len(self.listing.sources)
-        images = f"trial on {len(self.sources)} of {listed} images" if self.settings.trial else f"{listed} images"
+        images = taken_of(self.settings, len(self.sources), len(self.listing.sources))
         boxes = self.given.name if self.given else f"detector {self.services.detector}"
         text = f"{self.job.name}: {images}, {boxes}, model {self.services.model}"
         return f"{text}; {done} are done already" if done else text
@@ -73,7 +73,7 @@ def make_plan(settings: Settings, objects: Objects, console: Console, phase: Cal
         with display.waiting(console, f"listing {settings.images}"):
             listing = list_images(settings.images, settings.column, objects, InputColumns.of(job))
         boxes = given(settings, job, listing.sources, objects)
-    sources = listing.trial(settings.limit, settings.sample, settings.sample_seed)
+    sources = share(listing, settings)
     for line in filter(None, (listing.summary(), *(boxes.notes if boxes else ()))):
         say(console, line)
     paths = [source.shown for source in listing.sources]

@@ -44,6 +44,7 @@ from pipeline.runtime.stream import Stream
 from pipeline.runtime.terminal import say
 from pipeline.runtime.watchdog import TICK_S, Watchdog
 from pipeline.settings import Settings
+from pipeline.sources import shards
 from pipeline.sources.earlier_run import unchanged
 from pipeline.sources.objects import Objects
 from pipeline.sources.reader import Reader
@@ -133,7 +134,7 @@ class JobRun:
         log.info("settings: %s", json.dumps(settings.public()))
         log.info("services: %s", plan.services)
         self.manifest = begun(self.folder, self.began, plan.identity, settings, self.job, plan.services)
-        self.manifest["left_out"] = plan.listing.left_out.rows
+        self.manifest |= {"left_out": plan.listing.left_out.rows, **shards.described(plan.listing, settings)}
         if settings.trial:
             self.manifest["trial"] = {"images": settings.trial, "of": len(plan.listing.sources)}
         cancellation = CancellationToken()
@@ -266,7 +267,7 @@ class JobRun:
         drawn = draw_copies(self.folder, found, self.job, pictures, self.console, self.watchdog.moved)
         self.manifest["annotated"] = drawn
         write_report(self.folder, self.manifest, self.tables, copies_in(self.folder), Path.cwd())
-        run_folder.point_latest_at(self.folder)
+        run_folder.point_latest_at(self.folder, self.plan.identity)
         self.profiler.write(self.folder)
         if self.settings.trial:
             self.manifest |= after_trial(self.folder, len(self.plan.listing.sources), self.settings.prices)

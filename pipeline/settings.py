@@ -111,6 +111,9 @@ class Settings(BaseSettings):
     limit: int | None = Field(None, ge=1, description="a trial: only the first so many images, as a run of its own")
     sample: int | None = Field(None, ge=1, description="a trial: so many images drawn by chance, as a run of its own")
     sample_seed: int = Field(0, description="another number draws another sample")
+    shard: str | None = Field(
+        None, description="do a share of the images: 2/8 is the second of eight; `./spotter merge` joins the shards"
+    )
     try_one: bool = Field(False, description="show box, request and answer for the first image; write nothing")
     output: str = Field("runs", description="parent folder of the runs; s3://bucket/... publishes them there")
     work: Path = Field(Path("runs"), description="folder in which a run for an s3:// output is made")

@@ -38,6 +38,7 @@ COMMANDS = {
     "estimate": ("scripts.commands.estimate", "say what a run would cost, by the last run of the job; asks no service"),
     "export": ("scripts.commands.export", "write a finished run as COCO, YOLO, Label Studio, FiftyOne, datasets, CSV"),
     "review": ("scripts.commands.review", "write the doubtful answers of a finished run as tasks of Label Studio"),
+    "merge": ("scripts.commands.merge", "join the shards of a run into one run's folder"),
     "compare": ("scripts.commands.compare", "compare the answers of two finished runs"),
     "sql": ("scripts.commands.sql", "ask the tables of a finished run with SQL"),
     "profile": ("scripts.profile.command", "run the job afresh and say where its time went; takes its options as well"),

@@ -28,6 +28,7 @@ from pipeline.runtime.progress import Progress
 from pipeline.settings import Settings
 from pipeline.sources.earlier_run import AskedAgain, EarlierRun
 from pipeline.sources.listing import canonical
+from pipeline.sources.shards import folder_name
 
 VERSION = "0.1.0"
 
@@ -145,7 +146,9 @@ def folder_of(settings: Settings, job: Job, identity: dict[str, Any], earlier: A
     Raises:
         InvalidSetting: it is that of the `earlier` run, which is asked again.
     """
-    folder = settings.runs / (settings.run_name or f"{job.name}-{fingerprint(identity)}")
+    whole = {name: value for name, value in identity.items() if name != "shard"}
+    run = settings.run_name or f"{job.name}-{fingerprint(whole)}"
+    folder = settings.runs / folder_name(run, settings.shard)
     if earlier:
         earlier.refuse_itself(folder)
     return folder
@@ -172,6 +175,7 @@ def identify(settings: Settings, job: Job, services: Services, earlier: AskedAga
         "detector_settings": services.detector_settings,
         "table_format": tables.FORMAT,
         **({"trial": settings.trial} if settings.trial else {}),
+        **({"shard": settings.shard} if settings.shard else {}),
         **({"parent": named(earlier.run)} if earlier else {}),
         **({"request_form": services.form.said()} if services.form != OF_CHAT else {}),
     }

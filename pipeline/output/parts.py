@@ -77,17 +77,25 @@ class Parts:
         self.begun = time.monotonic()
         if not self.rows["images"]:
             return
+        self.write({name: pa.Table.from_pylist(rows, self.schemas[name]) for name, rows in self.rows.items()})
+        for rows in self.rows.values():
+            rows.clear()
+
+    def write(self, rows: dict[str, pa.Table]) -> None:
+        """Commit rows of both tables as the next part.
+
+        Raises:
+            OSError: the part cannot be written; none of it counts.
+        """
         part = f"{len(self.names):06}"
-        for name, rows in self.rows.items():
-            write_table(pa.Table.from_pylist(rows, schema=self.schemas[name]), self.folder / f"{name}-{part}.parquet")
+        for name, table in rows.items():
+            write_table(table, self.folder / f"{name}-{part}.parquet")
         sync_disk(self.folder)  # the crops that the rows name, and the folders' entries, before the line says so
         # As a whole, for half a line on a full disk would hide those that follow it.
         lines = "".join(json.dumps({"part": name}) + "\n" for name in (*self.names, part))
         write_atomically(self.committed, lines.encode())
         sync_folder(self.folder)
         self.names.append(part)
-        for rows in self.rows.values():
-            rows.clear()
 
     def read(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """The rows of all parts, with the number of its `part` on each."""

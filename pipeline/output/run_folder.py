@@ -109,21 +109,43 @@ def open_run_folder(
 ) -> Iterator[Path]:
     """Make or continue a run's folder, and hold it against other runs until the block ends.
 
-    The lock belongs to the process: a crash does not leave it behind. `force` begins anew. `fetch` may bring a run's
-    files from elsewhere before they are looked at.
+    `force` begins anew. `fetch` may bring a run's files from elsewhere before they are looked at.
 
     Raises:
         FolderInUse: another run writes there.
         Unwritable: it cannot be written or locked.
         OtherRun: it holds something else.
     """
-    cannot = f"output: {folder} cannot be written"
+    with held(folder):
+        try:
+            fetch()
+            prepare(folder, identity, force)
+        except OSError as error:
+            raise unwritable(folder, error) from error
+        yield folder
+
+
+def unwritable(folder: Path, error: OSError) -> Unwritable:
+    """The error of a folder that cannot be written."""
     remedy = "give a folder that you can write with OUTPUT=... or --output"
+    return Unwritable(f"output: {folder} cannot be written: {error.strerror}: {remedy}")
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Make a folder, if it is not there, and hold it against other runs until the block ends.
+
+    The lock belongs to the process: a crash does not leave it behind.
+
+    Raises:
+        FolderInUse: another run writes there.
+        Unwritable: it cannot be made or locked.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = (folder / LOCK).open("w")
     except OSError as error:
-        raise Unwritable(f"{cannot}: {error.strerror}: {remedy}") from error
+        raise unwritable(folder, error) from error
     with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -134,12 +156,7 @@ def open_run_folder(
                 f"output: {folder} cannot be locked ({error.strerror}), so two runs could write there at once: give a "
                 "folder on a file system with locks, with OUTPUT=... or --output"
             ) from error
-        try:
-            fetch()
-            prepare(folder, identity, force)
-        except OSError as error:
-            raise Unwritable(f"{cannot}: {error.strerror}: {remedy}") from error
-        yield folder
+        yield
 
 
 def prepare(folder: Path, identity: dict[str, Any], force: bool) -> None:
@@ -191,8 +208,11 @@ def remove_run(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def point_latest_at(folder: Path) -> None:
-    """Let `latest` beside the run's folder lead to it, where the file system has links."""
+def point_latest_at(folder: Path, identity: dict[str, Any]) -> None:
+    """Let `latest` beside the run's folder lead to it, where the file system has links; not to a shard, of which
+    several run at once."""
+    if "shard" in identity:
+        return
     link, fresh = folder.parent / "latest", folder.parent / f".latest-{os.getpid()}"
     try:
         fresh.symlink_to(folder.name)

@@ -256,10 +256,14 @@ def copies_note(drawn: dict[str, Any] | None) -> str | None:
 def show_next(console: Console, folder: Path, manifest: dict[str, Any]) -> None:
     """Where the results are, and what to do with them."""
     counts, given = manifest["counts"], manifest["settings"]
-    if counts["images"]["not_reached"]:
+    if counts["images"]["not_reached"] and "shards" in manifest:
+        advice = "run the missing shards and merge again, or do the rest with the same command without SHARD"
+    elif counts["images"]["not_reached"]:
         advice = "the same command again does the rest"
     elif counts["images"]["failed"] + counts["detections"]["failed"]:
         advice = "make run OPTIONS=--retry-failed, when the cause is gone"
+    elif "shard" in manifest:
+        advice = "make merge, when all shards have ended"
     elif "trial" in manifest:
         advice = f"open the report; then all images: the same command without {'LIMIT' if given['limit'] else 'SAMPLE'}"
     elif given["images"].startswith("samples/"):

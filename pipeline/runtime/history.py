@@ -20,11 +20,13 @@ Start = dict[str, Any]
 
 def begun(before: Mapping[str, Any] | None, started: str) -> list[Start]:
     """The starts of a run, and the one that begins now; `before`: its run.json until now, if it has one."""
-    earlier: list[Start] = list((before or {}).get("starts", ()))
-    return [
-        *(each | {"status": UNFINISHED} if each["status"] == RUNNING else each for each in earlier),
-        {"started": started, "status": RUNNING},
-    ]
+    return [*known(before or {}), {"started": started, "status": RUNNING}]
+
+
+def known(manifest: Mapping[str, Any]) -> list[Start]:
+    """The starts in a run.json, none of which runs any more."""
+    starts: list[Start] = list(manifest.get("starts", ()))
+    return [each | {"status": UNFINISHED} if each["status"] == RUNNING else each for each in starts]
 
 
 def ended(starts: list[Start], seconds: float, status: Mapping[str, str], progress: Progress) -> list[Start]:
@@ -42,6 +44,8 @@ def total(starts: list[Start]) -> float:
 
 def sentence(starts: list[Start]) -> str | None:
     """The starts in a line for people; None where there was only one."""
+    if starts and "shard" in starts[-1]:
+        return f"{len({each['shard'] for each in starts})} shards, {total(starts):.1f} s in all"
     if len(starts) < 2:
         return None
     text = f"{len(starts)} starts, {total(starts):.1f} s in all; this one: {starts[-1].get('seconds', 0.0):.1f} s"

@@ -10,6 +10,7 @@ import daft
 from daft import col
 
 from pipeline.errors import RowError
+from pipeline.files import write_anew
 from pipeline.metrics.stage import STORE
 from pipeline.runtime.runtime import Runtime
 from pipeline.stages.schema import BOX, STORED
@@ -53,7 +54,7 @@ def store(
     answered: daft.DataFrame,
     folder: Path,
     runtime: Runtime,
-    write_bytes: Callable[[Path, bytes], object] = Path.write_bytes,
+    write_bytes: Callable[[Path, bytes], object] = write_anew,
 ) -> daft.DataFrame:
     """`detection` -> the crop as a file in `folder`/crops, with the detection's own columns; its bytes are dropped."""
     stage = daft.cls(StoreCrop, use_process=False)(folder, runtime, write_bytes)

@@ -16,6 +16,7 @@ from pipeline.runtime.terminal import escaped
 from pipeline.sources.inputs import InputColumns
 from pipeline.sources.listing import list_images
 from pipeline.sources.objects import Objects
+from pipeline.sources.shards import share
 from scripts.settings import JobCommand, StackSettings
 
 
@@ -46,7 +47,7 @@ def run(_: StackSettings, console: Console, *, job: JobCommand) -> None:
     asked = jobs.load(settings.job)
     folder = last_run(settings.runs, asked.name)
     listed = list_images(settings.images, settings.column, Objects(settings.endpoint), InputColumns.of(asked))
-    images = listed.trial(settings.limit, settings.sample, settings.sample_seed)
+    images = share(listed, settings)
     try:
         found = estimate(folder, len(images), settings.prices)
     except (OSError, ValueError) as error:
