@@ -19,6 +19,8 @@ class Image:
     """The argument of images/Dockerfile that names its base."""
     brings_environment: bool = False
     """Whether the base holds all packages, so that the image needs no environment."""
+    compiles: bool = False
+    """Whether its programs compile when they run, so that it needs a compiler."""
 
     @property
     def tag(self) -> str:
@@ -35,7 +37,7 @@ class Kind:
     images: Mapping[str, Image]
     """Its image and environment by device, `cpu` or `cuda`; without one for the GPU, that of the CPU.
 
-    A further name is for models of another kind: `placed` in scripts/stack/services.py chooses it.
+    `placed` in scripts/stack/services.py chooses those under further names.
     """
     port: int
     """Where it listens in its container (images/health.py asks there), and by default on this host."""
@@ -64,7 +66,6 @@ class Kind:
 
 _DETECTOR = ("imaging", "services/__init__.py", "services/detector", "samples/models/tiny-detector", "images/health.py")
 _VLLM = ("images/health.py", "images/with_key.sh", "images/serve_vllm.sh", "services/vllm/tables/modelinfos")
-
 # In the order of a start: on a GPU, vLLM takes its share of what the detector leaves.
 KINDS = {
     kind.name: kind
@@ -85,7 +86,8 @@ KINDS = {
             name="vllm",
             images={
                 "cpu": Image("vllm-cpu", "vllm-cpu", "vLLM on a CPU", ("samples/models/tiny-vlm", *_VLLM)),
-                "cuda": Image("vllm-cuda", "vllm-cuda", "vLLM on a GPU", _VLLM, "VLLM_IMAGE", brings_environment=True),
+                "cuda": Image("vllm-cuda", "vllm-cuda", "vLLM on a GPU", _VLLM, compiles=True),
+                "official": Image("vllm-official", "vllm-official", "vLLM's own image", _VLLM, "VLLM_IMAGE", True),
             },
             port=8000,
             stop_grace_s=75.0,  # above the presets' shutdown-timeout of 60

@@ -132,6 +132,9 @@ class StackSettings(ServiceSettings):
         "auto", description="a preset of services/vllm/presets by its name, or a file; auto: by the GPU's memory"
     )
     start: Literal["full", "fast"] = Field("full", description="fast: vLLM is ready sooner and answers slower")
+    vllm_image: Literal["locked", "official"] = Field(
+        "locked", description="compose, on a GPU: locked: vLLM from its lock; official: vLLM's own image"
+    )
     offline: bool = Field(False, description="no command makes a network attempt; anything missing is an error")
     host: str = Field("127.0.0.1", description="address that the services listen on")
     publish: bool = Field(False, description="compose: let programs of this host reach the services")

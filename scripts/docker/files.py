@@ -63,6 +63,7 @@ class ComposeFiles:
             "HUB_DOWNLOAD": str(self.mounted(HUB_DOWNLOAD)),
             "CHECKER": str(self.mounted(CHECKER)),
             "DETECTOR_IMAGE": self.images["detector"],
+            "VLLM_IMAGE": self.images["vllm"],
             "FETCH_IMAGE": self.fetch_image,
             "VLLM_ARGUMENTS": " ".join(shlex.quote(each) for each in start_arguments(self.settings)),
             **{f"{kind.prefix}ENV": str(self.state / f"{kind.name}.env") for kind in KINDS.values()},

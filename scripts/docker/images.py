@@ -35,6 +35,8 @@ POLL_S = 0.5
 
 # The bases that scripts/docker/offline_base.py makes; used wherever the engine has them.
 OFFLINE_BASES = {"BASE_IMAGE": "spotter-base", "BUILD_IMAGE": "spotter-build-base"}
+# And in place of the first, for images that compile.
+COMPILER_BASE = "spotter-cuda-base"
 
 
 # All images, by name.
@@ -121,13 +123,20 @@ def substitutes() -> dict[str, str]:
     return found
 
 
+def bases_for(image: Image) -> dict[str, str]:
+    """The substitutes for an image's bases."""
+    found = substitutes()
+    if image.compiles and found.get("BASE_IMAGE") == OFFLINE_BASES["BASE_IMAGE"]:
+        found["BASE_IMAGE"] = COMPILER_BASE
+    return found
+
+
 @cache
 def why_not_buildable(images: tuple[Image, ...]) -> str | None:
     """Why images cannot be built here, as far as can be told beforehand; None where they can."""
-    found = substitutes()
     for image in images:
-        base = base_image(image.base)
-        if not (image.base in found or is_current(image) or has(base) or at_registry(base)):
+        base = bases_for(image).get(image.base, base_image(image.base))
+        if not (is_current(image) or has(base) or at_registry(base)):
             return f"no container registry can be reached for {base}; {way_without_registry(image)}"
     return None
 
@@ -136,7 +145,8 @@ def way_without_registry(image: Image) -> str:
     """How to get an image's base where no container registry can be reached."""
     base = base_image(image.base)
     load = f"`docker pull {base}` and `docker save` on a host that reaches one, `docker load` here"
-    return f"scripts/docker/offline_base.py makes a base, or {load}" if image.base in OFFLINE_BASES else load
+    make = f"scripts/docker/offline_base.py{' --cuda' if image.compiles else ''} makes a base"
+    return f"{make}, or {load}" if image.base in OFFLINE_BASES else load
 
 
 def git(*arguments: str) -> str | None:
@@ -188,7 +198,7 @@ def build(image: Image, logs: Path, console: Console) -> None:
     # --force-rm: a step that failed or was interrupted leaves no container.
     # python-on-whales builds with buildx alone, which a host may lack.
     build = command("build", "--force-rm", "--file", str(DOCKERFILE), "--target", image.target, "--tag", image.tag)
-    found = substitutes()
+    found = bases_for(image)
     # Docker's classic builder makes every stage before its target, so also the environment that vLLM's own image does
     # not need: the smallest one will do. BuildKit leaves it out.
     for name, base in {"ENVIRONMENT": PIPELINE.name if image.brings_environment else image.name, **found}.items():

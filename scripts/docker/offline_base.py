@@ -3,6 +3,7 @@
 
     spotter-base         the images' base: Python 3.11 and the libraries that torch and vLLM need
     spotter-build-base   the same, with this site's way to a package index: certificate, mirror, wheels
+    spotter-cuda-base    with --cuda, the base of vllm-cuda: also a compiler and Python's headers, for Triton
 
 Only the stage that installs packages uses the second, so that nothing of this site gets into an image. Needs root,
 mmdebstrap and a Debian mirror. A host that reaches a registry does not need this. Runs with Python alone, so it calls
@@ -25,6 +26,7 @@ from scripts.environments import STATE, EnvironmentFailed, ensure_uv
 
 BASE = "spotter-base"
 BUILD_BASE = "spotter-build-base"
+CUDA_BASE = "spotter-cuda-base"
 
 # The Debian release whose Python is the one of the locks, 3.11.
 SUITE = "bookworm"
@@ -36,6 +38,7 @@ PACKAGES = (
     "libnuma1",  # vLLM on a CPU
     "util-linux",  # lscpu, which vLLM on a CPU asks for the cores
 )
+COMPILER = ("g++", "python3-dev")
 
 
 class BaseFailed(Exception):
@@ -63,11 +66,11 @@ def exists(image: str) -> bool:
     return subprocess.run(["docker", "image", "inspect", image], capture_output=True).returncode == 0
 
 
-def make_base(mirror: str | None) -> None:
+def make_base(name: str, packages: tuple[str, ...], mirror: str | None) -> None:
     """Debian's packages as an image."""
     with tempfile.TemporaryDirectory() as folder:
         archive = Path(folder) / "base.tar"
-        command = ["mmdebstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}"]
+        command = ["mmdebstrap", "--variant=minbase", f"--include={','.join(packages)}"]
         # Compiled Python files stay: without them a health probe took 5 s.
         command += [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "man", "locale")]
         # Without what mmdebstrap copies from this host, and the packages' mirror.
@@ -77,7 +80,7 @@ def make_base(mirror: str | None) -> None:
             [*command, SUITE, str(archive), *([mirror] if mirror else [])],
             "the base cannot be made from Debian packages: run as root, install mmdebstrap, or give a --mirror",
         )
-        run(["docker", "import", "-", BASE], "docker cannot import the base: is the engine up (docker info)?", archive)
+        run(["docker", "import", "-", name], "docker cannot import the base: is the engine up (docker info)?", archive)
 
 
 def pip_settings() -> dict[str, str]:
@@ -121,17 +124,18 @@ def main() -> int:
     """Make the bases that are missing; 0 when both are there, 1 when one cannot be made."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mirror", help="address of a Debian mirror; by default the one that mmdebstrap knows")
+    parser.add_argument("--cuda", action="store_true", help="make the base of vllm-cuda too")
     parser.add_argument("--anew", action="store_true", help="make both again, also where they are there")
     arguments = parser.parse_args()
     try:
-        for image in (BASE, BUILD_BASE):
+        for image in (BASE, BUILD_BASE, *([CUDA_BASE] if arguments.cuda else [])):
             if not arguments.anew and exists(image):
                 continue
             started = time.monotonic()
-            if image == BASE:
-                make_base(arguments.mirror)
-            else:
+            if image == BUILD_BASE:
                 make_build_base()
+            else:
+                make_base(image, PACKAGES + (COMPILER if image == CUDA_BASE else ()), arguments.mirror)
             print(f"{image}: made in {time.monotonic() - started:.0f} s")
     except (BaseFailed, EnvironmentFailed, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -56,6 +56,8 @@ def placed(settings: StackSettings, kind: Kind, device: str) -> tuple[str, Image
     The detector's ONNX models run on the CPU, also beside a GPU, without torch; its other models need torch.
     """
     image = kind.image(device)
+    if kind.name == "vllm" and device == "cuda" and settings.vllm_image == "official":
+        return device, kind.images["official"]
     if kind.name != "detector":
         return device, image
     told = read_variables(presets_of(kind, device)) | settings.user_variables(kind.prefix)

@@ -87,25 +87,28 @@ def convert(kind: str, text: str) -> Any:
     return text
 
 
-def names() -> dict[str, tuple[str, dict[str, Any]]]:
-    """Every name of an option, with its first name and its entry in the table."""
+Known = Mapping[str, tuple[str, dict[str, Any]]]
+"""Every name of an option, with its first name and its entry in the table."""
+
+
+def names(device: str) -> Known:
+    """The options of the build for a device, `cpu` or `cuda`."""
     found = {}
-    for name, entry in tables.read("options")["options"].items():
+    for name, entry in tables.options(device).items():
         for alias in (name, *entry.get("also", ()), *([entry["off"]] if "off" in entry else ())):
             found[alias] = (name, entry)
     return found
 
 
-def resolve(given: str) -> tuple[str, dict[str, Any]] | None:
+def resolve(given: str, known: Known) -> tuple[str, dict[str, Any]] | None:
     """The option that a name means; like argparse, also by an unambiguous beginning."""
-    known = names()
     if given in known:
         return known[given]
     begins = {known[name][0]: known[name] for name in known if name.startswith(given)}
     return next(iter(begins.values())) if len(begins) == 1 else None
 
 
-def pairs_of_arguments(arguments: Sequence[str]) -> list[tuple[str, Any]]:
+def pairs_of_arguments(arguments: Sequence[str], known: Known) -> list[tuple[str, Any]]:
     """Command-line arguments as names and values; a bare one is the model."""
     pairs: list[tuple[str, Any]] = []
     for argument in arguments:
@@ -113,9 +116,9 @@ def pairs_of_arguments(arguments: Sequence[str]) -> list[tuple[str, Any]]:
             name, has_value, value = argument[2:].partition("=")
             head, dot, rest = name.partition(".")
             pairs.append((head.replace("_", "-") + dot + rest, value if has_value else True))
-        elif pairs and pairs[-1][1] is True and takes_value(pairs[-1][0]):
+        elif pairs and pairs[-1][1] is True and takes_value(pairs[-1][0], known):
             pairs[-1] = (pairs[-1][0], argument)
-        elif pairs and takes_many(pairs[-1][0]):
+        elif pairs and takes_many(pairs[-1][0], known):
             before = pairs[-1][1]
             pairs[-1] = (pairs[-1][0], [*(before if isinstance(before, list) else [before]), argument])
         else:
@@ -123,15 +126,15 @@ def pairs_of_arguments(arguments: Sequence[str]) -> list[tuple[str, Any]]:
     return pairs
 
 
-def takes_value(name: str) -> bool:
+def takes_value(name: str, known: Known) -> bool:
     """Whether a value follows an option; an unknown option counts as one with a value."""
-    option = resolve(name.partition(".")[0])
+    option = resolve(name.partition(".")[0], known)
     return option is None or option[1]["kind"] != "switch"
 
 
-def takes_many(name: str) -> bool:
+def takes_many(name: str, known: Known) -> bool:
     """Whether a list follows an option."""
-    option = resolve(name)
+    option = resolve(name, known)
     return option is not None and bool(option[1].get("many"))
 
 
@@ -180,15 +183,15 @@ def as_text(value: Any) -> str:
     return json.dumps(value) if isinstance(value, dict) else str(value)
 
 
-def check_pairs(pairs: Iterable[tuple[str, Any]], where: str, values: dict[str, Any]) -> list[Finding]:
+def check_pairs(pairs: Iterable[tuple[str, Any]], where: str, values: dict[str, Any], known: Known) -> list[Finding]:
     """Add the options of one source to `values`, and report the invalid ones."""
     findings: list[Finding] = []
     for given, value in pairs:
         head, dot, rest = given.partition(".")
-        option = resolve(head)
+        option = resolve(head, known)
         if option is None:
             found = f"{where}: --{given} is no option of vLLM {tables.read('options')['version']}"
-            remedy = f"correct or remove it: {nearest(given, names())}"
+            remedy = f"correct or remove it: {nearest(given, known)}"
             findings.append(error("option", found, "options of this version", remedy))
             continue
         name, entry = option
@@ -231,12 +234,15 @@ def read_options(
 ) -> tuple[Options, list[Finding]]:
     """The options of a preset, overridden by command-line arguments, and their faults."""
     values: dict[str, Any] = {}
+    known = names(device)
     content, findings = read_preset(preset)
     in_file = [(str(name).replace("_", "-"), value) for name, value in content.items()]
     for name in (name for name, value in in_file if value is False):
         found = f"{preset.name}: `{name}: false` has no effect, vLLM drops it"
         remedy = f"remove the line, or write `no-{name}: true`"
         findings.append(warning("option", found, "true, or nothing", remedy))
-    findings += check_pairs([(name, value) for name, value in in_file if value is not False], preset.name, values)
-    findings += check_pairs(pairs_of_arguments(arguments), "command line", values)
+    findings += check_pairs(
+        [(name, value) for name, value in in_file if value is not False], preset.name, values, known
+    )
+    findings += check_pairs(pairs_of_arguments(arguments, known), "command line", values, known)
     return Options(values, environment, device), findings

@@ -25,6 +25,11 @@ TABLE: tuple[tuple[str, str], ...] = (
     (r"does not recognize this architecture|are not supported for now|is not supported anymore", "take another model"),
     (r"quantization is currently not supported|fp8 .*not supported|does not support .*fp8", "remove `quantization:`"),
     (r"No module named '?\"?timm|requires the .?timm", "install timm beside vLLM: the vllm-cuda lock holds it"),
+    (
+        r"Failed to find C compiler|Python\.h: No such file|InvalidCxxCompiler",
+        "install a compiler and Python's headers (Debian, Ubuntu: g++ python3-dev): Triton compiles its launcher",
+    ),
+    (r"Could not find nvcc", "set VLLM_USE_FLASHINFER_SAMPLER=0, as the bundled presets do"),
     (r"No module named|cannot import name", "make the environment anew: remove its folder under .spotter/envs"),
     (r"Can't load tokenizer|Couldn't instantiate the backend tokenizer", "complete the model's tokenizer files"),
     (r"Can't load (?:image|feature) (?:processor|extractor)|preprocessor_config", "complete the processor's files"),

@@ -96,10 +96,10 @@ def test_without_a_base_to_build_on_processes_and_why(docker: Path, tmp_path: Pa
 
 
 def test_each_image_needs_its_own_base(docker: Path, tmp_path: Path) -> None:
-    """A base made of Debian packages is none for vLLM's own image, which `docker load` can bring."""
+    """vLLM on a GPU needs a base with a compiler, and vLLM's own image `docker load`."""
     settings, there = StackSettings(state=tmp_path), [images.OFFLINE_BASES["BASE_IMAGE"]]
 
-    def choose(device: str, preset: str) -> tuple[str, str]:
+    def choose(device: str, preset: str, settings: StackSettings = settings) -> tuple[str, str]:
         write(docker, script(info=', "Runtimes": {"nvidia": {}}', images='|"image inspect "'.join(there)))
         for cached in CACHED:
             cached.cache_clear()
@@ -109,11 +109,17 @@ def test_each_image_needs_its_own_base(docker: Path, tmp_path: Path) -> None:
     assert choose("cpu", "cpu")[0] == "compose"
     engine, why = choose("cuda", "l4")
     assert engine == "process"
+    assert "offline_base.py --cuda makes a base" in why
+    there.append(images.COMPILER_BASE)
+    assert choose("cuda", "l4")[0] == "compose"
+    official = StackSettings(state=tmp_path, vllm_image="official")
+    engine, why = choose("cuda", "l4", official)
+    assert engine == "process"
     vllm = images.base_image("VLLM_IMAGE")
     assert why.startswith(f"no container registry can be reached for {vllm}; `docker pull {vllm}`")
     assert "offline_base" not in why
     there.append(vllm)
-    assert choose("cuda", "l4")[0] == "compose"
+    assert choose("cuda", "l4", official)[0] == "compose"
 
 
 def test_where_docker_has_the_images_containers(docker: Path, tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def test_a_loaded_base_has_no_digest(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert images.substitutes() == {}
 
 
-@pytest.mark.parametrize("name", ["pipeline", "vllm-cuda"])
+@pytest.mark.parametrize("name", ["pipeline", "vllm-cuda", "vllm-official"])
 def test_a_build_says_when_its_base_is_another(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake, told = tmp_path / "docker", io.StringIO()
     fake.write_text("""#!/bin/sh\ncase "$1" in build) echo "$@";; *) echo '[{"Size": 1, "Config": {}}]';; esac\n""")
@@ -118,13 +118,19 @@ def test_a_build_says_when_its_base_is_another(name: str, tmp_path: Path, monkey
     has(monkeypatch, images.OFFLINE_BASES["BASE_IMAGE"])
     images.build(images.IMAGES[name], tmp_path, Console(file=told, width=200))
     first = told.getvalue().splitlines()[0]
-    if name == "pipeline":
-        assert first == f"building image pipeline on spotter-base, not on {images.base_image()} ..."
+    base = {"pipeline": "spotter-base", "vllm-cuda": images.COMPILER_BASE}.get(name)
+    if base:
+        assert first == f"building image {name} on {base}, not on {images.base_image()} ..."
     else:  # it stands on vLLM's own
-        assert first == "building image vllm-cuda ..."
+        assert first == "building image vllm-official ..."
     # Also on the way to vLLM's: the classic builder makes the stages before it as well.
     asked = (tmp_path / f"build-{name}.log").read_text()
-    for argument in ("ENVIRONMENT=pipeline", "BASE_IMAGE=spotter-base", "BUILD_IMAGE=spotter-build-base"):
+    environment = "vllm-cuda" if name == "vllm-cuda" else "pipeline"
+    for argument in (
+        f"ENVIRONMENT={environment}",
+        f"BASE_IMAGE={base or 'spotter-base'}",
+        "BUILD_IMAGE=spotter-build-base",
+    ):
         assert f"--build-arg {argument} " in asked
 
 

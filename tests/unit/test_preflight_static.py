@@ -23,6 +23,7 @@ from scripts.models.model_files import Model, check_layers
 from scripts.settings import ChecksFailed, StackSettings
 from scripts.stack.devices import Gpu
 from scripts.stack.vllm_server import PRESETS as VLLM_PRESETS
+from scripts.vllm.options import read_options
 from tests.configurations import Configuration, cache_model, drop_tensor, write_safetensors
 
 # What the issue allows the static tier, with imports; a check itself takes hundredths of it. As CPU time, which is all
@@ -576,3 +577,13 @@ def test_vllms_own_code_gets_what_a_job_adds(tmp_path: Path) -> None:
     demanded = full.demands(asked.questions[0], asked)
     assert demanded["more"] == {"mm_processor_kwargs": {"max_pixels": 9}}
     assert (demanded["max_tokens"], demanded["answer_tokens"]) == (75, 70)
+
+
+def test_an_option_of_the_build_for_gpus_holds_there_only(tmp_path: Path) -> None:
+    """`cuda` is a choice of --mm-processor-device in the CUDA build alone."""
+    arguments = ("--mm-processor-device", "cuda")
+    preset = VLLM_PRESETS / "l4.yaml"
+    assert read_options(preset, {}, "cuda", arguments)[1] == []
+    (refused,) = read_options(preset, {}, "cpu", arguments)[1]
+    assert "--mm-processor-device is 'cuda'" in refused.found
+    assert refused.severity == "error"

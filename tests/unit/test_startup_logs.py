@@ -108,6 +108,8 @@ CAUSES = {
     "ValueError: Free memory on device (3/22 GiB) on startup is less than desired GPU memory utilization (0.9)": (
         "end the other programs on the GPU"
     ),
+    "RuntimeError: Failed to find C compiler. Please specify via CC environment variable or set": "install a compiler",
+    "RuntimeError: Could not find nvcc and default cuda_home='/usr/local/cuda' doesn't exist": "FLASHINFER_SAMPLER=0",
     "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.": "lower `gpu-memory-utilization`",
     "OSError: [Errno 28] No space left on device: '/cache/models'": "free some disk space",
     "OSError: [Errno 30] Read-only file system: '/cache/models'": "can be written",
