@@ -22,6 +22,7 @@ from pipeline.sources.listing import Source
 from pipeline.sources.reader import Reader
 from pipeline.stages.ask import ask
 from pipeline.stages.batches import BATCH
+from pipeline.stages.copies import Copies
 from pipeline.stages.crop import crop
 from pipeline.stages.detect import detect
 from pipeline.stages.read import SeenContent, held_bytes, listed, read
@@ -57,7 +58,7 @@ class Flow:
     clients: Clients
     runtime: Runtime
     write: Callable[[Path, bytes], object] = write_anew
-    """Stores a crop."""
+    """Stores a crop, or an image's small copy."""
 
     def rows(self, sources: list[Source], seen: SeenContent) -> Iterator[dict[str, Any]]:
         """Execute the flow; its rows come as they end, in no order."""
@@ -83,4 +84,5 @@ class Flow:
         takes = ALL_PIXELS if job.tiles else asked
         frame = read(listed(sources), self.reader, seen, runtime, batch, takes)
         frame = detect(frame, self.clients.finder, runtime, batch)
-        return crop(frame, job.crop, runtime)
+        copies = Copies(self.work.folder, self.work.settings.copies, self.write)
+        return crop(frame, job.crop, runtime, copies)

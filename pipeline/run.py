@@ -263,8 +263,7 @@ class JobRun:
         self.watchdog.now(f"writing the report into {self.folder}")
         shown = unchanged(self.sources) if self.plan.earlier else self.sources
         pictures = Pictures(shown, self.reader, self.resume_plan.paths, self.settings.copies)
-        found = self.tables["detections"]
-        drawn = draw_copies(self.folder, found, self.job, pictures, self.console, self.watchdog.moved)
+        drawn = draw_copies(self.folder, self.tables, self.job, pictures, self.console, self.watchdog.moved)
         self.manifest["annotated"] = drawn
         write_report(self.folder, self.manifest, self.tables, copies_in(self.folder), Path.cwd())
         run_folder.point_latest_at(self.folder, self.plan.identity)

@@ -9,6 +9,8 @@ import re
 import zlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,12 @@ import pyarrow as pa
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.files import whole
-from pipeline.sources.images import BadImage, decode
+from pipeline.sources.images import COPY_SIDE, BadImage, decode
 from pipeline.sources.listing import Source
 from pipeline.sources.objects import StoreError
 from pipeline.sources.reader import Reader
 from pipeline.stages.boxes import BadBox, check_box
-
-# Large enough to read a caption on, small enough that 200 of them make a page.
-MAX_SIDE = 960
+from pipeline.stages.copies import FOLDER, SUFFIX, plain
 
 # Okabe and Ito's palette for colour-blind readers (Color Universal Design, 2008), without black and yellow.
 PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -34,20 +34,31 @@ def color(kind: str) -> str:
     return PALETTE[zlib.crc32(kind.encode()) % len(PALETTE)]
 
 
-def annotated(data: bytes, detections: list[dict[str, Any]]) -> bytes:
-    """The JPEG of an encoded image, at most MAX_SIDE pixels wide and high, with a captioned box for each detection
-    that can be drawn.
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """What is drawn on an image."""
 
-    A detection holds `box` (`xyxy`, pixels of the upright image), `caption`, and perhaps `kind`: each kind, or else
-    each caption, has one colour.
+    key: str
+    """Of the image's content."""
+    longest: int
+    """The longer side of the upright image, in pixels."""
+    detections: list[dict[str, Any]]
+    """A detection holds `box` (`xyxy`, pixels of the upright image), `caption`, and perhaps `kind`: each kind, or else
+    each caption, has one colour."""
+
+
+def annotated(data: bytes, detections: list[dict[str, Any]], longest: int | None = None) -> bytes:
+    """The JPEG of an encoded image, at most COPY_SIDE pixels wide and high, with a captioned box for each detection
+    that can be drawn (see `Drawing`). `longest` is the longer side of the image that the boxes are of,
+    if it is another.
 
     Raises:
         BadImage: the image cannot be decoded.
     """
-    upright = decode(data, enough=MAX_SIDE)
+    upright = decode(data, enough=COPY_SIDE)
     image = upright.pixels
-    image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.BILINEAR)
-    scale = max(image.size) / max(upright.width, upright.height)
+    image.thumbnail((COPY_SIDE, COPY_SIDE), Image.Resampling.BILINEAR)
+    scale = max(image.size) / (longest or max(upright.width, upright.height))
     draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(size=max(12, max(image.size) // 55))
     line = max(2, max(image.size) // 320)
@@ -74,7 +85,7 @@ def place(path: str) -> Path:
     """Where the annotated copy of an image is, within the run's folder."""
     # Of a name only what no browser, web server or shell stumbles over.
     stem = re.sub(r"[^\w.-]+", "_", Path(path).stem)[:60]
-    return Path("annotated", f"{stem}-{hashlib.sha256(path.encode()).hexdigest()[:8]}.jpg")
+    return Path(FOLDER, f"{stem}-{hashlib.sha256(path.encode()).hexdigest()[:8]}.jpg")
 
 
 def is_there(copy: Path) -> bool:
@@ -87,7 +98,7 @@ def is_there(copy: Path) -> bool:
 
 def copies_in(folder: Path) -> set[str]:
     """The names of the annotated copies in a run's folder."""
-    return {path.name for path in (folder / "annotated").glob("*.jpg") if is_there(path)}
+    return {path.name for path in (folder / FOLDER).glob("*.jpg") if is_there(path)}
 
 
 def copies_of(paths: Iterable[str], names: set[str]) -> dict[str, str]:
@@ -96,18 +107,25 @@ def copies_of(paths: Iterable[str], names: set[str]) -> dict[str, str]:
     return {path: copy.as_posix() for path, copy in places if copy.name in names}
 
 
+def draw(copy: Path, drawing: Drawing, source: Source, reader: Reader) -> bytes:
+    """An annotated copy, drawn on the small copy of the image or, where that is missing or not whole, on the image."""
+    with suppress(BadImage, OSError):
+        return annotated(copy.read_bytes(), drawing.detections, drawing.longest)
+    return annotated(reader.read(source.path, source.row), drawing.detections)
+
+
 def annotate_all(
-    found: dict[str, list[dict[str, Any]]],
+    found: dict[str, Drawing],
     sources: dict[str, Source],
     reader: Reader,
     folder: Path,
     redone: set[str],
     advance: Callable[[], None],
 ) -> None:
-    """Annotate the images of `found`.
+    """Annotate the images of `found`, on their small copies; a source is read where there is none.
 
-    A copy from an earlier call is kept unless its image is in `redone`. An image that has gone since, or a copy that
-    cannot be written, is left out: the rows are safe already. `advance` is called after each image.
+    An annotated copy from an earlier call is kept unless its image is in `redone`. An image that has gone since, or a
+    copy that cannot be written, is left out: the rows are safe already. `advance` is called after each image.
     """
     for path in redone:  # first of all: an interrupt must not leave a copy that is out of date
         (folder / place(path)).unlink(missing_ok=True)
@@ -116,8 +134,7 @@ def annotate_all(
         target = place(path)
         try:
             if not is_there(folder / target):
-                source = sources[path]
-                copy = annotated(reader.read(source.path, source.row), found[path])
+                copy = draw(folder / plain(found[path].key), found[path], sources[path], reader)
                 # Not waited for until it is on the disk, 1.4 ms each: after a power cut the next run makes it again.
                 with whole(folder / target, durable=False) as handle:
                     handle.write(copy)
@@ -131,3 +148,5 @@ def annotate_all(
         list(pool.map(one, found))
     finally:
         pool.shutdown(cancel_futures=True)  # Ctrl-C waits for the images that are being drawn, not for all
+    for copy in (folder / FOLDER).glob(f"*{SUFFIX}"):
+        copy.unlink(missing_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from rich.console import Console
 from pipeline import tables
 from pipeline.files import whole, write_atomically
 from pipeline.job import Job
-from pipeline.output.annotate import annotate_all, copies_in, copies_of
+from pipeline.output.annotate import Drawing, annotate_all, copies_in, copies_of
 from pipeline.output.evaluation import read_evaluation
 from pipeline.output.page_rows import CHOICE, NUMBER, Column, PageRows, digest, quoted
 from pipeline.output.pages import template
@@ -63,7 +63,7 @@ class Pictures:
 
 def draw_copies(
     folder: Path,
-    detections: pa.Table,
+    written: dict[str, pa.Table],
     job: Job,
     pictures: Pictures,
     console: Console,
@@ -71,19 +71,22 @@ def draw_copies(
 ) -> dict[str, int | None]:
     """Draw the annotated copies that the limit allows and that are not there; how many are there `of` how many images.
 
-    `moved` is called after each image.
+    `written` are the run's two tables. `moved` is called after each image.
     """
-    drawn: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    detections, images = written["detections"], written["images"].select(["path", "key", "width", "height"])
     found = pc.unique(detections["path"]).to_pylist()
     by_path = {source.shown: source for source in pictures.sources}
-    for path in [path for path in found if path in by_path][: pictures.limit]:
-        drawn[path] = []
+    wanted = pa.array([path for path in found if path in by_path][: pictures.limit], pa.string())
+    drawn = {
+        image["path"]: Drawing(image["key"], max(image["width"], image["height"]), [])
+        for image in images.filter(pc.is_in(images["path"], wanted)).to_pylist()
+    }
     # A few rows at a time, and of most no more than is drawn: there may be a million.
     for batch in detections.to_batches(max_chunksize=1000):
         for row in batch.to_pylist():
             if row["path"] in drawn:
                 kind = {"kind": row["label"]} if job.has_several_labels else {}
-                drawn[row["path"]].append({"box": row["box"], "caption": caption(row, job), **kind})
+                drawn[row["path"]].detections.append({"box": row["box"], "caption": caption(row, job), **kind})
     with counted(console, "annotated images", len(drawn)) as count:
 
         def advance() -> None:

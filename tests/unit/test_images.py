@@ -114,20 +114,22 @@ def test_the_detector_gets_a_small_file_as_it_is(data: bytes) -> None:
 
 
 def test_the_detector_gets_a_file_not_much_larger_than_its_input_as_it_is() -> None:
-    data = encoded(gradient(1600, 1200))
-    assert sent(data, (800, 600)) is None
-    assert sent(data, (640, 480)) == ("JPEG", "RGB", (640, 480))
+    data = encoded(gradient(2400, 1800))
+    assert sent(data, (1200, 900)) is None
+    assert sent(data, (1100, 800)) == ("JPEG", "RGB", (1200, 900))
 
 
 @pytest.mark.parametrize("kind", ["BMP", "HEIF"])
 def test_the_detector_gets_a_jpeg_of_other_formats(kind: str) -> None:
     assert sent(encoded(gradient(320, 240), kind), (1280, 1280)) == ("JPEG", "RGB", (320, 240))
-    assert sent(encoded(gradient(640, 320), kind), (160, 160)) == ("JPEG", "RGB", (320, 160))
+    assert sent(encoded(gradient(2000, 1000), kind), (160, 160)) == ("JPEG", "RGB", (1000, 500))
+    assert sent(encoded(gradient(1600, 800), kind), (160, 160)) == ("JPEG", "RGB", (960, 480))
 
 
-def test_the_copy_is_upright_and_covers_the_models_input() -> None:
-    assert sent(rotated_by_exif(gradient(4000, 3000)), (640, 640)) == ("JPEG", "RGB", (854, 640))
-    assert sent(rotated_by_exif(gradient(4000, 3000)), (256, 192)) == ("JPEG", "RGB", (256, 192))
+def test_the_copy_is_upright_and_covers_the_models_input_and_the_reports() -> None:
+    assert sent(rotated_by_exif(gradient(4000, 3000)), (640, 640)) == ("JPEG", "RGB", (1000, 750))
+    assert sent(rotated_by_exif(gradient(4000, 3000)), (256, 192)) == ("JPEG", "RGB", (1000, 750))
+    assert sent(rotated_by_exif(gradient(4000, 3000)), (1333, 800)) == ("JPEG", "RGB", (1333, 1000))
 
 
 @pytest.mark.parametrize("size", [(4000, 3000), (3000, 4000), (5000, 400), (1, 3000), (33, 35)])

@@ -15,7 +15,7 @@ from rich.console import Console
 from pipeline import job as jobs
 from pipeline import tables
 from pipeline.output import report
-from pipeline.output.annotate import annotate_all, annotated, copies_in, copies_of, place
+from pipeline.output.annotate import Drawing, annotate_all, annotated, copies_in, copies_of, draw, place
 from pipeline.output.manifest import ended
 from pipeline.output.page_rows import column, digest, quoted
 from pipeline.output.report import bars
@@ -26,6 +26,7 @@ from pipeline.sources.reader import Reader
 from tests.pictures import encoded, gradient, rotated_by_exif
 from tests.report_rows import loaded, report_rows
 
+SIZE = {"width": 320, "height": 240}
 NASTY = '<script>alert("x")</script>&.jpg'
 
 
@@ -40,8 +41,8 @@ def page(tmp_path: Path) -> str:
     for file in files:
         file.write_bytes(encoded(gradient()))
     images = [
-        {"path": str(files[0]), "outcome": "detected", "detections": 2},
-        {"path": str(files[1]), "outcome": "detected", "detections": 1},
+        {"path": str(files[0]), "outcome": "detected", "detections": 2, "key": "a", **SIZE},
+        {"path": str(files[1]), "outcome": "detected", "detections": 1, "key": "b", **SIZE},
         {"path": str(files[2]), "outcome": "failed", "stage": "read", "reason": "<b>truncated</b>"},
         {"path": str(files[3]), "outcome": "no_object", "detections": 0},
     ]
@@ -83,7 +84,7 @@ def page(tmp_path: Path) -> str:
     }
     sources = [Source(bytes(file), None) for file in files]
     pictures = report.Pictures(sources, Reader(Objects()), set(), None)
-    drawn = report.draw_copies(folder, written["detections"], job, pictures, Console(quiet=True))
+    drawn = report.draw_copies(folder, written, job, pictures, Console(quiet=True))
     assert drawn == {"copies": 2, "of": 2, "limit": None}
     return report.write_report(folder, manifest, written, copies_in(folder), tmp_path).read_text()
 
@@ -142,10 +143,17 @@ def test_no_more_copies_are_drawn_than_wanted(page: str, tmp_path: Path) -> None
     found = [{"path": table["path"][0].as_py(), "outcome": "failed", "label": "dog"} for table in written.values()]
     schema = tables.detections_schema({})
     detections = pa.Table.from_pylist([row | {"box": [1.0, 1.0, 9.0, 9.0]} for row in found], schema=schema)
+    images = pa.Table.from_pylist([{"path": row["path"], "key": "x"} | SIZE for row in found], schema=tables.IMAGES)
     sources = [Source(row["path"].encode(), None) for row in found]
     for limit, redone, copies in ((1, {found[0]["path"]}, 1), (2, set(), 2), (0, set(), 2), (0, {found[1]["path"]}, 1)):
         pictures = report.Pictures(sources, Reader(Objects()), redone, limit)
-        drawn = report.draw_copies(tmp_path / "run", detections, jobs.load("dog_breeds"), pictures, Console(quiet=True))
+        drawn = report.draw_copies(
+            tmp_path / "run",
+            {"images": images, "detections": detections},
+            jobs.load("dog_breeds"),
+            pictures,
+            Console(quiet=True),
+        )
         assert drawn == {"copies": copies, "of": 2, "limit": limit}
 
 
@@ -202,6 +210,11 @@ def test_any_text_comes_out_of_a_script_as_it_went_in(text: str, tmp_path: Path)
     assert loaded(script, "take") == {"x": text, text: 1}
 
 
+def drawing(caption: str) -> Drawing:
+    """A box at the upper left of a picture of 320 x 240."""
+    return Drawing("x", 320, [{"box": [1.0, 1.0, 50.0, 50.0], "caption": caption}])
+
+
 def test_annotated_copy_is_upright_and_has_its_boxes() -> None:
     boxes = [{"box": [100.0, 80.0, 220.0, 200.0], "caption": "pug"}]
     copy = Image.open(io.BytesIO(annotated(rotated_by_exif(gradient()), boxes)))
@@ -247,6 +260,25 @@ def test_a_picture_is_drawn_the_same_whether_all_its_pixels_are_decoded_or_not(
     assert max(edge) > 80 > max(above)
 
 
+@pytest.mark.parametrize("content", [None, b"", encoded(gradient())[:500]])
+def test_a_source_is_drawn_on_where_its_small_copy_is_not_whole(content: bytes | None, tmp_path: Path) -> None:
+    source, copy, wanted = tmp_path / "a.jpg", tmp_path / "x.plain", drawing("pug")
+    source.write_bytes(encoded(gradient()))
+    if content is not None:
+        copy.write_bytes(content)
+    drawn = draw(copy, wanted, Source(bytes(source), None), Reader(Objects()))
+    assert drawn == annotated(source.read_bytes(), wanted.detections)
+
+
+def test_a_small_copy_is_drawn_on_with_the_boxes_of_the_image(tmp_path: Path) -> None:
+    copy = tmp_path / "x.plain"
+    copy.write_bytes(encoded(Image.new("RGB", (960, 720))))
+    wanted = Drawing("x", 3840, [{"box": [1920.0, 1440.0, 3840.0, 2880.0], "caption": "x"}])
+    drawn = Image.open(io.BytesIO(draw(copy, wanted, Source(b"gone.jpg", None), Reader(Objects()))))
+    assert drawn.size == (960, 720)
+    assert max(drawn.getpixel((480, 600))) > 80 > max(drawn.getpixel((470, 600)))  # type: ignore[arg-type]
+
+
 def test_boxes_that_cannot_be_drawn_leave_the_others() -> None:
     nan = float("nan")
     boxes = [[nan, 0.0, 10.0, 10.0], [90.0, 80.0, 20.0, 10.0], [9000.0, 0.0, 9100.0, 10.0], [100.0, 80.0, 220.0, 200.0]]
@@ -262,7 +294,7 @@ def test_an_annotated_copy_has_a_name_that_links_lead_to(tmp_path: Path) -> None
         (tmp_path / name).write_bytes(encoded(gradient()))
         sources[name] = Source(bytes(tmp_path / name), None)
     (tmp_path / "annotated").mkdir()
-    found = {name: [{"box": [1.0, 1.0, 50.0, 50.0], "caption": "pug"}] for name in names}
+    found = {name: drawing("pug") for name in names}
     advanced: list[None] = []
     annotate_all(found, sources, Reader(Objects()), tmp_path, set(), lambda: advanced.append(None))
     copies = copies_of(names, copies_in(tmp_path))
@@ -277,7 +309,7 @@ def test_a_copy_that_a_power_cut_left_empty_is_drawn_again(tmp_path: Path) -> No
     sources = {"a.jpg": Source(bytes(tmp_path / "a.jpg"), None)}
     (tmp_path / "annotated").mkdir()
     (tmp_path / place("a.jpg")).touch()
-    found = {"a.jpg": [{"box": [1.0, 1.0, 50.0, 50.0], "caption": "pug"}]}
+    found = {"a.jpg": drawing("pug")}
     annotate_all(found, sources, Reader(Objects()), tmp_path, set(), lambda: None)
     assert Image.open(tmp_path / place("a.jpg")).size == (320, 240)
     before = (tmp_path / place("a.jpg")).stat().st_mtime_ns
@@ -294,7 +326,7 @@ def test_an_interrupt_ends_the_drawing_and_leaves_no_copy_that_is_out_of_date(tm
         (tmp_path / name).write_bytes(encoded(gradient()))
         (tmp_path / place(name)).write_bytes(b"of an earlier run")
         sources[name] = Source(bytes(tmp_path / name), None)
-    found = {name: [{"box": [1.0, 1.0, 50.0, 50.0], "caption": "pug"}] for name in names}
+    found = {name: drawing("pug") for name in names}
     drawn: list[None] = []
 
     class Interrupted(Reader):

@@ -21,6 +21,7 @@ from pipeline.errors import Unwritable
 from pipeline.metrics.sampler import Usage
 from pipeline.output.manifest import Result
 from pipeline.run import run
+from pipeline.sources import reader
 from tests.conftest import Cli
 from tests.doubles.simulated import Simulated
 from tests.pictures import awkward_folder, encoded, gradient, rotated_by_exif
@@ -157,6 +158,29 @@ def test_names_of_every_kind(run_job: RunJob, tmp_path: Path) -> None:
     assert done.manifest["counts"]["images"]["detected"] == len(names)
     assert any(row["path"].endswith("no-utf8-\\udcff.jpg") for row in table(done, "images"))
     assert "<b>bold</b>" not in (done.folder / "report.html").read_text().replace("&lt;b&gt;", "")
+
+
+@pytest.mark.parametrize("limit", ["all", "1", "none"])
+def test_each_source_is_read_once(
+    run_job: RunJob, simulated: Simulated, photos: Path, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    """Also for the annotated copies: of a photograph, of small pictures and of copies of one; nothing else is left."""
+    simulated.detector_input = (640, 640)
+    (photos / "large.jpg").write_bytes(encoded(gradient(2400, 1800)))
+    (photos / "same.jpg").write_bytes((photos / "0.jpg").read_bytes())
+    seen: list[str] = []
+    read_file = reader.read_file
+
+    def noted(path: str) -> bytes:
+        seen.append(Path(path).name)
+        return read_file(path)
+
+    monkeypatch.setattr(reader, "read_file", noted)
+    done = run_job(photos, "--annotated", limit)
+    assert sorted(seen) == ["0.jpg", "1.jpg", "2.jpg", "large.jpg", "same.jpg"]
+    copies = list((done.folder / "annotated").iterdir())
+    assert len(copies) == {"all": 5, "1": 1, "none": 0}[limit]
+    assert all(path.suffix == ".jpg" for path in copies)
 
 
 def test_images_without_an_object_are_recorded(run_job: RunJob, simulated: Simulated, photos: Path) -> None:
