@@ -17,6 +17,8 @@ GIB = 2**30
 # Available host memory. CPU: measured 3.0 GiB in vLLM's three processes and 0.3 in the detector's six; the job takes
 # 0.5 and more. GPU: the weights pass through the page cache, the processes hold torch's CUDA libraries.
 RAM_GIB = {"cpu": 6, "cuda": 12}
+# Each further model server. GPU: an estimate; the weights are in the page cache already.
+FURTHER_SERVER_GIB = {"cpu": 3, "cuda": 6}
 
 # Free disk for the process engine's environments: measured for the CPU (2.4 GB vLLM, 0.2 GB detector, with torch
 # 1.1 GB, and uv's copies); about twice the size of the wheels for CUDA, whose torch alone has 5 GB.

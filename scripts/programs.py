@@ -27,10 +27,14 @@ def ask(*command: str, timeout_s: float | None = ANSWER_S) -> tuple[str | None, 
     return done.stdout.strip(), done.stderr.strip().rpartition("\n")[2]
 
 
-def nvidia_smi(fields: str, number: int) -> tuple[list[str] | None, str]:
-    """What nvidia-smi tells of a GPU, a field for each name in `fields` (memory in MiB); None and the reason else."""
-    said, reason = ask("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits", f"--id={number}")
-    return ([field.strip() for field in said.partition("\n")[0].split(",")] if said else None), reason
+def nvidia_smi(fields: str, gpus: str) -> tuple[list[list[str]], str]:
+    """What nvidia-smi tells of GPUs (`all`, or numbers such as `0,1`): for each GPU a value for each name in `fields`.
+
+    Memory is in MiB. Empty, and the reason, where it tells nothing.
+    """
+    chosen = [] if gpus == "all" else [f"--id={gpus}"]
+    said, reason = ask("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits", *chosen)
+    return [[field.strip() for field in line.split(",")] for line in (said or "").splitlines()], reason
 
 
 def version(text: str) -> tuple[int, ...]:

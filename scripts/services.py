@@ -100,5 +100,21 @@ KINDS = {
 }
 """The services by name."""
 
+
+def nth(kind: str, number: int) -> str:
+    """The name of a service's nth server, from 1: `vllm`, `vllm-2`."""
+    return kind if number == 1 else f"{kind}-{number}"
+
+
+def kind_name(name: str) -> str:
+    """The name of a service's entry: `vllm-2` is a `vllm`."""
+    return name.partition("-")[0]
+
+
+def kind_of(name: str) -> Kind:
+    """The entry of a service."""
+    return KINDS[kind_name(name)]
+
+
 # The image in which the job runs.
 PIPELINE = Image("pipeline", "pipeline", "the job", ("images/with_key.sh", "imaging", "pipeline"))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import ByteSize, Field, PrivateAttr, ValidationError, create_model
+from pydantic import AfterValidator, ByteSize, Field, PrivateAttr, ValidationError, create_model
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from pipeline import settings as job_settings
@@ -112,6 +113,18 @@ else:  # two settings for each service
     ServiceSettings = create_model("ServiceSettings", __base__=BaseSettings, **ports, **limits)
 
 
+def gpu_numbers(value: str) -> str:
+    """Check STACK_GPUS, and remove its blanks."""
+    if value.strip() == "all":
+        return "all"
+    if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", value):
+        raise ValueError("expected all, or numbers such as 0,1,3")
+    numbers = [str(int(number)) for number in value.split(",")]
+    if len(set(numbers)) < len(numbers):
+        raise ValueError("a GPU is named twice")
+    return ",".join(numbers)
+
+
 class StackSettings(ServiceSettings):
     """Where and how the services run. Immutable; it also holds the user's variables as they were when it was made."""
 
@@ -127,7 +140,10 @@ class StackSettings(ServiceSettings):
         "auto", description="auto: compose where Docker answers and has the images or can build them, else process"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where nvidia-smi finds a GPU")
-    gpu: int = Field(0, ge=0, description="the GPU's number at nvidia-smi")
+    gpus: Annotated[str, AfterValidator(gpu_numbers)] = Field(
+        "0", description="the GPUs' numbers at nvidia-smi, such as 0,1,3, or all; each gets a vLLM"
+    )
+    replicas: int = Field(1, ge=1, description="on a CPU: the number of vLLM servers; on GPUs, STACK_GPUS decides")
     preset: str = Field(
         "auto", description="a preset of services/vllm/presets by its name, or a file; auto: by the GPU's memory"
     )

@@ -29,9 +29,10 @@ from pipeline.clients.model import BadAnswer, ModelClient
 from pipeline.clients.probe_model import blank_jpeg
 from scripts import environments
 from scripts.environments import ROOT, STATE
-from scripts.settings import BuildFailed, StackError, StackSettings
+from scripts.programs import nvidia_smi
+from scripts.settings import BuildFailed, NoGpu, StackError, StackSettings
 from scripts.stack import api_key, warmup
-from scripts.stack.devices import PRESETS, Gpu, find_gpus
+from scripts.stack.devices import PRESETS, Gpu, find_gpus, numbers
 from scripts.stack.process_engine import ProcessEngine
 from scripts.stack.service import Service
 from scripts.stack.start_history import StartHistory
@@ -123,9 +124,10 @@ def service_for(preset: str, card_mib: int, gpu: Gpu, checkpoint: Path, settings
 
 def used_mib() -> int:
     """MiB in use on the stack's GPU."""
-    number = StackSettings().gpu
-    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", f"--id={number}"]
-    return int(subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0])
+    used, reason = nvidia_smi("memory.used", str(numbers(StackSettings())[0]))
+    if not used:
+        raise NoGpu(f"nvidia-smi no longer tells the memory in use: {reason}")
+    return int(used[0][0])
 
 
 async def ask_many(url: str, model: str, count: int, headers: dict[str, str]) -> tuple[int, float]:
@@ -182,7 +184,7 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=8000, help="port for vLLM (default: 8000)")
     arguments = parser.parse_args()
     console = Console(markup=False)
-    gpus = find_gpus(StackSettings().gpu)
+    gpus = find_gpus(StackSettings())
     if not gpus:
         print("error: nvidia-smi finds no GPU: nothing was checked", file=sys.stderr)
         return 1

@@ -14,7 +14,7 @@ def run(settings: StackSettings, console: Console) -> None:
     """Build the images of STACK_DEVICE, or of this host's device, where they are missing or old."""
     docker_host.client_config()
     # A host without a GPU may build for others that have one.
-    device = choose(settings, find_gpus(settings.gpu))[0] if settings.device == "auto" else settings.device
+    device = choose(settings, find_gpus(settings))[0] if settings.device == "auto" else settings.device
     wanted = images.of_stack(settings, device)
     images.ensure(wanted, settings.state / "logs", console, offline=settings.offline)
     for image in wanted:

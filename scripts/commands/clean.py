@@ -19,7 +19,7 @@ from scripts.stack import api_key
 from scripts.stack.devices import choose, find_gpus
 from scripts.stack.engine import Engine
 from scripts.stack.process_engine import ProcessEngine
-from scripts.stack.vllm_server import cache_key, preset_file
+from scripts.stack.vllm_server import model_servers, preset_file
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -89,8 +89,8 @@ def counted(old: list[str]) -> list[str]:
 def prune_compile_caches(settings: StackSettings, console: Console) -> None:
     """Remove what was compiled for other settings, models, drivers or versions than those of now, on both engines."""
     try:
-        device, preset, _ = choose(settings, find_gpus(settings.gpu) if settings.device != "cpu" else [])
-        current = cache_key(settings, device, preset_file(preset))
+        device, preset, _ = choose(settings, find_gpus(settings))
+        current = {server.cache for server in model_servers(settings, device, preset_file(preset))}
     except StackError as error:  # no key is current where there is nothing to serve
         console.print(f"compile caches are kept: {error}")
         return
@@ -98,7 +98,7 @@ def prune_compile_caches(settings: StackSettings, console: Console) -> None:
     if docker_host.answers() and not compose_project.other_checkout(compose_project.project_name(settings.state)):
         engines.append(ComposeEngine(settings, device, preset))
     for engine in engines:
-        old = [each.name for each in engine.compile_caches() if each.name != current]
+        old = [each.name for each in engine.compile_caches() if each.name not in current]
         if old:
             engine.remove_compile_caches(old)
         for name in old:

@@ -7,7 +7,7 @@ from rich.console import Console
 from scripts.commands.engines import engines_in_use, one_at_a_time, stop
 from scripts.docker.host import answers
 from scripts.docker.project import other_checkout, project_name
-from scripts.services import KINDS
+from scripts.services import kind_of
 from scripts.settings import StackSettings
 
 
@@ -16,7 +16,7 @@ def run(settings: StackSettings, console: Console) -> None:
     with one_at_a_time(settings, console):
         stopped = []
         for engine in engines_in_use(settings, leftovers=True):
-            stopped += stop(engine, {name: kind.stop_grace_s for name, kind in KINDS.items()})
+            stopped += stop(engine, {name: kind_of(name).stop_grace_s for name in engine.names()})
             engine.tear_down()
     console.print(f"stopped {', '.join(stopped)}" if stopped else "nothing was running")
     project = project_name(settings.state)

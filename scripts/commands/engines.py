@@ -13,8 +13,8 @@ from pipeline import settings as job_settings
 from scripts.docker import engine as compose_engine
 from scripts.docker import host as docker_host
 from scripts.docker.engine import ComposeEngine
-from scripts.services import KINDS
-from scripts.settings import StackSettings
+from scripts.services import kind_name
+from scripts.settings import NotRunning, StackSettings
 from scripts.stack.devices import choose, find_gpus
 from scripts.stack.engine import Engine
 from scripts.stack.process_engine import ProcessEngine
@@ -23,8 +23,10 @@ from scripts.stack.services import Stack, make_stack
 
 def plan(settings: StackSettings) -> tuple[Stack, Engine, str]:
     """The stack that this host gets, the engine that runs it, and why."""
-    gpus = find_gpus(settings.gpu) if settings.device != "cpu" else []
+    gpus = find_gpus(settings)
     device, preset, why = choose(settings, gpus)
+    if device == "cuda":  # so that nvidia-smi is asked only once for STACK_GPUS=all
+        settings = settings.model_copy(update={"gpus": ",".join(str(gpu.number) for gpu in gpus)})
     stack = make_stack(settings, device, preset, settings.user_variables(job_settings.PREFIX))
     engine, why_engine = choose_engine(settings, device, preset)
     return stack, engine, f"engine {engine.name} ({why_engine}), device {device} ({why}), preset {stack.preset}"
@@ -38,7 +40,7 @@ def choose_engine(settings: StackSettings, device: str, preset: str) -> tuple[En
     if settings.engine == "compose":
         docker_host.client_config()
         return ComposeEngine(settings, device, preset), "STACK_ENGINE=compose"
-    if any(process.is_running(name) for name in KINDS):
+    if any(map(process.is_running, process.names())):
         return process, "services run as processes already"
     if reason := compose_engine.why_not(settings, device):
         return process, reason
@@ -48,10 +50,32 @@ def choose_engine(settings: StackSettings, device: str, preset: str) -> tuple[En
 def engines_in_use(settings: StackSettings, leftovers: bool = False) -> list[Engine]:
     """The engines that have services of this stack, running or not, or, with `leftovers`, anything of it."""
     process, compose = ProcessEngine(settings), ComposeEngine(settings, "cpu", "cpu")  # to find and stop: any device
-    used: list[Engine] = [process] if any(map(process.started, KINDS)) else []
-    if (leftovers or any(map(compose.started, KINDS))) and docker_host.answers():
+    used: list[Engine] = [process] if any(map(process.started, process.names())) else []
+    if (leftovers or any(map(compose.started, compose.names()))) and docker_host.answers():
         used.append(compose)
     return used
+
+
+def names(engine: Engine, stack: Stack) -> list[str]:
+    """The services that a command may name: those of the settings, and those that may be there."""
+    return list(dict.fromkeys([*engine.names(), *(service.name for service in stack.services)]))
+
+
+def known(engine: Engine, stack: Stack, name: str) -> str:
+    """Check the name of a service.
+
+    Raises:
+        NotRunning: the stack has no such service.
+    """
+    if name not in names(engine, stack):
+        raise NotRunning(f"there is no service {name}: name one of {', '.join(names(engine, stack))}")
+    return name
+
+
+def surplus(engine: Engine, stack: Stack) -> list[str]:
+    """The model servers that were started and that the settings no longer name: after fewer GPUs, for example."""
+    planned = {service.name for service in stack.services}
+    return [name for name in engine.names() if name not in planned and kind_name(name) in planned]
 
 
 def stop(engine: Engine, grace_s: Mapping[str, float]) -> list[str]:

@@ -6,14 +6,13 @@ from argparse import ArgumentParser
 
 from rich.console import Console
 
-from scripts.commands.engines import plan
-from scripts.services import KINDS
+from scripts.commands.engines import known, plan
 from scripts.settings import NotRunning, StackSettings
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """The command's own arguments."""
-    parser.add_argument("service", nargs="?", choices=KINDS, default="vllm", help="by default vllm")
+    parser.add_argument("service", nargs="?", default="vllm", help="detector, vllm, vllm-2 ...; by default vllm")
 
 
 def run(settings: StackSettings, console: Console, *, service: str) -> None:
@@ -24,6 +23,6 @@ def run(settings: StackSettings, console: Console, *, service: str) -> None:
     """
     stack, engine, _ = plan(settings)
     for each in stack.services:
-        if each.name == service:
+        if each.name == known(engine, stack, service):
             engine.open_shell(each)
     raise NotRunning(f"{service} runs elsewhere: an address is set for it")

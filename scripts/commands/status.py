@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.errors import UsageError
-from scripts.commands.engines import plan
+from scripts.commands.engines import plan, surplus
 from scripts.environments import ROOT
 from scripts.settings import StackSettings, load_job
 from scripts.stack.services import idle
@@ -36,4 +36,6 @@ def run(settings: StackSettings, console: Console) -> None:
         age = "" if age_s is None else f"{age_s:.0f} s"
         log = os.path.relpath(engine.log(service.name), ROOT)
         table.add_row(service.name, state, identifier, service.ready_url.rsplit("/", 1)[0], age, log)
+    for name in surplus(engine, stack):
+        table.add_row(name, "the settings name fewer servers: make up stops it", engine.describe(name)[0])
     console.print(table)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from functools import partial
 
 from python_on_whales import DockerException
@@ -14,17 +15,17 @@ from scripts.checks.doctor import caches, disk, hub
 from scripts.checks.doctor.context import Context
 from scripts.checks.preflight import command as preflight
 from scripts.commands import fetch
-from scripts.commands.engines import engines_in_use, one_at_a_time, plan, stop
+from scripts.commands.engines import engines_in_use, one_at_a_time, plan, stop, surplus
 from scripts.commands.fetch import Fetched
 from scripts.docker.client import explain
 from scripts.findings import refuse
-from scripts.services import KINDS
+from scripts.services import kind_name, kind_of
 from scripts.settings import JobCommand, OtherStack, StackError, StackSettings, load_job
 from scripts.stack import api_key
 from scripts.stack.engine import Engine
 from scripts.stack.service import Service
 from scripts.stack.services import Stack, idle, without
-from scripts.stack.vllm_server import cache_key
+from scripts.stack.start_history import StartHistory
 from scripts.stack.warmup import first_request, is_ready, wait
 
 
@@ -57,6 +58,8 @@ def up(settings: StackSettings, console: Console, job: JobCommand, *, runs_job: 
                 raise OtherStack(f"the stack has services on the {other.name} engine: `make down` stops them")
         if runs_job:
             engine.check_job(stack, job)
+        for name in stop(engine, {name: kind_of(name).stop_grace_s for name in surplus(engine, whole)}):
+            console.print(f"{name}: stopped, since the settings name fewer servers")
         missing = [service for service in stack.services if not engine.is_current(service)]
         if not missing and all(is_ready(engine.locate(service)) for service in stack.services):
             return stack, engine
@@ -86,12 +89,13 @@ def start(engine: Engine, stack: Stack, missing: Sequence[Service], console: Con
         for service in missing:
             if engine.stop(service.name, service.stop_grace_s):
                 console.print(f"{service.name}: was running with other settings, starts anew")
-            begun.append(service)
-            engine.start(service)
-            if stack.device == "cuda":  # vLLM measures the GPU's free memory: the detector must have its share
-                wait(engine, [engine.locate(service)], settings.start_timeout_s, console, state=settings.state, ask=ask)
-        services = [engine.locate(service) for service in stack.services]
-        wait(engine, services, settings.start_timeout_s, console, state=settings.state, ask=ask)
+        staged = stages(stack, missing, warm_caches(engine, missing))
+        for together in staged:
+            for service in together:
+                begun.append(service)
+                engine.start(service)
+            services = [engine.locate(each) for each in (stack.services if together is staged[-1] else together)]
+            wait(engine, services, settings.start_timeout_s, console, state=settings.state, ask=ask)
     except BaseException as error:
         if isinstance(error, StackError):
             error.tell()  # now: to stop what was begun takes seconds
@@ -99,11 +103,39 @@ def start(engine: Engine, stack: Stack, missing: Sequence[Service], console: Con
         raise
 
 
+def stages(stack: Stack, missing: Sequence[Service], warm: Collection[str]) -> list[list[Service]]:
+    """The services that start together, in order.
+
+    On a GPU, vLLM measures the free memory: the detector must have its share before. Of the servers that share a cold
+    compile cache, the first starts alone and fills it. Two at once would compile the same twice, and in containers,
+    where both have the same process ids, write the same temporary file: vLLM names it by process id (0.32).
+    """
+    found: list[list[Service]] = [[], [], []]
+    filling = set[str]()
+    for service in missing:
+        if service.cache in filling:
+            found[2].append(service)
+        else:
+            found[stack.device == "cuda" and service.kind == "vllm"].append(service)
+            filling |= {service.cache} - {"", *warm}
+    return [together for together in found if together] or [[]]
+
+
+def warm_caches(engine: Engine, services: Sequence[Service]) -> set[str]:
+    """The compile caches of services that a start of one of them has filled; looks only at those that are shared."""
+    shared = Counter(service.cache for service in services if service.cache)
+    if max(shared.values(), default=0) < 2:
+        return set()
+    ready = StartHistory(engine.settings.state).fingerprints(engine.name)
+    filled = {service.cache for service in services if service.fingerprint in ready}
+    return filled & {each.name for each in engine.compile_caches()}
+
+
 def take_back(engine: Engine, begun: Sequence[Service], console: Console) -> None:
     """Stop what a failed start began; a failure to do so is shown, and does not hide the start's own error."""
     try:
         stop(engine, dict.fromkeys((service.name for service in begun), 5.0))
-        if not any(map(engine.is_running, KINDS)):
+        if not any(map(engine.is_running, engine.names())):
             engine.tear_down()
     except (StackError, DockerException, OSError) as error:
         told = explain(error) if isinstance(error, DockerException) else str(error)
@@ -115,7 +147,7 @@ def obtain(
 ) -> None:
     """Make or get what services need before they start: environments or images, models. Say what was there already."""
     reused = engine.prepared(services)
-    if len(reused) < len(services):
+    if len(reused) < len({service.environment for service in services}):
         refuse_in_vain(Context(settings))
     prepare(engine, services)
     models = fetch.ensure(engine, list(services), console, offline=settings.offline)
@@ -123,9 +155,9 @@ def obtain(
         if model.came:
             console.print(f"{model.service}: {model}")
     check_fetched(settings, engine, models, console)
-    key = cache_key(settings, stack.device, stack.preset_file)
+    caches_of = {service.cache for service in services}
     reused += [str(model) for model in models if not model.came]
-    reused += [f"compile cache {decimal(each.size)}" for each in engine.compile_caches() if each.name == key]
+    reused += [f"compile cache {decimal(each.size)}" for each in engine.compile_caches() if each.name in caches_of]
     reused += [f"running: {service.name}" for service in stack.services if service not in services]
     if reused:
         console.print(f"reused: {', '.join(reused)}", soft_wrap=True)
@@ -156,7 +188,7 @@ def prepare(engine: Engine, services: Sequence[Service]) -> None:
 
 def check_fetched(settings: StackSettings, engine: Engine, models: Sequence[Fetched], console: Console) -> None:
     """Check the model server's files against the job, once they are there."""
-    model = next((each for each in models if each.service == "vllm"), None)
+    model = next((each for each in models if kind_name(each.service) == "vllm"), None)
     if model is None:
         return
     if engine.name == "compose":  # its files are in a volume, where only a container looks

@@ -14,7 +14,7 @@ from python_on_whales.exceptions import NoSuchContainer
 
 from scripts.docker.client import ask, client, command
 from scripts.docker.project import CHECKOUT_LABEL, is_elsewhere, project_name
-from scripts.services import KINDS
+from scripts.services import kind_of
 from scripts.settings import StackSettings
 from scripts.stack.engine import Engine
 from scripts.stack.service import Service
@@ -113,7 +113,7 @@ class ContainerEngine(Engine):
 
     def locate(self, service: Service) -> Service:
         """The service at its container's address in the inner network; unchanged where none runs."""
-        container, kind = self.find(service.name), KINDS[service.name]
+        container, kind = self.find(service.name), kind_of(service.name)
         networks = (container.network_settings.networks or {}) if container else {}
         inside = networks.get(f"{self.project}_inside")
         if inside is None or not inside.ip_address:

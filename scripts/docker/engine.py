@@ -30,7 +30,7 @@ from scripts.docker.containers import ContainerEngine, Started
 from scripts.docker.files import VLLM_CACHE, ComposeFiles, hand_over
 from scripts.docker.project import left_over, other_checkout, volumes
 from scripts.environments import ROOT
-from scripts.services import KINDS, PIPELINE, Image
+from scripts.services import PIPELINE, Image, kind_of
 from scripts.settings import (
     InvalidStackSetting,
     JobCommand,
@@ -100,7 +100,11 @@ class ComposeEngine(ContainerEngine):
 
     def image(self, name: str) -> Image:
         """The image of a service."""
-        return placed(self.settings, KINDS[name], self.device)[1]
+        return placed(self.settings, kind_of(name), self.device)[1]
+
+    def images_of(self, services: Sequence[Service]) -> list[Image]:
+        """The images of services, each once."""
+        return list({image.name: image for service in services for image in [self.image(service.name)]}.values())
 
     def fingerprint(self, service: Service) -> str:
         """Changes when settings, compose files or image require a new start of the service."""
@@ -125,7 +129,7 @@ class ComposeEngine(ContainerEngine):
     def prepare(self, services: Sequence[Service]) -> None:
         for service in services:
             self.refuse_folder(service)
-        self.ensure_images([self.image(service.name) for service in services])
+        self.ensure_images(self.images_of(services))
 
     def ensure_images(self, wanted: Sequence[Image]) -> None:
         """Build the images that are missing or old."""
@@ -152,7 +156,7 @@ class ComposeEngine(ContainerEngine):
             )
 
     def prepared(self, services: Sequence[Service]) -> list[str]:
-        wanted = [self.image(service.name) for service in services]
+        wanted = self.images_of(services)
         return [f"image {image.tag} ({images.size(image)})" for image in wanted if images.is_current(image)]
 
     def in_cache(self, script: str) -> str | None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import yaml
 from python_on_whales import DockerClient
 
 from scripts import files as whole_file
@@ -16,11 +18,11 @@ from scripts.docker import gpu as docker_gpu
 from scripts.docker import host as docker_host
 from scripts.docker.project import project_name
 from scripts.environments import ROOT
-from scripts.services import KINDS
+from scripts.services import KINDS, kind_of
 from scripts.settings import StackSettings, read_variables
 from scripts.stack.service import without_secrets
 from scripts.stack.services import own_variables, placed
-from scripts.stack.vllm_server import cache_key, preset_file, start_arguments
+from scripts.stack.vllm_server import ModelServer, model_servers, preset_file, start_arguments
 from scripts.vllm import compile_cache
 from scripts.vllm.checker import CHECKER
 
@@ -47,17 +49,23 @@ class ComposeFiles:
         self.preset = preset_file(preset_name)
         self.state = settings.state / "containers"
         self.project = project_name(settings.state)
-        self.files = [COMPOSE_FILE, OVERLAYS / OVERLAY_OF_DEVICE[device]]
-        published = {self.state / "publish.json": json.dumps(publish_overlay(settings))}
-        self.generated = published if settings.publish else {}
-        self.files += self.generated
+        self.driver: docker_gpu.Driver = (docker_gpu.driver() if device == "cuda" else None) or "nvidia"
+        self.servers = model_servers(settings, device, self.preset)
+        overlay = OVERLAYS / OVERLAY_OF_DEVICE[device]
+        self.generated: dict[Path, str] = {}
+        if len(self.servers) > 1 or len(self.servers[0].gpus) > 1:
+            place, overlay = overlay, self.state / "servers.json"
+            self.generated[overlay] = json.dumps(self.servers_overlay(place))
+        if settings.publish:
+            self.generated[self.state / "publish.json"] = json.dumps(publish_overlay(settings, self.servers))
+        self.files = list(dict.fromkeys([COMPOSE_FILE, overlay, *self.generated]))
         self.images = {kind.name: placed(settings, kind, device)[1].tag for kind in KINDS.values()}
         self.fetch_image = self.images["vllm"]
         self.key_file = self.state / "secrets" / "api_key"
 
     def variables(self) -> dict[str, str]:
         """The compose files' variables."""
-        driver = (docker_gpu.driver() if self.device == "cuda" else None) or "nvidia"
+        gpus = self.servers[0].gpus or (0,)
         return {
             "VLLM_PRESET": str(self.mounted(self.preset)),
             "HUB_DOWNLOAD": str(self.mounted(HUB_DOWNLOAD)),
@@ -71,8 +79,8 @@ class ComposeFiles:
             "START_PERIOD": f"{math.ceil(self.settings.start_timeout_s)}s",
             **{f"MEMORY_{name.upper()}": str(self.settings.memory(name) or "") for name in KINDS},
             "MEMORY_PIPELINE": str(self.settings.pipeline_memory),
-            "GPU_DRIVER": driver,
-            "GPU_DEVICE": docker_gpu.device(driver, self.settings.gpu),
+            "GPU_DRIVER": self.driver,
+            "GPU_DEVICE": docker_gpu.device(self.driver, gpus[0]),
         }
 
     def service_variables(self) -> dict[str, dict[str, str]]:
@@ -80,10 +88,31 @@ class ComposeFiles:
         preset = self.preset.with_suffix(".env")
         # Without the user's cache folders: they are on this host, not in the container.
         own = compile_cache.without(self.settings.user_variables("VLLM_"))
-        cache_folder = VLLM_CACHE / cache_key(self.settings, self.device, self.preset)
-        vllm = without_secrets(read_variables(preset) | own | compile_cache.variables(cache_folder))
+        caches = {server.name: compile_cache.variables(VLLM_CACHE / server.cache) for server in self.servers}
+        vllm = {name: without_secrets(read_variables(preset) | own | cache) for name, cache in caches.items()}
         others = (kind for kind in KINDS.values() if kind.module)
-        return {kind.name: own_variables(self.settings, kind, self.device) for kind in others} | {"vllm": vllm}
+        return {kind.name: own_variables(self.settings, kind, self.device) for kind in others} | vllm
+
+    def servers_overlay(self, device: Path) -> dict[str, Any]:
+        """The overlay of a device, with a block for each model server that gives it its GPUs, and the job's list.
+
+        `docker compose up --scale` would give all servers the same GPU.
+        """
+        content = {name: part for name, part in read_compose(device).items() if not name.startswith("x-")}
+        base, block = read_compose(COMPOSE_FILE)["services"]["vllm"], content["services"]["vllm"]
+        for server in self.servers:
+            environment = base["environment"] | block.get("environment", {})
+            own = copy.deepcopy(base | block) | {"environment": environment}
+            own["env_file"] = str(self.state / f"{server.name}.env")
+            if server.gpus:
+                names = [docker_gpu.device(self.driver, number) for number in server.gpus]
+                own["deploy"]["resources"]["reservations"]["devices"][0]["device_ids"] = names
+            content["services"][server.name] = own
+        content["services"]["preflight"]["deploy"] = content["services"]["vllm"].get("deploy", {})
+        kind = KINDS["vllm"]
+        addresses = ",".join(f"http://{server.name}:{kind.port}{kind.url_path}" for server in self.servers)
+        content["services"]["pipeline"] = {"environment": {kind.url_variable: addresses}}
+        return content
 
     def mounted(self, file: Path) -> Path:
         """The copy of a file of this host that containers get: their user may read it, whatever the umask was."""
@@ -128,7 +157,13 @@ class ComposeFiles:
         return [*(str(part) for part in self.client(*also).compose.docker_compose_cmd), *arguments]
 
 
-def publish_overlay(settings: StackSettings) -> dict[str, Any]:
+def read_compose(file: Path) -> dict[str, Any]:
+    """A compose file, with its anchors resolved and its variables as they stand."""
+    content: dict[str, Any] = yaml.safe_load(file.read_text())
+    return content
+
+
+def publish_overlay(settings: StackSettings, servers: Sequence[ModelServer]) -> dict[str, Any]:
     """A compose file that opens the services' ports on this host, for programs of the user (STACK_PUBLISH).
 
     Docker publishes nothing from an internal network, so the services also join this one. It is less closed than the
@@ -136,9 +171,11 @@ def publish_overlay(settings: StackSettings) -> dict[str, Any]:
     leave under the container's own address, without masquerading, so no answer returns unless the network around routes
     to such addresses.
     """
+    ports = {kind.name: settings.port(kind.name) for kind in KINDS.values() if kind.module}
+    ports |= {server.name: server.port for server in servers}
     services = {
-        name: {"networks": ["published"], "ports": [f"{settings.host}:{settings.port(name)}:{kind.port}"]}
-        for name, kind in KINDS.items()
+        name: {"networks": ["published"], "ports": [f"{settings.host}:{port}:{kind_of(name).port}"]}
+        for name, port in ports.items()
     }
     options = {"com.docker.network.bridge.enable_ip_masquerade": "false"}
     return {"services": services, "networks": {"published": {"driver_opts": options}}}

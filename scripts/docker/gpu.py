@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -41,6 +42,9 @@ def device(driver: Driver, number: int) -> str:
     return str(number) if driver == "nvidia" else f"{KIND}={number}"
 
 
-def option(driver: Driver, number: int) -> str:
-    """The option of `docker run` that gives a container a GPU."""
-    return f"--device={device(driver, number)}" if driver == "cdi" else f"--gpus=device={number}"
+def options(driver: Driver, numbers: Sequence[int]) -> list[str]:
+    """The options of `docker run` that give a container GPUs."""
+    if driver == "cdi":
+        return [f"--device={device(driver, number)}" for number in numbers]
+    # The quotes are Docker's: without them it takes a comma for the next field.
+    return [f'--gpus="device={",".join(map(str, numbers))}"']

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
 
+from scripts.services import KINDS
 from scripts.settings import JobCommand, StackSettings
 from scripts.stack.service import Service
 from scripts.stack.services import Stack
@@ -39,6 +40,11 @@ class Engine(ABC):
         self.logs = settings.state / "logs"
 
     # What was started
+
+    def names(self) -> list[str]:
+        """The services that may be there: each kind's first server, and further ones that were started."""
+        further = [path.stem for name in KINDS for path in sorted(self.records.glob(f"{name}-[0-9]*.json"))]
+        return [*KINDS, *further]
 
     def record(self, name: str, kind: type[Record]) -> Record | None:
         """Read a service's record; None where there is none."""

@@ -30,7 +30,7 @@ def ask(service: Service, job: Settings) -> None:
     """
     address = "{0.scheme}://{0.netloc}".format(urlsplit(service.ready_url))
     try:
-        if service.name == "vllm":
+        if service.kind == "vllm":
             key = {"api_key": SecretStr(api_key.ensure(service.key_file))} if service.key_file else {}
             asyncio.run(ask_model(job.model_copy(update={"model_url": AnyHttpUrl(f"{address}/v1"), **key})))
         elif service.name == "detector":

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from scripts import environments
+from scripts.services import kind_name
 from scripts.settings import StackSettings
 from scripts.stack import api_key
 
@@ -38,11 +39,18 @@ class Service:
     """A folder, or a model of the hub."""
     revision: str | None = None
     """Of the model, at the hub."""
+    cache: str = ""
+    """The name of its compile cache, if it compiles graphs: servers on GPUs of one kind share it."""
+
+    @property
+    def kind(self) -> str:
+        """The name of its entry in scripts/services.py."""
+        return kind_name(self.name)
 
     @property
     def port_variable(self) -> str:
-        """The setting of its port."""
-        return f"STACK_{self.name.upper()}_PORT"
+        """The setting of its port; the ports of further servers follow."""
+        return f"STACK_{self.kind.upper()}_PORT"
 
     @property
     def fingerprint(self) -> str:
@@ -62,13 +70,13 @@ def without_secrets(variables: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in api_key.without(variables).items() if name not in TOKEN_VARIABLES}
 
 
-def host_variables(settings: StackSettings, device: str) -> dict[str, str]:
-    """What a service's process is told of the hub and the GPU.
+def host_variables(settings: StackSettings, device: str, gpus: Sequence[int]) -> dict[str, str]:
+    """What a service's process is told of the hub and its GPUs.
 
-    The hub's variables are the user's, without the token; no network, because `fetch` gets the models. The GPU is one,
-    by nvidia-smi's number; a CUDA_VISIBLE_DEVICES of the user's wins.
+    The hub's variables are the user's, without the token; no network, because `fetch` gets the models. GPUs have
+    nvidia-smi's numbers; a CUDA_VISIBLE_DEVICES of the user's wins.
     """
     hub = without_secrets(settings.user_variables("HF_")) | {"HF_HUB_OFFLINE": "1"}
     if device != "cuda" or settings.environment.get("CUDA_VISIBLE_DEVICES"):
         return hub
-    return hub | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": str(settings.gpu)}
+    return hub | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))}

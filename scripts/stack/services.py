@@ -11,8 +11,9 @@ from scripts import environments
 from scripts.environments import ROOT
 from scripts.services import KINDS, Image, Kind
 from scripts.settings import StackSettings, read_variables
+from scripts.stack.devices import numbers
 from scripts.stack.service import Service, host_variables
-from scripts.stack.vllm_server import usable_preset, vllm
+from scripts.stack.vllm_server import model_servers, usable_preset, vllm
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ def python_service(settings: StackSettings, device: str, kind: Kind) -> Service:
     device, image = placed(settings, kind, device)
     port, preset = settings.port(kind.name), presets_of(kind, device)
     listen = {f"{kind.prefix}HOST": settings.host, f"{kind.prefix}PORT": str(port)}
-    variables = own_variables(settings, kind, device) | host_variables(settings, device) | listen
+    variables = own_variables(settings, kind, device) | host_variables(settings, device, numbers(settings)[:1]) | listen
     code = {file for source in image.sources for file in (ROOT / source).rglob("*.py")}
     return Service(
         name=kind.name,
@@ -105,17 +106,21 @@ def make_stack(settings: StackSettings, device: str, preset_name: str, job_varia
     A service with an address among `job_variables`, the user's SPOTTER_ variables, runs elsewhere and is not started.
     """
     preset = usable_preset(preset_name)
-    services = []
+    services = list[Service]()
     found: dict[str, str] = {}
     for kind in KINDS.values():
         if kind.url_variable in job_variables:
             continue
-        made = python_service(settings, device, kind) if kind.module else vllm(settings, device, preset)
-        services.append(made)
+        if kind.module:
+            made = [python_service(settings, device, kind)]
+        else:
+            made = [vllm(settings, device, preset, server) for server in model_servers(settings, device, preset)]
+        services += made
         if kind.url_variable:
-            found[kind.url_variable] = f"http://{settings.host}:{made.port}{kind.url_path}"
-        if kind.revision_variable and made.revision:
-            found[kind.revision_variable] = made.revision
+            addresses = [f"http://{settings.host}:{each.port}{kind.url_path}" for each in made]
+            found[kind.url_variable] = ",".join(addresses)
+        if kind.revision_variable and made[0].revision:
+            found[kind.revision_variable] = made[0].revision
     return Stack(device, preset.stem, preset, tuple(services), {**found, **job_variables})
 
 

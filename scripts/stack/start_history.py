@@ -39,7 +39,15 @@ class StartHistory:
         self.file = state / "starts.jsonl"
 
     def read(self, key: str) -> list[Start]:
-        """The starts of one key; skips unreadable lines."""
+        """The starts of one key."""
+        return [start for start in self.all() if start.key == key]
+
+    def fingerprints(self, engine: str) -> set[str]:
+        """The fingerprints of the services that an engine has started."""
+        return {start.fingerprint for start in self.all() if start.key.startswith(f"{engine}/")}
+
+    def all(self) -> list[Start]:
+        """All starts; skips unreadable lines."""
         try:
             lines = self.file.read_text().splitlines()
         except OSError:
@@ -47,11 +55,9 @@ class StartHistory:
         starts = []
         for line in lines:
             try:
-                start = Start(**json.loads(line))
+                starts.append(Start(**json.loads(line)))
             except (ValueError, TypeError):
                 continue
-            if start.key == key:
-                starts.append(start)
         return starts
 
     def usual_s(self, key: str) -> float | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,13 @@ import yaml
 
 from scripts import environments
 from scripts.environments import ROOT
-from scripts.services import KINDS
+from scripts.services import KINDS, nth
 from scripts.settings import InvalidStackSetting, StackSettings, read_variables
 from scripts.stack import api_key
+from scripts.stack.devices import numbers
 from scripts.stack.service import TOKEN_VARIABLES, Service, host_variables, without_secrets
 from scripts.vllm import compile_cache
-from scripts.vllm.options import read_options, read_preset
+from scripts.vllm.options import Options, read_options, read_preset
 
 PRESETS = ROOT / "services" / "vllm" / "presets"
 STARTS = ROOT / "services" / "vllm" / "starts"
@@ -89,26 +92,78 @@ def cache_root(settings: StackSettings) -> Path:
     return Path(chosen).expanduser() if chosen else settings.state / "cache" / "vllm"
 
 
-def cache_key(settings: StackSettings, device: str, preset: Path) -> str:
-    """The name of the compile cache that this preset has on this host."""
-    return compile_cache.key(
-        read_options(preset, {}, device, start_arguments(settings))[0], device, number=settings.gpu
-    )
+@dataclass(frozen=True, slots=True)
+class ModelServer:
+    """One vLLM of a stack."""
+
+    name: str
+    gpus: tuple[int, ...]
+    """Their numbers at nvidia-smi: one, or as many as the preset spreads a model over; none on a CPU."""
+    port: int
+    """On this host."""
+    cache: str
+    """The name of its compile cache."""
 
 
-def vllm(settings: StackSettings, device: str, preset: Path) -> Service:
-    """The model server; a VLLM_ variable that the user set wins over the preset's."""
-    kind, port = KINDS["vllm"], settings.port("vllm")
-    name = kind.image(device).name
+def model_servers(settings: StackSettings, device: str, preset: Path) -> list[ModelServer]:
+    """The model servers of a stack: one for each GPU, or STACK_REPLICAS on a CPU; the first is called `vllm`.
+
+    A preset with `tensor-parallel-size` or `pipeline-parallel-size` gives each server so many GPUs.
+
+    Raises:
+        InvalidStackSetting: the GPUs cannot be shared out among servers, or there is no port for one.
+    """
+    options, _ = read_options(preset, {}, device, start_arguments(settings))
+    groups = share_out(settings, preset, options) if device == "cuda" else [()] * settings.replicas
+    others = {settings.port(name) for name in KINDS if name != "vllm"}
+    free = (port for port in range(settings.port("vllm"), 65536) if port not in others)
+    ports = list(islice(free, len(groups)))
+    if len(ports) < len(groups):
+        raise InvalidStackSetting(f"STACK_VLLM_PORT={ports[0]} leaves no port for {len(groups)} servers: lower it")
+    caches = [compile_cache.key(options, device, number=gpus[0] if gpus else 0) for gpus in groups]
+    return [
+        ModelServer(nth("vllm", number), gpus, port, cache)
+        for number, (gpus, port, cache) in enumerate(zip(groups, ports, caches, strict=True), start=1)
+    ]
+
+
+def share_out(settings: StackSettings, preset: Path, options: Options) -> list[tuple[int, ...]]:
+    """The GPUs of each model server, by their numbers.
+
+    Raises:
+        InvalidStackSetting: some GPUs are left over, or settings contradict each other.
+    """
+    gpus = numbers(settings)
+    width = int(options.number("tensor-parallel-size") or 1) * int(options.number("pipeline-parallel-size") or 1)
+    if settings.replicas > 1:
+        raise InvalidStackSetting("STACK_REPLICAS is for a CPU: unset it, and name the GPUs in STACK_GPUS")
+    if len(gpus) > 1 and (visible := settings.environment.get("CUDA_VISIBLE_DEVICES")):
+        raise InvalidStackSetting(
+            f"CUDA_VISIBLE_DEVICES={visible} and STACK_GPUS={settings.gpus} both choose GPUs: unset the first, and "
+            "name the GPUs in STACK_GPUS"
+        )
+    if not gpus or len(gpus) % width:
+        raise InvalidStackSetting(
+            f"preset {preset} spreads its model over {width} GPUs, and STACK_GPUS={settings.gpus} names {len(gpus)}: "
+            f"name {width}, or a multiple"
+        )
+    return [gpus[first : first + width] for first in range(0, len(gpus), width)]
+
+
+def vllm(settings: StackSettings, device: str, preset: Path, server: ModelServer | None = None) -> Service:
+    """A model server, by default the first; a VLLM_ variable that the user set wins over the preset's."""
+    kind, server = KINDS["vllm"], server or model_servers(settings, device, preset)[0]
+    name, port = kind.image(device).name, server.port
     variables_file = preset.with_suffix(".env")
-    cache = compile_cache.variables(cache_root(settings) / cache_key(settings, device, preset))
+    cache = compile_cache.variables(cache_root(settings) / server.cache)
     chosen = compile_cache.without(settings.user_variables(kind.prefix))
-    variables = without_secrets(cache | read_variables(variables_file) | chosen) | host_variables(settings, device)
+    host = host_variables(settings, device, server.gpus)
+    variables = without_secrets(cache | read_variables(variables_file) | chosen) | host
     listen = ("--host", settings.host, "--port", str(port))
     start = start_arguments(settings)
     options, _ = read_options(preset, {}, device, start)
     return Service(
-        name=kind.name,
+        name=server.name,
         environment=name,
         command=(str(environments.folder(name) / "bin" / "vllm"), "serve", "--config", str(preset), *listen, *start),
         variables=tuple(sorted(variables.items())),
@@ -119,4 +174,5 @@ def vllm(settings: StackSettings, device: str, preset: Path) -> Service:
         key_file=api_key.file_in(settings.state),
         model=options.text("model") or "",
         revision=options.text("revision"),
+        cache="" if options.values.get("enforce-eager") else server.cache,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -53,9 +54,11 @@ def is_ready(service: Service) -> bool:
 class Start:
     """One service on its way to the first answer."""
 
-    def __init__(self, engine: Engine, service: Service, history: StartHistory | None) -> None:
+    def __init__(self, engine: Engine, service: Service, history: StartHistory | None, together: int = 1) -> None:
+        """`together`: the number of servers of its kind that start at the same time."""
         self.engine = engine
         self.service = service
+        self.together = together
         self.history = history
         self.usual_s = history.usual_s(self.key) if history else None
         self.was_ready: bool | None = None
@@ -70,7 +73,9 @@ class Start:
         """Names comparable starts: of the same service, preset, kind of start and engine."""
         preset = [path.stem for path in self.service.inputs[:1]]
         start = [path.stem for path in self.service.inputs if path.parent == STARTS]
-        return "/".join([self.engine.name, self.service.name, *preset, *start])
+        kind = self.service.kind
+        kind += f" x {self.together}" if self.together > 1 else ""
+        return "/".join([self.engine.name, kind, *preset, *start])
 
     def check(self) -> None:
         """Raise ServiceDied where the service has ended, or its engine calls it unhealthy."""
@@ -148,7 +153,8 @@ def wait(
     """
     begin = time.monotonic()
     history = None if state is None else StartHistory(state)
-    starts = [Start(engine, service, history) for service in services]
+    kinds = Counter(service.kind for service in services if not is_ready(service))
+    starts = [Start(engine, service, history, kinds[service.kind]) for service in services]
     lines = PlainLines(console)
     pool = ThreadPoolExecutor(max_workers=max(len(services), 1))
     try:

@@ -60,7 +60,8 @@ class Kept:
 @cache
 def gpu(number: int) -> str:
     """Name, compute capability and driver of a GPU; `cpu` where none is seen."""
-    return ", ".join(nvidia_smi("name,compute_cap,driver_version", number)[0] or ["cpu"])
+    seen, _ = nvidia_smi("name,compute_cap,driver_version", str(number))
+    return ", ".join(seen[0]) if seen else "cpu"
 
 
 def key(options: Options, device: str, locks: Path = LOCKS, number: int = 0) -> str:

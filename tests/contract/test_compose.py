@@ -31,7 +31,8 @@ from scripts.services import KINDS
 from scripts.settings import InvalidStackSetting, JobCommand, StackSettings
 from scripts.stack.services import make_stack, presets_of
 from scripts.stack.vllm_server import PRESETS as VLLM_PRESETS
-from scripts.stack.vllm_server import cache_key
+from scripts.stack.vllm_server import model_servers, preset_file
+from scripts.vllm import compile_cache
 from scripts.vllm.checker import CHECKER
 from tests.conftest import ROOT
 
@@ -91,7 +92,8 @@ def test_services_have_no_way_out_and_no_published_port(stack: tuple[str, dict[s
 
 @pytest.mark.parametrize("overlay", OVERLAY_OF_DEVICE.values())
 def test_ports_are_published_on_loopback_and_only_if_asked(overlay: str, tmp_path: Path) -> None:
-    (published := tmp_path / "publish.json").write_text(json.dumps(publish_overlay(StackSettings())))
+    servers = model_servers(StackSettings(), "cpu", preset_file("cpu"))
+    (published := tmp_path / "publish.json").write_text(json.dumps(publish_overlay(StackSettings(), servers)))
     content = config(overlay, published)
     assert content["networks"]["inside"]["internal"] is True
     assert content["networks"]["published"]["driver_opts"] == {
@@ -199,7 +201,7 @@ def test_a_gpu_stack_reserves_the_first_gpu_and_uses_the_preset(preset: str, tmp
     mounted = Path(content["configs"]["preset"]["file"])
     assert mounted.read_text() == (VLLM_PRESETS / f"{preset}.yaml").read_text()
     assert mounts["/cache/vllm"]["source"] == "vllm-cache"
-    key = cache_key(files.settings, "cuda", files.preset)
+    key = files.servers[0].cache
     for name in ("VLLM_CACHE_ROOT", "TRITON_CACHE_DIR", "FLASHINFER_WORKSPACE_BASE"):
         assert vllm["environment"][name].startswith(f"/cache/vllm/{key}/"), name
     for line in (VLLM_PRESETS / f"{preset}.env").read_text().splitlines():
@@ -232,7 +234,7 @@ def test_the_gpu_that_is_asked_for_comes_in_the_way_that_docker_has(
     monkeypatch.setattr(docker_host, "ask", lambda *asked, **_: (said if asked[0] == "info" else None, ""))
     docker_gpu.driver.cache_clear()
     try:
-        files = ComposeFiles(StackSettings(state=tmp_path, gpu=1), "cuda", "l4")
+        files = ComposeFiles(StackSettings(state=tmp_path, gpus="1"), "cuda", "l4")
         files.write()
         content = config("gpu.yaml", **files.variables())
     finally:
@@ -240,6 +242,69 @@ def test_the_gpu_that_is_asked_for_comes_in_the_way_that_docker_has(
     for name in ON_GPU:
         (given,) = content["services"][name]["deploy"]["resources"]["reservations"]["devices"]
         assert (given["driver"], given["device_ids"]) == (driver, [device])
+
+
+@pytest.mark.parametrize(
+    ("gpus", "more", "pinned"),
+    [
+        ("0,1,3", "", {"vllm": ["0"], "vllm-2": ["1"], "vllm-3": ["3"]}),
+        ("2,3", "tensor-parallel-size: 2", {"vllm": ["2", "3"]}),
+        ("0,1,2,3", "tensor-parallel-size: 2", {"vllm": ["0", "1"], "vllm-2": ["2", "3"]}),
+    ],
+)
+@pytest.mark.parametrize("driver", ["nvidia", "cdi"])
+def test_each_gpu_has_a_container_of_its_own_model_server(
+    gpus: str, more: str, pinned: dict[str, list[str]], driver: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(docker_gpu, "driver", lambda: driver)
+    preset = tmp_path / "own.yaml"
+    preset.write_text((VLLM_PRESETS / "l4.yaml").read_text() + more)
+    settings = StackSettings(state=tmp_path, gpus=gpus, publish=True)
+    files = ComposeFiles(settings, "cuda", str(preset))
+    files.write()
+    content = config(*files.files[1:], **files.variables())
+    services = content["services"]
+    assert {name for name in services if name.startswith("vllm")} == set(pinned)
+    for name, numbers in {**pinned, "detector": [gpus[0]]}.items():
+        (device,) = services[name]["deploy"]["resources"]["reservations"]["devices"]
+        wanted = [number if driver == "nvidia" else f"nvidia.com/gpu={number}" for number in numbers]
+        assert device == {"driver": driver, "device_ids": wanted, "capabilities": ["gpu"]}
+    servers = make_stack(settings, "cuda", str(preset), {}).services[1:]
+    assert [each.name for each in servers] == list(pinned)
+    for server in servers:
+        (port,) = services[server.name]["ports"]
+        assert (port["published"], port["target"]) == (str(server.port), KINDS["vllm"].port)
+        differ = {"deploy", "ports"}
+        assert {key: value for key, value in services[server.name].items() if key not in differ} == {
+            key: value for key, value in services["vllm"].items() if key not in differ
+        }
+    assert services["preflight"]["deploy"] == services["vllm"]["deploy"]
+    urls = services["pipeline"]["environment"]["SPOTTER_MODEL_URL"].split(",")
+    assert urls == [f"http://{name}:{KINDS['vllm'].port}/v1" for name in pinned]
+    alone = config("gpu.yaml", **files.variables())
+    assert {key: content[key] for key in ("configs", "secrets", "volumes")} == {
+        key: alone[key] for key in ("configs", "secrets", "volumes")
+    }
+    assert services["fetch"] == alone["services"]["fetch"]
+
+
+def test_servers_on_other_kinds_of_gpus_have_other_compile_caches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compile_cache, "gpu", lambda number: ("NVIDIA L4", "NVIDIA A100")[number])
+    files = ComposeFiles(StackSettings(state=tmp_path, gpus="0,1"), "cuda", "l4")
+    files.write()
+    services = config(*files.files[1:], **files.variables())["services"]
+    roots = [services[name]["environment"]["VLLM_CACHE_ROOT"] for name in ("vllm", "vllm-2")]
+    assert ["nvidia-l4" in roots[0], "nvidia-a100" in roots[1]] == [True, True]
+
+
+def test_replicas_on_a_cpu_are_containers_of_one_form(tmp_path: Path) -> None:
+    files = ComposeFiles(StackSettings(state=tmp_path, replicas=2), "cpu", "cpu")
+    files.write()
+    services = config(*files.files[1:], **files.variables())["services"]
+    assert services["vllm-2"] == services["vllm"]
+    assert services["vllm"] == config("cpu.yaml", **files.variables())["services"]["vllm"]
 
 
 def test_no_variable_of_the_shell_wins_over_the_stacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

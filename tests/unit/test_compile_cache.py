@@ -75,7 +75,7 @@ def test_every_cache_of_the_server_is_within_the_key(tmp_path: Path) -> None:
     settings = StackSettings(state=tmp_path)
     preset = VLLM_PRESETS / "cpu.yaml"
     variables = dict(vllm_server.vllm(settings, "cpu", preset).variables)
-    folder = tmp_path / "cache" / "vllm" / vllm_server.cache_key(settings, "cpu", preset)
+    folder = tmp_path / "cache" / "vllm" / vllm_server.model_servers(settings, "cpu", preset)[0].cache
     assert compile_cache.PLACES.keys() <= variables.keys()
     assert all(Path(variables[name]).is_relative_to(folder) for name in compile_cache.PLACES)
 
@@ -90,7 +90,7 @@ def test_old_keys_are_listed_and_go_and_nothing_else(tmp_path: Path, monkeypatch
     monkeypatch.setattr(docker_host, "answers", lambda: False)  # whatever runs on this host
     settings = StackSettings(state=tmp_path, engine="process", device="cpu", preset="cpu")
     root = vllm_server.cache_root(settings)
-    current = vllm_server.cache_key(settings, "cpu", VLLM_PRESETS / "cpu.yaml")
+    current = vllm_server.model_servers(settings, "cpu", VLLM_PRESETS / "cpu.yaml")[0].cache
     old = "vllm0.31.0-torch2.12.0-cpu-tiny-vlm-0badcafe"
     for name in (current, old, "of-somebody-else"):
         (root / name / "vllm").mkdir(parents=True)

@@ -96,8 +96,8 @@ def one(findings: list[Finding], severity: str) -> Finding:
 def smi(driver: str = "580.65.06", capability: str = "8.9", total: int = 23034, free: int = 22500) -> str:
     """An nvidia-smi that shows one L4, to devices.py and to the doctor."""
     return (
-        f'case "$1" in *driver*) echo "NVIDIA L4, {driver}, {capability}, {total}, {free}";; '
-        f'*) echo "NVIDIA L4, {total}";; esac'
+        f'case "$1" in *driver*) echo "0, NVIDIA L4, {driver}, {capability}, {total}, {free}";; '
+        f'*) echo "NVIDIA L4, {total}, 0";; esac'
     )
 
 

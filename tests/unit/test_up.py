@@ -5,7 +5,11 @@ from __future__ import annotations
 import io
 import os
 import re
+import sys
 import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import cast
@@ -20,7 +24,7 @@ from scripts import __main__ as operator
 from scripts import settings
 from scripts.checks.doctor import caches, disk, hub
 from scripts.checks.preflight import command
-from scripts.commands import build, engines, fetch, status, up
+from scripts.commands import build, down, engines, fetch, logs, status, up
 from scripts.docker import containers, images
 from scripts.docker import engine as compose_engine
 from scripts.docker import host as docker_host
@@ -28,12 +32,18 @@ from scripts.docker.containers import ContainerEngine
 from scripts.environments import ROOT
 from scripts.findings import Finding
 from scripts.services import KINDS
-from scripts.settings import BuildFailed, ChecksFailed, NotRemoved, ServiceDied, StackSettings, load_job
+from scripts.settings import BuildFailed, ChecksFailed, NotRemoved, NotRunning, ServiceDied, StackSettings, load_job
+from scripts.stack import api_key
 from scripts.stack.engine import Engine
+from scripts.stack.process_engine import ProcessEngine, Started
 from scripts.stack.service import Service
-from scripts.stack.services import make_stack
+from scripts.stack.services import Stack, make_stack
+from scripts.stack.start_history import StartHistory
 from scripts.stack.vllm_server import PRESETS as VLLM_PRESETS
+from scripts.stack.warmup import is_ready
+from scripts.vllm import compile_cache
 from scripts.vllm.compile_cache import Kept
+from tests.ports import free_port
 
 DOG_BREEDS = ROOT / "pipeline" / "jobs" / "dog_breeds.yaml"
 
@@ -140,6 +150,8 @@ class Recording:
     def __init__(self, settings: StackSettings) -> None:
         self.settings = settings
         self.calls: list[str] = []
+        self.preflights: list[str] = []
+        self.kept: list[Kept] = []
 
     def start(self, service: Service) -> None:
         self.calls.append(f"start {service.name}")
@@ -163,31 +175,178 @@ class Recording:
         return []
 
     def compile_caches(self) -> list[Kept]:
-        return []
+        return self.kept
+
+    def names(self) -> list[str]:
+        return list(KINDS)
 
 
-@pytest.mark.parametrize(("device", "preset"), [("cpu", "cpu"), ("cuda", "l4")])
-def test_the_order_of_a_start(device: str, preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU vLLM takes a share of the memory that is free: the detector must have its own by then."""
-    engine = Recording(StackSettings(state=tmp_path))
-    made = make_stack(StackSettings(state=tmp_path), device, preset, {})
+ORDERS: dict[str, tuple[dict[str, object], str, list[str]]] = {
+    "a CPU": ({}, "cpu", ["start detector", "start vllm"]),
+    "two on a CPU": ({"replicas": 2}, "cpu", ["start detector", "start vllm", "start vllm-2"]),
+    "a GPU": ({}, "l4", ["start detector", "wait for detector", "start vllm"]),
+    "GPUs of one kind": (
+        {"gpus": "0,2,4"},
+        "l4",
+        ["start detector", "wait for detector", "start vllm", "wait for vllm", "start vllm-2", "start vllm-3"],
+    ),
+    "GPUs of one kind with a filled cache": (
+        {"gpus": "0,2,4"},
+        "l4",
+        ["start detector", "wait for detector", "start vllm", "start vllm-2", "start vllm-3"],
+    ),
+    "GPUs of two kinds": (
+        {"gpus": "0,1,2"},
+        "l4",
+        [
+            *("start detector", "wait for detector"),
+            *("start vllm", "start vllm-2", "wait for vllm, vllm-2", "start vllm-3"),
+        ],
+    ),
+    "GPUs of one kind without compiling": (
+        {"gpus": "0,2,4", "start": "fast"},
+        "l4",
+        ["start detector", "wait for detector", "start vllm", "start vllm-2", "start vllm-3"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ORDERS)
+def test_the_order_of_a_start(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU vLLM takes a share of the memory that is free: the detector must have its own by then.
+
+    Where servers share a cold compile cache, one fills it before the others start.
+    """
+    given, preset, starts = ORDERS[case]
+    monkeypatch.setattr(compile_cache, "gpu", lambda number: ("NVIDIA L4", "NVIDIA L40")[number % 2])
+    settings = StackSettings.model_validate({"state": tmp_path, **given})
+    api_key.settle(settings)
+    engine = Recording(settings)
+    made = make_stack(settings, "cpu" if preset == "cpu" else "cuda", preset, {})
+    if case.endswith("a filled cache"):
+        engine.kept = [Kept(made.services[1].cache, 1)]
+        StartHistory(tmp_path).add("recording/vllm/l4", made.services[1].fingerprint, 60.0, {})
+    start_with(engine, made, monkeypatch)
+    up.up(settings, Console(file=io.StringIO()), load_job())
+    before = ["claim", "see that it can be prepared", "prepare"]
+    assert engine.calls == [*before, *starts, f"wait for {', '.join(each.name for each in made.services)}"]
+
+
+def start_with(engine: Recording, made: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `up` start a stack on an engine that records what it is asked for, with all checks passed."""
 
     def wait(_: Engine, services: list[Service], *__: object, **___: object) -> None:
         engine.calls.append(f"wait for {', '.join(service.name for service in services)}")
 
     monkeypatch.setattr(up, "plan", lambda _: (made, engine, "as a test"))
     monkeypatch.setattr(up, "wait", wait)
+    monkeypatch.setattr(up, "is_ready", lambda _: True)
     monkeypatch.setattr(up, "engines_in_use", lambda _: [])
     monkeypatch.setattr(caches, "require", lambda _: None)
-    monkeypatch.setattr(command, "require", lambda *_, **__: None)
+    monkeypatch.setattr(command, "require", lambda *_, **__: engine.preflights.append("preflight"))
     monkeypatch.setattr(fetch, "ensure", lambda *_, **__: [])
     monkeypatch.setattr(up, "refuse_in_vain", lambda _: engine.calls.append("see that it can be prepared"))
-    up.up(StackSettings(state=tmp_path), Console(file=io.StringIO()), load_job())
-    one_by_one = [call for name in KINDS for call in (f"start {name}", f"wait for {name}")]
-    starts = one_by_one if device == "cuda" else [f"start {name}" for name in KINDS]
-    assert list(KINDS).index("detector") < list(KINDS).index("vllm")
-    before = ["claim", "see that it can be prepared", "prepare"]
-    assert engine.calls == [*before, *starts, f"wait for {', '.join(KINDS)}"]
+
+
+def test_a_server_that_died_starts_again_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class WithoutOne(Recording):
+        def is_current(self, service: Service) -> bool:
+            return service.name != "vllm-2"
+
+    settings = StackSettings(state=tmp_path, replicas=3)
+    engine, made = WithoutOne(settings), make_stack(settings, "cpu", "cpu", {})
+    start_with(engine, made, monkeypatch)
+    up.up(settings, said := Console(file=io.StringIO()), load_job())
+    wait_for_all = "wait for detector, vllm, vllm-2, vllm-3"
+    assert engine.calls[-2:] == ["start vllm-2", wait_for_all]
+    assert engine.calls.count("start vllm-2") == len([call for call in engine.calls if call.startswith("start")])
+    assert engine.preflights == ["preflight"]
+    assert said
+
+
+def test_servers_that_the_settings_no_longer_name_are_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class WithMore(Recording):
+        def names(self) -> list[str]:
+            return [*KINDS, "vllm-2", "vllm-3"]
+
+        def is_current(self, service: Service) -> bool:
+            return True
+
+        def stop(self, name: str, grace_s: float) -> bool:
+            self.calls.append(f"stop {name} within {grace_s:.0f} s")
+            return True
+
+    settings = StackSettings(state=tmp_path, replicas=2)
+    engine, said = WithMore(settings), io.StringIO()
+    start_with(engine, make_stack(settings, "cpu", "cpu", {}), monkeypatch)
+    up.up(settings, Console(file=said), load_job())
+    assert engine.calls == ["stop vllm-3 within 75 s"]
+    assert said.getvalue() == "vllm-3: stopped, since the settings name fewer servers\n"
+
+
+def test_each_server_is_shown_and_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: Processes
+) -> None:
+    """`status` and `logs` with two servers that answer, one that has ended, and one that is too many."""
+    monkeypatch.setenv("SPOTTER_JOB", "dog_breeds")
+    settings = StackSettings(state=tmp_path, engine="process", device="cpu", replicas=3, vllm_port=free_port())
+    stack, engine, _ = engines.plan(settings)
+    for service in stack.services[1:]:
+        processes(engine, service, HEALTHY)
+    engine.stop("vllm-3", 1)
+    engine.write_record("vllm-3", Started(1, 0.0, ""))
+    processes(engine, replace(stack.services[1], name="vllm-4", port=free_port()), HEALTHY)
+    said = io.StringIO()
+    status.run(settings, Console(file=said, width=200))
+    rows = {line.split()[0]: line for line in said.getvalue().splitlines()}
+    assert list(rows) == ["service", "detector", "vllm", "vllm-2", "vllm-3", "vllm-4"]
+    for service in stack.services[1:3]:
+        assert " ready " in rows[service.name]
+        assert f"http://127.0.0.1:{service.port} " in rows[service.name]
+        assert rows[service.name].rstrip().endswith(f"{service.name}.log")
+    assert " ended by itself " in rows["vllm-3"]
+    assert " the settings name fewer servers: make up stops it " in rows["vllm-4"]
+    shown: list[tuple[list[str], bool]] = []
+    monkeypatch.setattr(ProcessEngine, "show_logs", lambda _, names, follow: shown.append((list(names), follow)))
+    for name in (None, "vllm-2"):
+        logs.run(settings, Console(), service=name, follow=False)
+    assert shown == [(["detector", "vllm", "vllm-2", "vllm-3", "vllm-4"], False), (["vllm-2"], False)]
+    with pytest.raises(NotRunning, match="no service vllm-9: name one of detector, vllm, vllm-2, vllm-3, vllm-4"):
+        logs.run(settings, Console(), service="vllm-9", follow=False)
+    down.run(settings, Console(file=(ended := io.StringIO())))
+    assert ended.getvalue() == "stopped vllm, vllm-2, vllm-4\n"
+
+
+# A server whose health check is content.
+HEALTHY = """
+import http.server, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+Processes = Callable[[Engine, Service, str], None]
+
+
+@pytest.fixture
+def processes(tmp_path: Path) -> Iterator[Processes]:
+    """Start programs in the place of services; all are stopped in the end."""
+    engine = ProcessEngine(StackSettings(state=tmp_path))
+
+    def start(_: Engine, service: Service, code: str) -> None:
+        engine.start(replace(service, command=(sys.executable, "-c", code, str(service.port))))
+        started = engine.started(service.name)
+        assert started is not None
+        engine.write_record(service.name, replace(started, fingerprint=service.fingerprint))
+        deadline = time.monotonic() + 60
+        while not is_ready(service) and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    yield start
+    for name in engine.names():
+        engine.stop(name, 1)
 
 
 @pytest.mark.parametrize(("job", "boxes"), [("visual_qa", ""), ("cars.yaml", "boxes: input")])

@@ -14,12 +14,11 @@ from scripts.docker.client import ask
 from scripts.environments import ROOT
 from scripts.models.model_files import locate_in_cache
 from scripts.programs import ANSWER_S
-from scripts.services import KINDS
 from scripts.settings import StackError, StackSettings, read_variables
 from scripts.stack.devices import Gpu, choose, find_gpus
 from scripts.stack.process_engine import ProcessEngine
 from scripts.stack.services import images_of
-from scripts.stack.vllm_server import preset_file, start_arguments
+from scripts.stack.vllm_server import ModelServer, model_servers, preset_file, start_arguments
 from scripts.vllm.options import Options, read_options
 
 # Runs in a container with the volume of models: prints `there` if it holds a model (owner--name) at a revision.
@@ -38,8 +37,8 @@ class Context:
 
     @cached_property
     def gpus(self) -> list[Gpu]:
-        """The host's GPUs; none with STACK_DEVICE=cpu."""
-        return find_gpus(self.settings.gpu) if self.settings.device != "cpu" else []
+        """The stack's GPUs; none with STACK_DEVICE=cpu."""
+        return find_gpus(self.settings)
 
     @cached_property
     def device(self) -> str:
@@ -64,6 +63,13 @@ class Context:
         return None
 
     @cached_property
+    def servers(self) -> list[ModelServer]:
+        """The model servers of the stack; none without a preset, or where the GPUs cannot be shared out."""
+        with contextlib.suppress(StackError):
+            return model_servers(self.settings, self.device, self.preset_file) if self.preset_file else []
+        return []
+
+    @cached_property
     def environment(self) -> Mapping[str, str]:
         """The model server's variables."""
         own = self.settings.environment
@@ -80,7 +86,7 @@ class Context:
     def in_containers(self) -> bool:
         """Whether the stack runs in containers, or would start in them now."""
         process = ProcessEngine(self.settings)
-        if self.settings.engine == "auto" and any(process.is_running(name) for name in KINDS):
+        if self.settings.engine == "auto" and any(map(process.is_running, process.names())):
             return False
         return compose_engine.chosen(self.settings, self.device)
 

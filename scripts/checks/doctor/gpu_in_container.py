@@ -10,6 +10,7 @@ from scripts.docker.images import has
 from scripts.findings import Finding, error, ok, unchecked
 from scripts.programs import ANSWER_S
 from scripts.services import KINDS
+from scripts.stack.devices import numbers
 
 NAME = "gpu in containers"
 REMEDY = "install nvidia-container-toolkit, run `nvidia-ctk runtime configure`, restart Docker"
@@ -29,9 +30,9 @@ def check(context: Context) -> list[Finding]:
     tag = next(filter(has, (kind.image("cuda").tag for kind in KINDS.values())), None)
     if tag is None:
         return [unchecked(NAME, "the stack has no image yet: `make build` makes them")]
-    given = docker_gpu.option(driver, context.settings.gpu)
-    command = ("run", "--rm", "--network=none", given, "--entrypoint=nvidia-smi", tag, "-L")
+    given = docker_gpu.options(driver, numbers(context.settings))
+    command = ("run", "--rm", "--network=none", *given, "--entrypoint=nvidia-smi", tag, "-L")
     seen, reason = ask(*command, timeout_s=ANSWER_S)
     if seen:
-        return [ok(NAME, seen.splitlines()[0])]
-    return [error(NAME, reason, "a GPU that nvidia-smi shows in a container", REMEDY)]
+        return [ok(NAME, "; ".join(seen.splitlines()))]
+    return [error(NAME, reason, "the GPUs that nvidia-smi shows on this host", REMEDY)]

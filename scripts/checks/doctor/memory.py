@@ -6,13 +6,14 @@ import psutil
 
 from scripts.checks.doctor.context import Context
 from scripts.findings import Finding, error, ok, warning
-from scripts.minimum_versions import GIB, RAM_GIB
+from scripts.minimum_versions import FURTHER_SERVER_GIB, GIB, RAM_GIB
 
 
 def check(context: Context) -> list[Finding]:
     """The memory that new programs can get."""
     memory = psutil.virtual_memory()
     available, total, needed = memory.available / GIB, memory.total / GIB, RAM_GIB[context.device]
+    needed += max(len(context.servers) - 1, 0) * FURTHER_SERVER_GIB[context.device]
     found = f"{available:.1f} of {total:.1f} GiB are available"
     if available >= needed or context.is_running("vllm"):
         return [ok("memory", found)]

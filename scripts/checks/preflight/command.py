@@ -89,12 +89,18 @@ def server_of(
     gpus: Sequence[Gpu],
     arguments: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
+    replicas: int = 1,
 ) -> static.Server:
-    """A model server as an engine starts it: the preset, its variables over the operator's, and this host."""
+    """A model server as an engine starts it: the preset, its variables over the operator's, and this host.
+
+    `replicas`: the number of such servers on a CPU; on GPUs, `gpus` decides.
+    """
     own = dict(os.environ) if environment is None else environment
     variables = {**own, **read_variables(preset.with_suffix(".env"))}
     share = float(read_variables(presets_of(KINDS["detector"], "cuda")).get("DETECTOR_MEMORY_SHARE") or 0)
-    host = Host(gpus[0].memory_mib if gpus else None, psutil.virtual_memory().total, share)
+    memory = [gpu.memory_mib for gpu in gpus]
+    further = min(memory[1:], default=None)
+    host = Host(memory[0] if memory else None, psutil.virtual_memory().total, share, further, replicas)
     return static.Server(preset, device, variables, host, tuple(arguments))
 
 
@@ -105,9 +111,10 @@ def chosen_server(settings: StackSettings) -> tuple[str, static.Server]:
         InvalidStackSetting: there is no such preset.
         NoGpu: there is no such device.
     """
-    gpus = find_gpus(settings.gpu) if settings.device != "cpu" else []
+    gpus = find_gpus(settings)
     device, preset, _ = choose(settings, gpus)
-    return preset, server_of(preset_file(preset), device, gpus, start_arguments(settings), settings.environment)
+    arguments, file = start_arguments(settings), preset_file(preset)
+    return preset, server_of(file, device, gpus, arguments, settings.environment, settings.replicas)
 
 
 def user_job(settings: StackSettings) -> Job:

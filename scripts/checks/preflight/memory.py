@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -40,7 +40,11 @@ class Host:
     """Of the first GPU; None without a GPU, or where it is unknown."""
     ram_bytes: int | None
     detector_share: float = 0.0
-    """Of the GPU, from the detector's preset."""
+    """Of the first GPU, from the detector's preset."""
+    further_mib: int | None = None
+    """Of the smallest further GPU, which has a model server and no detector; None without one."""
+    replicas: int = 1
+    """The number of model servers on a CPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +106,14 @@ def runtime_gib(options: Options, needs: Needs) -> float:
 
 def check_memory(options: Options, host: Host, needs: Needs) -> tuple[list[Part], list[Finding]]:
     """The budget, and whether it holds one request of the full model length."""
-    return on_gpu(options, host, needs) if options.device == "cuda" else on_cpu(options, host, needs)
+    if options.device != "cuda":
+        return on_cpu(options, host, needs)
+    parts, findings = on_gpu(options, host, needs)
+    if host.gpu_mib is not None and host.further_mib is not None:
+        further, found = on_gpu(options, replace(host, gpu_mib=host.further_mib, detector_share=0.0), needs)
+        parts += [replace(further[0], name="further GPU", note="the smallest; without a detector"), *further[2:]]
+        findings += [each for each in found if each.severity == "error" and each not in findings]
+    return parts, findings
 
 
 def on_gpu(options: Options, host: Host, needs: Needs) -> tuple[list[Part], list[Finding]]:
@@ -177,9 +188,12 @@ def on_cpu(options: Options, host: Host, needs: Needs) -> tuple[list[Part], list
         findings.append(warning("memory", found, "a fixed size beside other programs", remedy))
     elif needed and kv < needed:
         findings.append(too_small(kv, needed, length, weights_gib))
-    total = CPU_PROCESSES_GIB + (weights_gib or 0.0) + (kv or 0.0)
+    total = host.replicas * (CPU_PROCESSES_GIB + (weights_gib or 0.0) + (kv or 0.0))
+    if host.replicas > 1:
+        parts.append(Part(f"{host.replicas} servers", total))
     if ram is not None and total > ram:
-        remedy = "lower `kv-cache-memory-bytes`, or take a smaller model"
-        found = f"processes, weights and KV cache take {shown_gib(total)}"
+        remedy = "lower `kv-cache-memory-bytes` or STACK_REPLICAS, or take a smaller model"
+        of = f" of {host.replicas} servers" if host.replicas > 1 else ""
+        found = f"processes, weights and KV cache{of} take {shown_gib(total)}"
         findings.append(wrong(found, f"at most the host's {shown_gib(ram)}", remedy))
     return parts, findings
