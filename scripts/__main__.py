@@ -14,6 +14,7 @@ from python_on_whales import DockerException
 
 from pipeline.errors import UsageError
 from pipeline.runtime.terminal import make_console, open_standard_streams
+from pipeline.version import version
 from scripts.commands.job_options import located
 from scripts.docker.client import explain
 from scripts.environments import ROOT
@@ -65,6 +66,7 @@ def parse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
         default=ROOT,
         help="where relative paths in options start; ./spotter gives the folder that it is called from",
     )
+    parser.add_argument("--version", action="version", version=version())
     parsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (_, purpose) in COMMANDS.items():
         command = parsers.add_parser(

@@ -117,4 +117,4 @@ def kind_of(name: str) -> Kind:
 
 
 # The image in which the job runs.
-PIPELINE = Image("pipeline", "pipeline", "the job", ("images/with_key.sh", "imaging", "pipeline"))
+PIPELINE = Image("pipeline", "pipeline", "the job", ("images/with_key.sh", "imaging", "pipeline", "pyproject.toml"))

@@ -29,8 +29,7 @@ from pipeline.settings import Settings
 from pipeline.sources.earlier_run import AskedAgain, EarlierRun
 from pipeline.sources.listing import canonical
 from pipeline.sources.shards import folder_name
-
-VERSION = "0.1.0"
+from pipeline.version import version as own_version
 
 # How a run ended; it ends as INTERRUPTED, too.
 COMPLETE = "complete"
@@ -206,7 +205,7 @@ def begun(
             },
         },
         "versions": {
-            "spotter": VERSION,
+            "spotter": own_version(),
             "python": platform.python_version(),
             **{package: version(package) for package in ("daft", "pyarrow", "pillow", "aiohttp")},
         },

@@ -37,7 +37,7 @@ def in_order(rooms: list[str]) -> dict[str, set[str]]:
 PIPELINE = in_order(
     prefixed(
         "pipeline",
-        "errors locations files settings answer_schema tables job_file labels template question job "
+        "version errors locations files settings answer_schema tables job_file labels template question job "
         "metrics runtime sources clients stages output results plan flow runners run try_one __main__",
     )
 )
