@@ -28,6 +28,7 @@ from pipeline.output import rows
 from pipeline.run import run
 from pipeline.sources import images
 from pipeline.stages import boxes, crop, read
+from pipeline.stages.store import StoreCrop
 from tests.doubles.simulated import ANSWER, Fault, Simulated, completion
 from tests.pictures import encoded, gradient
 
@@ -123,11 +124,7 @@ def delay_ask(delay: Delay, simulated: Simulated, monkeypatch: pytest.MonkeyPatc
 
 
 def delay_store(delay: Delay, simulated: Simulated, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = Path.write_bytes
-    slow = delay.before(write)
-    monkeypatch.setattr(
-        Path, "write_bytes", lambda path, data: (slow if path.parent.name == "crops" else write)(path, data)
-    )
+    monkeypatch.setattr(StoreCrop, "write", delay.before(StoreCrop.write))
 
 
 def delay_collect(delay: Delay, simulated: Simulated, monkeypatch: pytest.MonkeyPatch) -> None:
