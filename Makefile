@@ -140,6 +140,10 @@ doctor: ## show what this host has, what is required and the fix: JSON=1
 preflight: ## check preset, model and job without loading weights: FULL=1 JSON=1
 	@./spotter preflight $(if $(FULL),--full) $(if $(JSON),--json)
 
+.PHONY: sbom
+sbom: ## list all packages of environments and images, check their licences: OUTPUT=
+	@$(OWN_OUTPUT) ./spotter sbom $(if $(OUTPUT),--output '$(OUTPUT)')
+
 .PHONY: ladder
 ladder: ## see one job get faster in five steps; 6 minutes
 	@scripts/python.sh scripts/environments.py bench

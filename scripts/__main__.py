@@ -46,6 +46,7 @@ COMMANDS = {
     "doctor": ("scripts.checks.doctor.command", "say what this host has and lacks, and what to do; change nothing"),
     "preflight": ("scripts.commands.preflight", "check preset, model and job without loading weights"),
     "smoke": ("scripts.commands.smoke", "start the stack from nothing, run the job, check it, remove all again"),
+    "sbom": ("scripts.commands.sbom", "list what environments and images consist of, and check the licences"),
     "clean": ("scripts.commands.clean", "stop the stack and remove what it made; asks first"),
 }
 # The commands that take the job's options beside their own.
