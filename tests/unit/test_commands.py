@@ -24,7 +24,7 @@ def loaded(program: str) -> set[str]:
 
 
 # These do a part of the job's work themselves: they read a run, or list images.
-OWN_WORK = ("profile", "estimate", "report", "export", "review", "compare", "sql")
+OWN_WORK = ("profile", "estimate", "report", "export", "review", "compare", "sql", "merge")
 
 
 @pytest.mark.slow
