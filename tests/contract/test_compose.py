@@ -73,6 +73,7 @@ def test_every_container_is_hardened(stack: tuple[str, dict[str, Any]]) -> None:
         assert service["init"] is True, name
         assert service["tmpfs"] == ["/tmp"], name
         assert int(service["mem_limit"]) >= 2**30, name
+        assert service["pids_limit"] == 4096, name
         assert service["pull_policy"] == "never", name
         assert service["logging"]["options"]["max-size"], name
         assert not {"privileged", "cap_add", "pid", "ipc", "devices"} & {

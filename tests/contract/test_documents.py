@@ -325,6 +325,17 @@ def test_every_figure_has_its_command() -> None:
         assert re.fullmatch(r"`(make|python -m|du) .+`", cells[2]), cells
 
 
+def test_every_promise_of_security_has_its_tests() -> None:
+    rows = [cells for header, cells in table_rows((ROOT / "SECURITY.md").read_text()) if header == "promise"]
+    assert len(rows) > 15
+    for promise, against, tests in rows:
+        assert against, promise
+        named = quoted(tests)
+        assert named, promise
+        for file, _, test in (each.partition("::") for each in named):
+            assert re.search(rf"^def {test}\(", (ROOT / file).read_text(), re.MULTILINE), (promise, test)
+
+
 # --- code -----------------------------------------------------------------------------------------------------------
 
 

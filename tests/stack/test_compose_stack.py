@@ -75,6 +75,7 @@ def test_services_are_hardened_in_fact(containers: RunningStack) -> None:
         assert re.search(r"^NoNewPrivs:\s+1$", status, re.MULTILINE)
         written = subprocess.run(["docker", "exec", name, "touch", "/spotter/x"], capture_output=True, text=True)
         assert "Read-only file system" in written.stderr
+        assert inspect(containers, service)["HostConfig"]["PidsLimit"] == 4096
         assert not inspect(containers, service)["NetworkSettings"]["Ports"]
         networks = inspect(containers, service)["NetworkSettings"]["Networks"]
         assert [json.loads(docker("network", "inspect", network))[0]["Internal"] for network in networks] == [True]
