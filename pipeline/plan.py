@@ -80,6 +80,7 @@ def make_plan(settings: Settings, objects: Objects, console: Console, phase: Cal
     truth = read_truth(settings.truth, job, paths, objects) if settings.truth else None
     phase(profiler.PROBE)
     services = ask_services(settings, job, sources, boxes, console)
+    settings = services.reached(settings)
     phase(profiler.PREPARE)
     identity = identify(settings, job, services, earlier)
     folder = folder_of(settings, job, identity, earlier)
@@ -103,6 +104,8 @@ def ask_services(
     asking = f"asking {'the model server' if boxes else 'both services'} one question"
     with display.waiting(console, asking):
         services = probe(settings, job, example(source.inputs for source in sources), boxes)
+    for line in services.left_out:
+        say(console, line)
     if why := services.form_reason:
         say(console, f"model server: {services.form.said()}, since it refuses the usual form: {why}")
     if settings.confidence == "auto" and confidence_columns(job.properties) and not services.form.logprobs:

@@ -11,11 +11,12 @@ import io
 import os
 from argparse import ArgumentParser
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from dotenv import dotenv_values
 from pydantic import (
     AnyHttpUrl,
+    BeforeValidator,
     ByteSize,
     Field,
     NonNegativeInt,
@@ -36,7 +37,7 @@ from pydantic_settings import (
 )
 
 from pipeline.errors import InvalidSetting, Unreadable
-from pipeline.locations import is_object
+from pipeline.locations import CREDENTIALS, is_object, read_addresses
 
 T = TypeVar("T")
 
@@ -44,8 +45,8 @@ PREFIX = "SPOTTER_"
 ENV_FILE = Path(".env")
 ENV_ENCODING = "utf-8-sig"  # UTF-8 with or without a byte order mark
 
-# The type of the error for an address with a password in it.
-CREDENTIALS = "credentials"
+# One service may have several addresses: they share its requests.
+Addresses = Annotated[str, BeforeValidator(read_addresses)]
 
 
 class EmptyIsDefault(EnvSettingsSource):
@@ -125,9 +126,12 @@ class Settings(BaseSettings):
     )
     job: str = Field("dog_breeds", description="a bundled job's name or a job file's path")
 
-    detector_url: AnyHttpUrl = Field(AnyHttpUrl("http://127.0.0.1:8001"), description="the detector service")
-    model_url: AnyHttpUrl = Field(
-        AnyHttpUrl("http://127.0.0.1:8000/v1"), description="an OpenAI-compatible API, with its /v1"
+    detector_url: Addresses = Field(
+        "http://127.0.0.1:8001/", description="the detector service; several addresses with commas share the images"
+    )
+    model_url: Addresses = Field(
+        "http://127.0.0.1:8000/v1",
+        description="an OpenAI-compatible API, with its /v1; several addresses with commas share the crops",
     )
     model: str | None = Field(None, description="the model's name at that server; by default the only one it serves")
     api: Literal["auto", "chat", "responses"] = Field(
@@ -198,7 +202,7 @@ class Settings(BaseSettings):
             raise PydanticCustomError("nowhere", "it is empty: give a folder, a file, a table or s3://...")
         return images
 
-    @field_validator("images", "truth", "output", "detector_url", "model_url", "s3_endpoint")
+    @field_validator("images", "truth", "output", "s3_endpoint")
     @classmethod
     def refuse_credentials(cls, address: T) -> T:
         """See that an address holds no secret: addresses are written into run.json, and shown."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable
 
@@ -19,16 +20,23 @@ class CircuitBreaker:
     """Open while a server is away. One task looks for it while all requests wait, so that a restart meets no rush.
 
     `is_back` asks the server for a sign of life. After `limit_s` seconds without one the run is cancelled: the rows
-    that wait would all fail for the same reason, and a later run does them.
+    that wait would all fail for the same reason, and a later run does them. `others_s`: for how long no other address
+    of the service takes requests, infinite where there is none; while one does, nobody waits.
     """
 
     def __init__(
-        self, name: str, is_back: Callable[[], Awaitable[bool]], limit_s: float, cancellation: CancellationToken
+        self,
+        name: str,
+        is_back: Callable[[], Awaitable[bool]],
+        limit_s: float,
+        cancellation: CancellationToken,
+        others_s: Callable[[], float] = lambda: math.inf,
     ) -> None:
         self.name = name
         self.is_back = is_back
         self.limit_s = limit_s
         self.cancellation = cancellation
+        self.others_s = others_s
         self.count = 0
         self.since: float | None = None
         """When it opened; None while it is closed."""
@@ -72,7 +80,7 @@ class CircuitBreaker:
         begin = time.monotonic()
         try:
             while self.cancellation.reason is None and not await self.is_back():
-                if time.monotonic() - begin > self.limit_s:
+                if min(time.monotonic() - begin, self.others_s()) > self.limit_s:
                     self.cancellation.cancel(
                         f"the {self.name} was away for {self.limit_s:g} s ({reason}): see 'make status' and 'make "
                         "logs', then run again to do the rest"

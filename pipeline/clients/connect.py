@@ -22,6 +22,7 @@ from pipeline.clients.server_load import RUNNING, WAITING, LoadPoller, Reading, 
 from pipeline.clients.tiles import TiledDetector
 from pipeline.errors import InvalidSetting
 from pipeline.job import Job
+from pipeline.locations import addresses
 from pipeline.metrics.stage import ASK, DETECT
 from pipeline.runtime.runtime import Runtime
 from pipeline.settings import Settings
@@ -60,8 +61,8 @@ class Clients:
         """What the clients wait for now, in words."""
         states = [
             f"{http.name}: "
-            + ("away" if away(http) else f"{http.connection.limiter.in_flight} requests in flight")
-            + (", rate limited" if http.connection.rate_limit.bites else "")
+            + ("away" if http.away else f"{http.in_flight} requests in flight")
+            + (", rate limited" if http.limited else "")
             for http in self.http
             if http.connection
         ]
@@ -69,8 +70,8 @@ class Clients:
 
     def held_up(self) -> str | None:
         """Why no row may end now: a service is away, or takes no more requests for a while; None if neither."""
-        absent = [http.name for http in self.http if away(http)]
-        limiting = [http.name for http in self.http if http.connection and http.connection.rate_limit.bites]
+        absent = [http.name for http in self.http if http.away]
+        limiting = [http.name for http in self.http if http.limited]
         said = [f"waiting for the {' and the '.join(absent)} to come back"] if absent else []
         said += [f"waiting for the rate limit of the {' and the '.join(limiting)}"] if limiting else []
         return ", ".join(said) or None
@@ -82,11 +83,6 @@ class Clients:
             with suppress(RuntimeError):  # tasks come and go meanwhile
                 places.update(where(task.get_coro()) for task in asyncio.all_tasks(loop))
         return "".join(f"{number} tasks: {place}\n" for place, number in places.most_common())
-
-
-def away(http: HttpClient) -> bool:
-    """Whether a service is away now."""
-    return http.connection is not None and http.connection.breaker.since is not None
 
 
 def where(waiting: Any) -> str:
@@ -107,17 +103,18 @@ def refuse_clear_text(settings: Settings) -> None:
     """See that the key does not leave the private network as text that others can read.
 
     Raises:
-        InvalidSetting: it would, since the address is without TLS.
+        InvalidSetting: it would, since an address is without TLS.
     """
-    url, host = str(settings.model_url), settings.model_url.host or ""
-    if settings.api_key is None or settings.model_url.scheme == "https" or host in CONTAINERS or is_loopback(host):
-        return
-    proxy = proxy_for(url)
-    if proxy is not None or not is_private(host):
-        by = f" through the proxy {urlsplit(proxy).hostname}" if proxy else ""
-        raise InvalidSetting(
-            f"SPOTTER_API_KEY would go to {host}{by} as readable text: set SPOTTER_MODEL_URL to an address with https"
-        )
+    for url in addresses(settings.model_url) if settings.api_key else ():
+        host, proxy = urlsplit(url).hostname or "", proxy_for(url)
+        if url.startswith("https:") or host in CONTAINERS or is_loopback(host):
+            continue
+        if proxy is not None or not is_private(host):
+            by = f" through the proxy {urlsplit(proxy).hostname}" if proxy else ""
+            raise InvalidSetting(
+                f"SPOTTER_API_KEY would go to {host}{by} as readable text: set SPOTTER_MODEL_URL to an address with "
+                "https"
+            )
 
 
 def make_clients(
@@ -140,7 +137,7 @@ def make_clients(
         )
 
     detector = HttpClient(
-        str(settings.detector_url),
+        addresses(settings.detector_url),
         limits(settings.detector_concurrency),
         name="detector",
         ca_file=settings.ca_file,
@@ -148,7 +145,7 @@ def make_clients(
         metrics=runtime.metrics.stages[DETECT],
     )
     model_http = HttpClient(
-        str(settings.model_url),
+        addresses(settings.model_url),
         limits(settings.model_concurrency),
         name="model server",
         headers=model_headers(settings),
@@ -157,13 +154,12 @@ def make_clients(
         metrics=runtime.metrics.stages[ASK],
     )
     read = partial(fetch, ca_file=settings.ca_file)
-    servers = {"detector": Server(detector.base_url, read)} if given is None else {}
-    servers["model"] = Server(model_http.base_url, read)
+    servers = {"detector": Server(detector.urls, read)} if given is None else {}
 
-    def steer(reading: Reading) -> None:
-        model_http.hear_queue(reading.get(RUNNING, 0.0), reading.get(WAITING, 0.0))
+    def steer(url: str, reading: Reading) -> None:
+        model_http.hear_queue(url, reading.get(RUNNING, 0.0), reading.get(WAITING, 0.0))
 
-    servers["model"].listeners.append(steer)
+    servers["model"] = Server(model_http.urls, read, steer)
     asked = (detector, job.labels, job.threshold)
     return Clients(
         given or (TiledDetector(*asked, job.tiles) if job.tiles else DetectorClient(*asked)),

@@ -9,7 +9,8 @@ from typing import Protocol
 import msgpack
 from pydantic import BaseModel, FiniteFloat, PositiveInt
 
-from pipeline.clients.http import HttpClient
+from pipeline.clients.http import HttpClient, Reply, Request
+from pipeline.clients.retries import MESSAGE_PACK
 from pipeline.errors import RowError
 
 
@@ -115,21 +116,36 @@ class DetectorClient:
             BadReply: it answered in another form.
         """
         body = msgpack.packb({"image": image, "labels": self.labels, "threshold": self.threshold})
-        reply = await self.http.post("/detect", body, "application/msgpack")
+        reply = await self.http.post("/detect", body, MESSAGE_PACK)
         try:
-            answer = Answer.model_validate(msgpack.unpackb(reply.body))
-        except (ValueError, LookupError, TypeError, msgpack.UnpackException) as error:
-            raise BadReply(f"unexpected answer: {type(error).__name__}: {error}", reply.attempts) from error
-        # A detector without scores keeps its order; ties are broken by place, so that two runs agree.
-        answer.boxes.sort(key=lambda box: (-(box.score or 0.0), box.box))
-        return Detected(
-            answer.boxes,
-            answer.width,
-            answer.height,
-            answer.model,
-            answer.revision,
-            answer.settings,
-            reply.attempts,
-            reply.latency_s,
-            answer.input,
-        )
+            return read(reply)
+        except BadReply:
+            second = await self.http.second(Request("POST", "/detect", body, MESSAGE_PACK), reply)
+            if second is None:
+                raise
+            return read(second)
+
+
+def read(reply: Reply) -> Detected:
+    """The detector's answer, checked.
+
+    Raises:
+        BadReply: it is in another form.
+    """
+    try:
+        answer = Answer.model_validate(msgpack.unpackb(reply.body))
+    except (ValueError, LookupError, TypeError, msgpack.UnpackException) as error:
+        raise BadReply(f"unexpected answer: {type(error).__name__}: {error}", reply.attempts) from error
+    # A detector without scores keeps its order; ties are broken by place, so that two runs agree.
+    answer.boxes.sort(key=lambda box: (-(box.score or 0.0), box.box))
+    return Detected(
+        answer.boxes,
+        answer.width,
+        answer.height,
+        answer.model,
+        answer.revision,
+        answer.settings,
+        reply.attempts,
+        reply.latency_s,
+        answer.input,
+    )

@@ -11,40 +11,24 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import aiohttp
 import tenacity
 
-from pipeline.clients.circuit_breaker import CircuitBreaker
-from pipeline.clients.limiter import AdaptiveLimiter
-from pipeline.clients.network import describe, proxy_for, tls_context
-from pipeline.clients.rate_limit import RateLimit, pause
-from pipeline.clients.retries import (
-    QUOTA,
-    UNREACHABLE,
-    WITHOUT_ANSWER,
-    RateLimited,
-    Refused,
-    Temporary,
-    error_in_good_answer,
-    judge,
-)
-from pipeline.clients.sockets import make_socket
+from pipeline.clients.address import Address, NoAnswer, Unreachable
+from pipeline.clients.address import Limits as Limits
+from pipeline.clients.address import Request as Request
+from pipeline.clients.balancer import Alone, Balancer, Turns
+from pipeline.clients.rate_limit import pause
+from pipeline.clients.retries import QUOTA, UNREACHABLE, RateLimited, Refused, Temporary
 from pipeline.errors import RowError
 from pipeline.metrics.stage import NoStageMetrics, StageMetrics
 from pipeline.runtime.cancellation import CancellationToken, Cancelled
 from pipeline.runtime.in_process import InProcess
 
 log = logging.getLogger(__name__)
-
-# Above this a server's Retry-After is not waited out: the row fails, and a later run can ask it again. Rate limits are
-# waited for as long as `Limits.rate_limit_s` allows.
-LONGEST_RETRY_AFTER_S = 60.0
-
-# A server that is alive answers its check within this time, also under load.
-CHECK_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +39,8 @@ class Reply:
     attempts: int
     latency_s: float
     """Of the last request, from sending it to its last byte; waiting for a free slot is not in it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What is sent to a service."""
-
-    method: str
-    path: str
-    body: bytes = b""
-    media_type: str = "application/octet-stream"
-    """Of the body; the answer's is expected to be the same."""
+    address: Address
+    """Where it comes from."""
 
 
 class RequestFailed(RowError):
@@ -74,31 +49,6 @@ class RequestFailed(RowError):
     def __init__(self, reason: str, attempts: int, cause: str | None = None) -> None:
         super().__init__(reason, attempts)
         self.cause = cause
-
-
-class NoAnswer(Temporary):
-    """The request was sent, and nothing came back: a slow server, or one that is frozen, dead or cut off."""
-
-
-class Unreachable(Exception):
-    """There was nobody to send the request to."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a client may spend on requests."""
-
-    concurrency: int
-    """Requests at the server at once, at most."""
-    timeout_s: float = 120.0
-    """Longest that one request may take."""
-    attempts: int = 5
-    """Tries of a request that fails in a way that can heal."""
-    connect_s: float = 10.0
-    outage_s: float = 0.0
-    """How long to wait for a server that is not there; 0: the request fails at once."""
-    rate_limit_s: float = 0.0
-    """How long to wait for a server that refuses for the rate alone; 0: it counts as a failed try."""
 
 
 def wait_time(state: tenacity.RetryCallState) -> float:
@@ -112,22 +62,20 @@ class Connection:
     """What belongs to one event loop."""
 
     loop: asyncio.AbstractEventLoop
-    session: aiohttp.ClientSession
-    limiter: AdaptiveLimiter
-    breaker: CircuitBreaker
-    rate_limit: RateLimit
+    turns: Turns
 
 
 class HttpClient(InProcess):
     """POSTs to one service, within limits.
 
-    `name` is what people call the service, `ca_file` holds certificates to trust besides the system's. One instance
-    serves one event loop, whose session and limiter it makes at the first request.
+    `urls`: one address of the service or several, which share the requests. `name` is what people call the service,
+    `ca_file` holds certificates to trust besides the system's. One instance serves one event loop, on which it connects
+    at the first request.
     """
 
     def __init__(
         self,
-        base_url: str,
+        urls: str | Sequence[str],
         limits: Limits,
         *,
         name: str = "server",
@@ -136,44 +84,55 @@ class HttpClient(InProcess):
         cancellation: CancellationToken | None = None,
         metrics: StageMetrics | None = None,
     ) -> None:
-        self.base_url = base_url.rstrip("/")
+        self.urls = [url.rstrip("/") for url in ([urls] if isinstance(urls, str) else urls)]
         self.limits = limits
         self.name = name
         self.headers = headers or {}
-        self.key = self.headers.get("Authorization", "").removeprefix("Bearer ").encode()
         self.ca_file = ca_file
         self.cancellation = cancellation or CancellationToken()
         self.metrics = metrics or NoStageMetrics()
         self.connection: Connection | None = None
 
+    @property
+    def addresses(self) -> list[Address]:
+        """Those of the service; none before the first request."""
+        return self.connection.turns.addresses if self.connection else []
+
+    @property
+    def in_flight(self) -> int:
+        """Requests at the service now."""
+        return sum(each.limiter.in_flight for each in self.addresses)
+
+    @property
+    def away(self) -> bool:
+        """Whether no address is there now."""
+        used = [each for each in self.addresses if each.aside is None]
+        return bool(used) and all(each.breaker.since is not None for each in used)
+
+    @property
+    def limited(self) -> bool:
+        """Whether each address limits the rate of requests now, or is away."""
+        used = [each for each in self.addresses if each.aside is None]
+        return any(each.rate_limit.bites for each in used) and all(
+            each.rate_limit.bites or each.breaker.since is not None for each in used
+        )
+
     def allowed(self) -> float:
-        """How many requests may be at the server now."""
-        return self.connection.limiter.limit if self.connection else self.limits.concurrency
+        """How many requests may be at the service now."""
+        return self.connection.turns.allowed() if self.connection else self.limits.concurrency
 
     def connect(self) -> Connection:
         """The connection of the running event loop, made at the first call."""
         if self.connection is None:
-            connector = aiohttp.TCPConnector(limit=0, socket_factory=make_socket, ssl=tls_context(self.ca_file))
-            session = aiohttp.ClientSession(
-                connector=connector,  # the limiter bounds its connections
-                proxy=proxy_for(self.base_url),
-                timeout=aiohttp.ClientTimeout(total=self.limits.timeout_s, sock_connect=self.limits.connect_s),
-                headers=self.headers,
-            )
-            breaker = CircuitBreaker(self.name, self.is_there, self.limits.outage_s, self.cancellation)
-            limiter = AdaptiveLimiter(self.limits.concurrency)
-            rate_limit = RateLimit(self.name, self.limits.rate_limit_s, self.cancellation)
-            self.connection = Connection(asyncio.get_running_loop(), session, limiter, breaker, rate_limit)
+            given = self.limits, self.headers, self.ca_file, self.cancellation
+            turns: Turns
+            if len(self.urls) == 1:
+                turns = Alone(Address(self.urls[0], self.name, *given))
+            else:
+                addresses = [Address(url, f"{self.name} {url}", *given) for url in self.urls]
+                turns = Balancer(addresses, self.limits.concurrency, self.cancellation)
+            self.connection = Connection(asyncio.get_running_loop(), turns)
         return self.connection
-
-    async def is_there(self) -> bool:
-        """Whether the service gives a sign of life."""
-        timeout, url = aiohttp.ClientTimeout(total=CHECK_TIMEOUT_S), self.base_url + "/"
-        try:
-            async with self.connect().session.get(url, timeout=timeout, allow_redirects=False) as response:
-                return response.status < 500  # a proxy's word for a server that is away is 502 or 503
-        except (TimeoutError, aiohttp.ClientError):
-            return False
 
     async def post(self, path: str, body: bytes, content_type: str) -> Reply:
         """Send a request, again if that can help, and return the body of its answer.
@@ -190,14 +149,24 @@ class HttpClient(InProcess):
 
     async def send(self, request: Request) -> Reply:
         """See `post`."""
-        connection = self.connect()
+        tried: set[Address] = set()
         try:  # the common case, without the machinery of retries
-            data, latency_s = await self._reach(connection, request)
-            return Reply(data, 1, latency_s)
-        except Refused as error:
-            raise self._failed(error, 1) from error
-        except Temporary as error:
-            return await self._again(connection, error, request)
+            return await self._reach(request, tried, 1)
+        except (Temporary, Refused) as error:
+            return await self._again(error, request, tried)
+
+    async def second(self, request: Request, first: Reply) -> Reply | None:
+        """The answer of another address, after a `first` one that does not fit the question; None without another."""
+        if len(self.urls) == 1:
+            return None
+        turns, tried = self.connect().turns, {first.address}
+        turns.misfit(first.address)
+        if first.attempts >= self.limits.attempts or not turns.others(tried):
+            return None
+        try:
+            return await self._reach(request, tried, first.attempts + 1)
+        except (Temporary, Refused):
+            return None
 
     def _failed(self, error: Temporary | Refused, attempts: int) -> RowError:
         """The row's error; an account without money also ends the run, because every row would fail."""
@@ -208,12 +177,22 @@ class HttpClient(InProcess):
             return Cancelled(reason)
         return RequestFailed(str(error), attempts, cause)
 
-    async def _again(self, connection: Connection, first: Temporary, request: Request) -> Reply:
-        """The further tries, each after a pause, the `first` having failed."""
-        attempt = 0
+    async def _again(self, first: Temporary | Refused, request: Request, tried: set[Address]) -> Reply:
+        """The further tries after the `first`: at once at an address that was not tried, or after a pause."""
+        attempt, turns = 0, self.connect().turns
+
+        def heals(error: BaseException) -> bool:
+            return isinstance(error, Temporary) or (isinstance(error, Refused) and turns.others(tried))
+
+        def wait(state: tenacity.RetryCallState) -> float:
+            if turns.others(tried):
+                return 0.0
+            tried.clear()
+            return wait_time(state)
+
         retrying = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception_type(Temporary),
-            wait=wait_time,
+            retry=tenacity.retry_if_exception(heals),
+            wait=wait,
             stop=tenacity.stop_after_attempt(self.limits.attempts),
             before_sleep=self._before_retry,
             reraise=True,
@@ -224,8 +203,7 @@ class HttpClient(InProcess):
                     attempt += 1
                     if attempt == 1:
                         raise first
-                    data, latency_s = await self._reach(connection, request)
-                    return Reply(data, attempt, latency_s)
+                    return await self._reach(request, tried, attempt)
         except (Temporary, Refused) as error:
             raise self._failed(error, attempt) from error
         raise AssertionError("tenacity ends with a result or an error")
@@ -235,103 +213,93 @@ class HttpClient(InProcess):
         reason = state.outcome.exception() if state.outcome else None
         log.debug("%s, attempt %d: %s", self.name, state.attempt_number, reason)
 
-    async def _reach(self, connection: Connection, request: Request) -> tuple[bytes, float]:
+    async def _reach(self, request: Request, tried: set[Address], attempt: int) -> Reply:
         """One try that reaches the server: while nobody is there or its rate is used up, it waits and does not count.
+
+        An address at which it fails is added to those `tried`.
 
         Raises:
             Temporary, Refused: the try failed.
             Cancelled: the run is ending.
         """
+        limits, turns = self.limits, self.connect().turns
         limited, limited_since = 0, 0.0
         while True:
-            await connection.breaker.closed()
-            if connection.rate_limit.holds:
-                await connection.rate_limit.passed()
-            async with connection.limiter as sent_in:
-                # While this one waited for its turn, the server may have gone away or asked for a pause.
-                if connection.breaker.since is not None or (connection.rate_limit.holds):
-                    continue
+            address = await turns.take(tried)
+            try:
                 self.cancellation.check()
-                refusal: RateLimited | None = None
-                began, data = self.metrics.begin(), b""
-                try:
-                    data = await self._send(connection, request)
-                except Unreachable as error:
-                    if not self.limits.outage_s:
-                        raise Refused(str(error), UNREACHABLE) from error
-                    connection.breaker.open(str(error))
-                    self.metrics.arrive(time.perf_counter())
-                    continue
-                except NoAnswer as error:
-                    if not self.limits.outage_s:
-                        raise Refused(str(error), UNREACHABLE) from error
-                    if await connection.breaker.suspect(str(error)):
-                        connection.limiter.died()
+                began = self.metrics.begin()
+                data, ended = await self._send(address, request, began)
+                address.answered(ended - began)
+                return Reply(data, attempt, ended - began, address)
+            except Unreachable as error:
+                tried.add(address)
+                if not limits.outage_s:
+                    raise Refused(str(error), UNREACHABLE) from error
+                address.breaker.open(str(error))
+                self.metrics.arrive(time.perf_counter())
+                continue
+            except (Temporary, Refused) as error:
+                tried.add(address)
+                if isinstance(error, Refused):
+                    turns.misfit(address)
                     raise
-                except Temporary as error:
-                    if error.too_many:
-                        connection.limiter.refused(sent_in)
-                    if not isinstance(error, RateLimited) or not self.limits.rate_limit_s:
-                        raise
-                    connection.rate_limit.refused(str(error), error.wait_s)
-                    refusal = error
-                finally:
-                    ended = self.metrics.end(began, len(request.body), len(data))
-                if refusal is None:
-                    connection.limiter.answered()
-                    connection.rate_limit.since = None
-                    return data, ended - began
+                if not isinstance(error, RateLimited) or not limits.rate_limit_s:
+                    await self._failed_at(address, error)
+                    raise
+                address.rate_limit.refused(str(error), error.wait_s)
+                refusal = error
+            finally:
+                turns.give_back(address)
             limited += 1
             limited_since = limited_since or began
             self.cancellation.check()
-            if ended - limited_since > self.limits.rate_limit_s:
-                raise Refused(f"{refusal} (for {self.limits.rate_limit_s:g} s)")
+            if time.perf_counter() - limited_since > limits.rate_limit_s:
+                raise Refused(f"{refusal} (for {limits.rate_limit_s:g} s)")
             self.metrics.arrive(time.perf_counter())
-            await connection.rate_limit.sleep(pause(limited, refusal.wait_s))
+            if not turns.others(tried):
+                tried.clear()
+                await address.rate_limit.sleep(pause(limited, refusal.wait_s))
 
-    async def _send(self, connection: Connection, request: Request) -> bytes:
-        url, body = self.base_url + request.path, request.body or None
-        headers = {"Content-Type": request.media_type} if body else None
+    async def _failed_at(self, address: Address, error: Temporary) -> None:
+        """Note a try that failed.
+
+        Raises:
+            Refused: there is no answer, and an outage is not waited for.
+        """
+        address.failed()
+        if isinstance(error, NoAnswer):
+            if not self.limits.outage_s:
+                raise Refused(str(error), UNREACHABLE) from error
+            if await address.breaker.suspect(str(error)):
+                address.limiter.died()
+
+    async def _send(self, address: Address, request: Request, began: float) -> tuple[bytes, float]:
+        """One try at an address: its answer, and when it ended."""
+        sent_in, data = address.limiter.round, b""
         try:
-            async with connection.session.request(
-                request.method, url, data=body, headers=headers, allow_redirects=False
-            ) as response:
-                data = await response.read()
-                if self.key and self.key in data:  # a server may repeat it, and its words go into tables
-                    data = data.replace(self.key, b"***")
-        except aiohttp.ConnectionTimeoutError:
-            raise Unreachable(f"no connection within {self.limits.connect_s:g} s") from None
-        except TimeoutError:
-            raise NoAnswer(f"no answer within {self.limits.timeout_s:g} s") from None
-        except aiohttp.ClientHttpProxyError as error:
-            raise judge(error.status, error.headers or {}, f"the proxy says: {error.message}".encode()) from error
-        except aiohttp.ClientConnectorError as error:
-            raise Unreachable(describe(error)) from error
-        except aiohttp.ClientError as error:
-            raise NoAnswer(describe(error)) from error
-        if not 200 <= response.status < 300 or response.status in WITHOUT_ANSWER:
-            verdict: Temporary | Refused | None = judge(response.status, response.headers, data)
-        elif request.method == "POST":
-            verdict = error_in_good_answer(data, response.headers, request.media_type)
-        else:
-            return data
-        if verdict is None:
-            return data
-        wait_s = verdict.wait_s if isinstance(verdict, Temporary) else 0.0
-        if wait_s > LONGEST_RETRY_AFTER_S and not isinstance(verdict, RateLimited):
-            raise Refused(f"{verdict} (Retry-After: {wait_s:g} s)")
-        raise verdict
+            data = await address.send(request)
+        except Temporary as error:
+            if error.too_many:
+                address.limiter.refused(sent_in)
+            raise
+        finally:
+            ended = self.metrics.end(began, len(request.body), len(data))
+        return data, ended
 
-    def hear_queue(self, running: float, waiting: float) -> None:
-        """The server says how many requests it runs and how many wait there; to be called from another thread."""
+    def hear_queue(self, url: str, running: float, waiting: float) -> None:
+        """An address says how many requests it runs and how many wait there; to be called from another thread."""
         if self.connection is not None:
+            (address,) = (each for each in self.addresses if each.url == url)
             with contextlib.suppress(RuntimeError):  # the loop was closed: the run is at its end
-                self.connection.loop.call_soon_threadsafe(self.connection.limiter.queue, running, waiting)
+                self.connection.loop.call_soon_threadsafe(address.limiter.queue, running, waiting)
 
     async def aclose(self) -> None:
         """Close the connections, on the loop that opened them; the client cannot be used again."""
         if self.connection is not None:
-            await self.connection.session.close()
+            self.connection.turns.stop()
+            for address in self.addresses:
+                await address.session.close()
 
     def close(self) -> None:
         """Close the connections from another thread than the loop's, unless that is stuck."""

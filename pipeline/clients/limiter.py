@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from types import TracebackType
 
 # After a refusal the server gets this share of the requests, and one more for each round of answers. Additive increase
 # and multiplicative decrease let many clients share a server (Chiu and Jain, 1989; TCP does the same). The increase
@@ -28,8 +27,8 @@ LEAST_IN_QUEUE = 8
 class AdaptiveLimiter:
     """At most `most` requests in flight; fewer while the server refuses some for being too many, or queues many.
 
-    An asynchronous context manager around one request; `refused` takes the number that it gives. Belongs to one event
-    loop.
+    `take` before each request, `give_back` after it; `refused` takes the `round` in which it was sent. Belongs to one
+    event loop.
     """
 
     def __init__(self, most: int) -> None:
@@ -53,32 +52,38 @@ class AdaptiveLimiter:
         """The requests that may be in flight now, a fraction until it is rounded down."""
         return min(self._taken, self._queued)
 
-    async def __aenter__(self) -> int:
-        """Wait for a free slot and take it; first come, first served. Gives the number of the round it is sent in."""
+    @property
+    def round(self) -> int:
+        """The number of the round in which a request is sent now: how often the limit was cut."""
+        return self._cuts
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more request may be in flight."""
+        return self.in_flight < int(self.limit)
+
+    async def take(self) -> None:
+        """Wait for a free slot and take it; first come, first served."""
         if self.in_flight < int(self.limit) and not self._waiting:
             self.in_flight += 1
-            return self._cuts
+            return
         turn = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         try:
             await turn  # `_admit` has counted it
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self.in_flight -= 1
-                self._admit()
+                self.give_back()
             raise
-        return self._cuts
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Give the slot back."""
+    def give_back(self) -> None:
+        """A request has ended."""
         self.in_flight -= 1
         self._admit()
 
     def _admit(self) -> None:
         """Let as many waiting requests go as the limit allows."""
-        while self._waiting and self.in_flight < int(self.limit):
+        while self._waiting and self.has_room:
             turn = self._waiting.popleft()
             if not turn.done():
                 self.in_flight += 1

@@ -16,7 +16,8 @@ from pipeline.clients.answer_text import NoText, answer_text, shown
 from pipeline.clients.completion import OF_CHAT, completion_request, limit_of
 from pipeline.clients.confidence import confidences
 from pipeline.clients.dialects import PICTURE, TEXT, RequestForm, schema_name
-from pipeline.clients.http import HttpClient
+from pipeline.clients.http import HttpClient, Request
+from pipeline.clients.retries import JSON
 from pipeline.errors import RowError
 from pipeline.job import Job
 from pipeline.question import Question
@@ -150,8 +151,15 @@ class ModelClient(InProcess):
             BadAnswer: it answered with something else than the schema asks for.
         """
         form = self.forms[number]
-        reply = await self.http.post(self.path, form.body(crop, inputs or {}), "application/json")
-        return form.parse(reply.body, reply.attempts, reply.latency_s)
+        body = form.body(crop, inputs or {})
+        reply = await self.http.post(self.path, body, JSON)
+        try:
+            return form.parse(reply.body, reply.attempts, reply.latency_s)
+        except BadAnswer:
+            second = await self.http.second(Request("POST", self.path, body, JSON), reply)
+            if second is None:
+                raise
+            return form.parse(second.body, second.attempts, second.latency_s)
 
 
 def read_answer(text: str) -> Any:

@@ -13,14 +13,18 @@ from typing import Any
 from pipeline.clients.completion import OF_CHAT
 from pipeline.clients.detector import BadReply, Detected, DetectorClient
 from pipeline.clients.dialects import RequestForm
+from pipeline.clients.each_address import Reached, ask_each, refuse_odd
 from pipeline.clients.finders import Given
 from pipeline.clients.http import HttpClient, RequestFailed
-from pipeline.clients.probe_model import LIMITS, blank_jpeg, find_model, try_model
+from pipeline.clients.probe_model import LIMITS, MODEL_SERVER, Served, blank_jpeg, find_model, try_model
 from pipeline.clients.remedies import Asked, explained
 from pipeline.errors import ServiceRefuses
 from pipeline.job import Job
+from pipeline.locations import addresses
 from pipeline.settings import Settings
 from pipeline.sources.images import UNKNOWN_INPUT
+
+DETECTOR = "detector"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +46,26 @@ class Services:
     """How the model server wants its requests."""
     form_reason: str | None = None
     """Why it is not the usual form; None where it is, or was set."""
+    model_urls: tuple[str, ...] = ()
+    """The addresses that answered; none where all did."""
+    detector_urls: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    """A line for each address that is away."""
 
     @property
     def takes(self) -> tuple[int, int]:
         """Pixels of an image that the detector makes use of."""
         return self.detector_input or UNKNOWN_INPUT
 
+    def reached(self, settings: Settings) -> Settings:
+        """The settings without the addresses that are away."""
+        urls = {"model_url": ",".join(self.model_urls), "detector_url": ",".join(self.detector_urls)}
+        return settings.model_copy(update={name: url for name, url in urls.items() if url})
+
 
 def detector_asked(settings: Settings) -> Asked:
     """The detector, for messages."""
-    return Asked("detector", str(settings.detector_url).rstrip("/"), "SPOTTER_DETECTOR_URL")
+    return Asked(DETECTOR, settings.detector_url.rstrip("/"), "SPOTTER_DETECTOR_URL")
 
 
 async def try_detector(settings: Settings, job: Job) -> Detected:
@@ -80,23 +94,64 @@ async def try_detector(settings: Settings, job: Job) -> Detected:
 
 async def find_detector(
     settings: Settings, job: Job, given: Given | None
-) -> tuple[str, str | None, str, tuple[int, int] | None]:
-    """The detector's name, revision, settings and input for `Services`; it is not asked where boxes are `given`."""
+) -> tuple[tuple[str, str | None, str, tuple[int, int] | None], Reached]:
+    """The detector's name, revision, settings and input for `Services`; it is not asked where boxes are `given`.
+
+    Raises:
+        UsageError: no address can be used, or one answers otherwise than the others.
+    """
     if given is not None:
-        return given.detector or given.name, given.revision, given.detector_settings, None
-    detected = await try_detector(settings, job)
-    chosen = {name: value for name, value in detected.settings.items() if name != "threshold" or job.threshold is None}
-    told = ", ".join(f"{name} {value}" for name, value in sorted(chosen.items()))
-    return detected.model, detected.revision, told, detected.input
+        return (given.detector or given.name, given.revision, given.detector_settings, None), Reached()
+
+    async def ask(url: str) -> tuple[str, str | None, str, tuple[int, int] | None]:
+        detected = await try_detector(settings.model_copy(update={"detector_url": url}), job)
+        chosen = {
+            name: value for name, value in detected.settings.items() if name != "threshold" or job.threshold is None
+        }
+        told = ", ".join(f"{name} {value}" for name, value in sorted(chosen.items()))
+        return detected.model, detected.revision, told, detected.input
+
+    found, left_out = await ask_each(DETECTOR, addresses(settings.detector_url), ask)
+    said = {
+        url: f"model {model} {revision or ''} ({told}; {input})"
+        for url, (model, revision, told, input) in found.items()
+    }
+    refuse_odd(DETECTOR, "SPOTTER_DETECTOR_URL", said)
+    return next(iter(found.values())), Reached(tuple(found), left_out)
+
+
+async def try_models(
+    settings: Settings, job: Job, inputs: Mapping[str, Any] | None
+) -> tuple[Served, RequestForm, str | None, Reached]:
+    """The model, the form of request that each address takes, and why it is not the usual one.
+
+    Raises:
+        UsageError: no address can be used, or one answers otherwise than the others.
+    """
+
+    async def ask(url: str) -> tuple[Served, RequestForm, str | None]:
+        one = settings.model_copy(update={"model_url": url})
+        served = await find_model(one)
+        return served, *await try_model(one, job, served, inputs)
+
+    found, left_out = await ask_each(MODEL_SERVER, addresses(settings.model_url), ask)
+    said = {
+        url: f"{served.said()}, {form.said()}" + (", logprobs" if form.logprobs else "")
+        for url, (served, form, _) in found.items()
+    }
+    refuse_odd(MODEL_SERVER, "SPOTTER_MODEL_URL", said)
+    return *next(iter(found.values())), Reached(tuple(found), left_out)
 
 
 async def probe_all(
     settings: Settings, job: Job, inputs: Mapping[str, Any] | None, given: Given | None = None
 ) -> Services:
     """See `probe`."""
-    detector, served = await asyncio.gather(find_detector(settings, job, given), find_model(settings))
-    form, why = await try_model(settings, job, served, inputs)
-    return Services(served.model, served.root, *detector, form, why)
+    (detector, detectors), (served, form, why, models) = await asyncio.gather(
+        find_detector(settings, job, given), try_models(settings, job, inputs)
+    )
+    left_out = (*detectors.left_out, *models.left_out)
+    return Services(served.model, served.root, *detector, form, why, models.urls, detectors.urls, left_out)
 
 
 def probe(

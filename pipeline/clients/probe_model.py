@@ -32,6 +32,8 @@ from pipeline.tables import CONFIDENCE, confidence_columns
 ANSWER_S, RATE_LIMIT_S = 60.0, 75.0
 LIMITS = Limits(concurrency=1, timeout_s=ANSWER_S, attempts=4, connect_s=CONNECT_S, rate_limit_s=RATE_LIMIT_S)
 
+MODEL_SERVER = "model server"
+
 # So many names of models a message shows.
 SHOWN_MODELS = 5
 
@@ -49,6 +51,13 @@ class Served:
     """Where the server has it from, if it tells."""
     listed: dict[str, str | None] | None
     """All models that the server lists, and where it has them from; None where it lists none."""
+    length: object = None
+    """The most tokens of a question and its answer, if it tells."""
+
+    def said(self) -> str:
+        """The model in words."""
+        root = f" from {self.root}" if self.root else ""
+        return f"model {self.model}{root}" + (f", at most {self.length} tokens" if self.length else "")
 
 
 def blank_jpeg() -> bytes:
@@ -60,13 +69,13 @@ def blank_jpeg() -> bytes:
 
 def model_asked(settings: Settings) -> Asked:
     """The model server, for messages."""
-    return Asked("model server", str(settings.model_url).rstrip("/"), "SPOTTER_MODEL_URL", settings.api_key is not None)
+    return Asked(MODEL_SERVER, settings.model_url.rstrip("/"), "SPOTTER_MODEL_URL", settings.api_key is not None)
 
 
 def model_client(settings: Settings) -> HttpClient:
     """The connection to the model server."""
     headers = model_headers(settings)
-    return HttpClient(str(settings.model_url), LIMITS, name="model server", headers=headers, ca_file=settings.ca_file)
+    return HttpClient(settings.model_url, LIMITS, name=MODEL_SERVER, headers=headers, ca_file=settings.ca_file)
 
 
 async def find_model(settings: Settings) -> Served:
@@ -94,15 +103,17 @@ async def find_model(settings: Settings) -> Served:
     finally:
         await http.aclose()
     try:
-        listed = {str(entry["id"]): entry.get("root") for entry in json.loads(body)["data"]}
+        entries = json.loads(body)["data"]
+        listed = {str(entry["id"]): entry.get("root") for entry in entries}
+        lengths = {str(entry["id"]): entry.get("max_model_len") for entry in entries}
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         if settings.model is not None:
             return Served(settings.model, None, None)
         raise ServiceRefuses(f"{asked.said()}/models does not list models: {kind} ({shown(body)})") from error
     if settings.model is not None:
-        return Served(settings.model, listed.get(settings.model), listed)
+        return Served(settings.model, listed.get(settings.model), listed, lengths.get(settings.model))
     if len(listed) == 1 and "*" not in next(iter(listed)):
-        return Served(*next(iter(listed.items())), listed)
+        return Served(*next(iter(listed.items())), listed, *lengths.values())
     raise ModelNotServed(f"{asked.said()} serves {names(listed)}: choose one with SPOTTER_MODEL")
 
 

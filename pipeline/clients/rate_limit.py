@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
+from collections.abc import Callable
 
 from pipeline.runtime.cancellation import CancellationToken
 
@@ -38,10 +40,18 @@ class RateLimit:
     a later run does the rest.
     """
 
-    def __init__(self, name: str, limit_s: float, cancellation: CancellationToken) -> None:
+    def __init__(
+        self,
+        name: str,
+        limit_s: float,
+        cancellation: CancellationToken,
+        others_s: Callable[[], float] = lambda: math.inf,
+    ) -> None:
+        """`others_s`: for how long no other address of the service takes requests; infinite where there is none."""
         self.name = name
         self.limit_s = limit_s
         self.cancellation = cancellation
+        self.others_s = others_s
         self.since: float | None = None
         """When the server began to refuse, with no answer since; None while it takes requests."""
         self.until = 0.0
@@ -51,6 +61,11 @@ class RateLimit:
     def holds(self) -> bool:
         """Whether all requests have to wait now."""
         return self.until > time.monotonic()
+
+    @property
+    def refuses_s(self) -> float:
+        """For how long the server has taken no request, until the time that it asks to wait for; 0 while it does."""
+        return 0.0 if self.since is None else max(self.until, time.monotonic()) - self.since
 
     @property
     def bites(self) -> bool:
@@ -64,7 +79,7 @@ class RateLimit:
             self.since = now
             log.warning("the %s limits the rate: %s", self.name, reason)
         self.until = max(self.until, now + wait_s)
-        if max(self.until, now) - self.since > self.limit_s:
+        if self.refuses_s > self.limit_s and self.others_s() > self.limit_s:
             too_long = f"asks to wait {wait_s:.0f} s" if wait_s > self.limit_s else f"took none for {self.limit_s:g} s"
             self.cancellation.cancel(
                 f"the {self.name} limits the rate of requests and {too_long}, longer than SPOTTER_OUTAGE_LIMIT_S="

@@ -6,9 +6,11 @@ vLLM names its metrics `vllm:...`; the detector's come from Mosec and begin with
 
 from __future__ import annotations
 
+import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -26,6 +28,9 @@ WAIT_S = 2 * TIMEOUT_S
 
 PREFIXES = ("vllm:", "detector_")
 RUNNING, WAITING = "vllm:num_requests_running", "vllm:num_requests_waiting"
+# The name of a share, from 0 to 1; and of what only grows, also with a label.
+SHARE = "_perc"
+COUNTS = re.compile(r"_(?:total|sum|count)(?:\{.*)?$")
 
 Reading = Mapping[str, float]
 """A metric's value by its name, summed over its labels; the detector's stages and vLLM's reasons to finish stand in the
@@ -72,29 +77,84 @@ def metrics_url(base_url: str) -> str:
     return base_url.rstrip("/").removesuffix("/v1") + "/metrics"
 
 
-class Server:
-    """One server's metrics, and who listens to them."""
+class Page:
+    """The metrics of one address."""
 
-    def __init__(self, base_url: str, read: Callable[[str], Reading] = fetch) -> None:
-        self.url = metrics_url(base_url)
+    def __init__(self, base_url: str) -> None:
+        self.base_url = base_url
+        self.now: Reading = {}
+        """The last reading; empty where it failed."""
+        self.known: Reading = {}
+        """The last one that did not."""
+        self.failures = 0
+        self.cpu_s = 0.0
+
+    @property
+    def missing(self) -> bool:
+        """Whether the address has no metrics."""
+        return self.failures >= GIVE_UP_AFTER and not self.known
+
+    def read(self, read: Callable[[str], Reading]) -> None:
+        """Read once, unless there are none."""
+        if self.missing:
+            return
+        began = time.thread_time()
+        try:
+            self.now = self.known = read(metrics_url(self.base_url))
+        except Exception:  # a page may be anything (cut short, not text), and no run ends for it
+            self.failures += 1
+            self.now = {}
+        self.cpu_s += time.thread_time() - began
+
+
+class Server:
+    """One service's metrics, of all its addresses, and who listens to them."""
+
+    def __init__(
+        self,
+        base_urls: Sequence[str],
+        read: Callable[[str], Reading] = fetch,
+        steer: Callable[[str, Reading], None] | None = None,
+    ) -> None:
+        """`steer` hears of each address by itself."""
+        self.pages = [Page(url) for url in base_urls]
         self.read = read
+        self.steer = steer
         self.listeners: list[Callable[[Reading], None]] = []
-        """Called with each reading, in the thread that polls."""
-        self._failures = 0
-        self._answered = False
+        """Called with the reading of all addresses together, in the thread that polls."""
 
     def poll(self) -> None:
-        """Read once and pass the reading on, unless nobody listens or the server has no metrics."""
-        if not self.listeners or (self._failures >= GIVE_UP_AFTER and not self._answered):
+        """Read each address once and pass the readings on, unless nobody listens or none has metrics."""
+        if (self.steer is None and not self.listeners) or all(page.missing for page in self.pages):
             return
-        try:
-            reading = self.read(self.url)
-            self._answered = True
-        except Exception:  # a page may be anything (cut short, not text), and no run ends for it
-            self._failures += 1
-            reading = {}
+        if len(self.pages) == 1:
+            self.pages[0].read(self.read)
+        else:  # side by side, since one that hangs must not hold up the others
+            with ThreadPoolExecutor(len(self.pages)) as threads:
+                list(threads.map(lambda page: page.read(self.read), self.pages))
+        if self.steer is not None:
+            for page in self.pages:
+                self.steer(page.base_url, page.now)
+        reading = together(self.pages)
         for listen in self.listeners:
             listen(reading)
+
+
+def together(pages: Sequence[Page]) -> Reading:
+    """The sum of the addresses' metrics, of shares the largest; empty where no address could be read.
+
+    Counters of an address that cannot be read now stay as they were.
+    """
+    if len(pages) == 1 or not any(page.now for page in pages):
+        return pages[0].now
+    total: dict[str, float] = {}
+    for page in pages:
+        for name, value in page.known.items():
+            if name.endswith(SHARE):
+                total[name] = max(total.get(name, 0.0), value)
+            elif page.now or COUNTS.search(name):
+                total[name] = total.get(name, 0.0) + value
+    return total
 
 
 class LoadPoller:
@@ -102,10 +162,13 @@ class LoadPoller:
 
     def __init__(self, servers: Mapping[str, Server]) -> None:
         self.servers = servers
-        self.cpu_s = 0.0
-        """CPU time that polling took."""
         self._stop, self._first = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="server load", daemon=True)
+
+    @property
+    def cpu_s(self) -> float:
+        """CPU time that polling took."""
+        return sum(page.cpu_s for server in self.servers.values() for page in server.pages)
 
     def start(self) -> None:
         """Begin to poll, and wait for the first reading, but not for a server that hangs."""
@@ -129,7 +192,5 @@ class LoadPoller:
         self._poll()
 
     def _poll(self) -> None:
-        began = time.thread_time()
         for server in self.servers.values():
             server.poll()
-        self.cpu_s += time.thread_time() - began

@@ -21,7 +21,6 @@ import time
 from pathlib import Path
 from unittest import mock
 
-from pydantic import AnyHttpUrl
 from rich.console import Console
 
 from pipeline import run as runs
@@ -91,8 +90,8 @@ def main() -> None:
         settings = Settings(
             images=str(images),
             output=str(Path(name, "runs")),
-            detector_url=AnyHttpUrl(url),
-            model_url=AnyHttpUrl(f"{url}/v1"),
+            detector_url=url,
+            model_url=f"{url}/v1",
             model_concurrency=arguments.concurrency,
             annotated="none",
             force=True,

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import urlsplit
 
-from pydantic import AnyHttpUrl, SecretStr
+from pydantic import SecretStr
 from rich.console import Console
 
 from pipeline import settings as job_settings
 from pipeline.clients.probe import Services, probe
 from pipeline.errors import InvalidSetting, UsageError
 from pipeline.job import load as load_job
+from pipeline.locations import read_addresses
 from pipeline.settings import Settings
 from scripts import settings as stack_settings
 from scripts.stack import api_key
@@ -32,7 +33,7 @@ def settings() -> Settings:
     except stack_settings.StackError as error:
         raise InvalidSetting(str(error)) from error
     here: dict[str, Any] = {
-        name: AnyHttpUrl(stack.job_variables[job_settings.PREFIX + name.upper()])
+        name: read_addresses(stack.job_variables[job_settings.PREFIX + name.upper()])
         for name in ("detector_url", "model_url")
     }
     if stack.key_file and stack.key_file.exists():

@@ -78,7 +78,8 @@ def tell(job: JobCommand, environment: Mapping[str, str], secrets: Path) -> Told
     variables = {name: value for name, value in environment.items() if name.startswith(PREFIX) and value}
     for name, value in sorted(api_key.without(variables).items()):
         if name.endswith("_URL"):
-            refuse_loopback(name, value)
+            for address in value.split(","):
+                refuse_loopback(name, address)
         arguments += ["--env", f"{name}={value}"]
     for name, value in sorted(environment.items()):
         # A proxy at the host's own loopback address cannot be reached from a container.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from urllib.parse import urlsplit
 
-from pydantic import AnyHttpUrl, SecretStr, ValidationError
+from pydantic import SecretStr, ValidationError
 
 from pipeline.clients import probe, probe_model
 from pipeline.errors import UsageError
@@ -32,9 +32,9 @@ def ask(service: Service, job: Settings) -> None:
     try:
         if service.kind == "vllm":
             key = {"api_key": SecretStr(api_key.ensure(service.key_file))} if service.key_file else {}
-            asyncio.run(ask_model(job.model_copy(update={"model_url": AnyHttpUrl(f"{address}/v1"), **key})))
+            asyncio.run(ask_model(job.model_copy(update={"model_url": f"{address}/v1", **key})))
         elif service.name == "detector":
-            here = job.model_copy(update={"detector_url": AnyHttpUrl(address)})
+            here = job.model_copy(update={"detector_url": address})
             asyncio.run(probe.try_detector(here, load_job(job.job)))
     except (UsageError, ValidationError) as error:
         message = " ".join(str(error).split())

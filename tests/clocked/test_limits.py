@@ -27,13 +27,15 @@ def rounds(slots: AdaptiveLimiter, number: int, refused: float = 0.0) -> list[fl
     drawn, limits = random.Random(0), []
 
     async def request() -> None:
-        async with slots as sent_in:
-            await asyncio.sleep(0)
-            if drawn.random() < refused:
-                slots.refused(sent_in)
-            else:
-                slots.answered()
-            limits.append(slots.limit)
+        await slots.take()
+        sent_in = slots.round
+        await asyncio.sleep(0)
+        if drawn.random() < refused:
+            slots.refused(sent_in)
+        else:
+            slots.answered()
+        limits.append(slots.limit)
+        slots.give_back()
 
     async def main() -> None:
         for _ in range(number):
@@ -48,8 +50,10 @@ def test_a_burst_of_refusals_is_one_refusal() -> None:
 
     async def main() -> None:
         slots = AdaptiveLimiter(256)
-        sent = [await slots.__aenter__() for _ in range(256)]
-        for sent_in in sent[:20]:
+        for _ in range(256):
+            await slots.take()
+        sent_in = slots.round
+        for _ in range(20):
             slots.refused(sent_in)
         assert slots.limit == pytest.approx(256 * 0.7)
 

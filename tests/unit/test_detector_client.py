@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 import msgpack
 import pytest
 
+from pipeline.clients.address import Address
 from pipeline.clients.detector import BadReply, DetectorClient
 from pipeline.clients.http import HttpClient, Limits, Reply
 
@@ -24,7 +25,7 @@ def answered(client: DetectorClient, monkeypatch: pytest.MonkeyPatch, answer: An
     """What the client makes of an answer."""
 
     async def post(path: str, body: bytes, content_type: str) -> Reply:
-        return Reply(msgpack.packb(answer), 1, 0.1)
+        return Reply(msgpack.packb(answer), 1, 0.1, cast(Address, None))
 
     monkeypatch.setattr(client.http, "post", post)
     return asyncio.run(client.detect(b"picture"))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from pydantic import AnyHttpUrl, SecretStr
+from pydantic import SecretStr
 
 from pipeline import job as jobs
 from pipeline.clients import probe_model
@@ -41,7 +41,7 @@ def choose(handler: Any, job: jobs.Job = JOB, **more: Any) -> tuple[RequestForm,
         return await probe_model.try_model(chosen, job, served)
 
     with answering(handler) as port:
-        url = AnyHttpUrl(f"http://127.0.0.1:{port}/v1")
+        url = f"http://127.0.0.1:{port}/v1"
         chosen = Settings.model_construct().model_copy(update={"model_url": url, "model": "m", **more})
         return asyncio.run(choosing(chosen))
 
@@ -294,7 +294,7 @@ def test_a_redirect_takes_no_key_along() -> None:
 def test_polling_for_metrics_sends_no_key() -> None:
     seen: list[tuple[str, str]] = []
     with answering(noting(seen)) as port:
-        settings = Settings(model_url=AnyHttpUrl(f"http://127.0.0.1:{port}/v1"), api_key=KEY)
+        settings = Settings(model_url=f"http://127.0.0.1:{port}/v1", api_key=KEY)
         make_clients(settings, JOB, "m", Runtime.alone()).load.servers["model"].poll()
     ((path, headers),) = seen
     assert path == "/metrics"
@@ -313,14 +313,14 @@ def test_polling_for_metrics_sends_no_key() -> None:
     ],
 )
 def test_a_key_does_not_leave_the_private_network_as_text(url: str, key: SecretStr | None, refused: bool) -> None:
-    settings = Settings(model_url=AnyHttpUrl(url), api_key=key)
+    settings = Settings(model_url=url, api_key=key)
     with pytest.raises(InvalidSetting, match="an address with https") if refused else contextlib.nullcontext():
         refuse_clear_text(settings)
 
 
 def test_a_key_does_not_go_through_a_proxy_as_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://proxy.example:3128")
-    settings = Settings(model_url=AnyHttpUrl("http://192.168.3.4:8000/v1"), api_key=KEY)
+    settings = Settings(model_url="http://192.168.3.4:8000/v1", api_key=KEY)
     with pytest.raises(InvalidSetting, match=r"to 192\.168\.3\.4 through the proxy proxy\.example as readable text"):
         refuse_clear_text(settings)
 

@@ -13,7 +13,7 @@ import pytest
 import tenacity
 from aiohttp import web
 
-from pipeline.clients import http, rate_limit, sockets
+from pipeline.clients import address, rate_limit, sockets
 from pipeline.clients.http import HttpClient, Limits, Reply, RequestFailed, wait_time
 from pipeline.clients.retries import Temporary
 from pipeline.clients.sockets import make_socket
@@ -244,12 +244,11 @@ def test_a_restart_is_waited_out_and_costs_no_attempt() -> None:
         waiting = asyncio.gather(*(client.post("/ask", b"", "text/plain") for _ in range(50)))
         await asyncio.sleep(1.5)
         assert not waiting.done()
-        assert client.connection
-        assert client.connection.breaker.since is not None
+        assert client.addresses[0].breaker.since is not None
         await server.start()
         replies = await waiting
         assert server.requests == 51
-        assert client.connection.breaker.count == 1
+        assert client.addresses[0].breaker.count == 1
         await client.aclose()
         await server.stop()
         return replies
@@ -260,7 +259,7 @@ def test_a_restart_is_waited_out_and_costs_no_attempt() -> None:
 @pytest.mark.slow
 def test_a_frozen_server_is_waited_out_and_costs_one_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes connections and says nothing, for longer than all tries of a request may last."""
-    monkeypatch.setattr(http, "CHECK_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(address, "CHECK_TIMEOUT_S", 0.2)
 
     async def main() -> tuple[list[Reply], int]:
         thawed = asyncio.Event()
@@ -278,17 +277,16 @@ def test_a_frozen_server_is_waited_out_and_costs_one_attempt(monkeypatch: pytest
         client = HttpClient(f"http://127.0.0.1:{runner.addresses[0][1]}", limits)
         waiting = asyncio.gather(*(client.post("/ask", b"", "text/plain") for _ in range(50)))
         async with asyncio.timeout(20):
-            while client.connection is None or client.connection.breaker.since is None:  # noqa: ASYNC110
+            while not client.addresses or client.addresses[0].breaker.since is None:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         await asyncio.sleep(1)  # it is looked for meanwhile, and not found
-        assert client.connection.breaker.since is not None
+        assert client.addresses[0].breaker.since is not None
         assert not waiting.done()
         thawed.set()
         replies = await waiting
         await client.aclose()
         await runner.cleanup()
-        assert client.connection
-        return replies, client.connection.breaker.count
+        return replies, client.addresses[0].breaker.count
 
     replies, outages = asyncio.run(main())
     assert outages == 1
@@ -317,8 +315,7 @@ def test_a_slow_server_that_gives_a_sign_of_life_is_not_away() -> None:
         )
         await client.aclose()
         await runner.cleanup()
-        assert client.connection
-        return ended, client.connection.breaker.count
+        return ended, client.addresses[0].breaker.count
 
     failed, outages = asyncio.run(main())
     assert outages == 0

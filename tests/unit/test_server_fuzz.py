@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from pydantic import AnyHttpUrl
 
 from pipeline import job as jobs
 from pipeline.clients import probe, probe_model, rate_limit
@@ -226,7 +225,7 @@ def test_a_command_ends_with_one_line(
     """Both services are asked, each by itself: the first that cannot be used ends the command."""
     for module in (probe, probe_model):
         monkeypatch.setattr(module, "LIMITS", Limits(concurrency=1, attempts=1, timeout_s=5.0))
-    url, job = AnyHttpUrl(f"http://127.0.0.1:{raw.port}/v1"), jobs.load("dog_breeds")
+    url, job = f"http://127.0.0.1:{raw.port}/v1", jobs.load("dog_breeds")
     chosen = Settings.model_construct().model_copy(update={"model_url": url, "detector_url": url, "model": model})
 
     async def ask_model() -> None:

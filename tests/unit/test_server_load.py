@@ -29,7 +29,7 @@ def test_a_server_without_metrics_is_left_alone() -> None:
         asked.append(url)
         raise OSError("404")
 
-    server = Server("http://127.0.0.1:1", refuse)
+    server = Server(["http://127.0.0.1:1"], refuse)
     server.listeners.append(lambda reading: None)
     for _ in range(10):
         server.poll()
@@ -38,7 +38,7 @@ def test_a_server_without_metrics_is_left_alone() -> None:
 
 def test_a_server_that_nobody_listens_to_is_not_asked() -> None:
     asked: list[str] = []
-    server = Server("http://127.0.0.1:1", lambda url: {"asked": len(asked.append(url) or asked)})  # type: ignore[func-returns-value]
+    server = Server(["http://127.0.0.1:1"], lambda url: {"asked": len(asked.append(url) or asked)})  # type: ignore[func-returns-value]
     server.poll()
     assert not asked
 
@@ -47,7 +47,7 @@ def test_listeners_hear_every_reading_and_that_one_failed() -> None:
     """A queue of long ago must not bound the requests for ever."""
     readings = iter([{"vllm:num_requests_running": 8.0}])
     heard: list[Reading] = []
-    server = Server("http://127.0.0.1:1", lambda url: next(readings))
+    server = Server(["http://127.0.0.1:1"], lambda url: next(readings))
     server.listeners += [heard.append, heard.append]
     server.poll()
     server.poll()
@@ -58,7 +58,7 @@ def test_the_servers_are_read_before_and_after(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(server_load, "POLL_S", 60.0)
     counter = itertools.count()
     heard: list[Reading] = []
-    server = Server("http://127.0.0.1:1", lambda url: {"counted": float(next(counter))})
+    server = Server(["http://127.0.0.1:1"], lambda url: {"counted": float(next(counter))})
     server.listeners.append(heard.append)
     poller = LoadPoller({"model": server})
     poller.start()
@@ -77,7 +77,7 @@ def test_a_page_that_drips_keeps_no_run_waiting(monkeypatch: pytest.MonkeyPatch)
         over.wait()
         raise OSError("cut off")
 
-    server = Server("http://127.0.0.1:1", drip)
+    server = Server(["http://127.0.0.1:1"], drip)
     server.listeners.append(lambda reading: None)
     poller = LoadPoller({"model": server})
     began = time.monotonic()

@@ -47,13 +47,8 @@ def clients() -> Iterator[Clients]:
     thread.start()
     waiting = [asyncio.run_coroutine_threadsafe(ask(), loop) for _ in range(3)]
     asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop).result(20)  # its turn comes after theirs: they wait now
-    connection = SimpleNamespace(
-        loop=loop,
-        breaker=SimpleNamespace(since=None),
-        limiter=SimpleNamespace(in_flight=3),
-        rate_limit=SimpleNamespace(bites=False),
-    )
-    named = SimpleNamespace(http=SimpleNamespace(name="model", connection=connection))
+    http = SimpleNamespace(name="model", connection=SimpleNamespace(loop=loop), in_flight=3, away=False, limited=False)
+    named = SimpleNamespace(http=http)
     yield Clients(DetectorClient(cast(HttpClient, named.http), None), cast(ModelClient, named), LoadPoller({}))
     for request in waiting:
         request.cancel()
