@@ -22,6 +22,9 @@ endif
 ifdef FROM
 export SPOTTER_FROM_RUN := $(value FROM)
 endif
+ifdef RUNNER
+export SPOTTER_RUNNER := $(RUNNER)
+endif
 ifdef LIMIT
 export SPOTTER_LIMIT := $(LIMIT)
 endif

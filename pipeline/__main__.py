@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import sys
@@ -13,17 +12,6 @@ from pipeline.errors import RunStopped, UsageError
 # Daft reports its use to its makers unless told otherwise, and shows a progress bar of its own.
 os.environ.setdefault("DO_NOT_TRACK", "true")
 os.environ.setdefault("DAFT_PROGRESS_BAR", "0")
-
-
-# Allocations between two looks of the garbage collector; Python's own 700 cost a fifth of the CPU of 256 requests in
-# flight, whose objects form no cycles.
-COLLECT_EVERY = 10_000
-
-
-def collect_rarely() -> None:
-    """Let the garbage collector pass by what is loaded, and look less often at the rest."""
-    gc.freeze()
-    gc.set_threshold(COLLECT_EVERY)
 
 
 def main(arguments: list[str]) -> int:
@@ -46,6 +34,7 @@ def main(arguments: list[str]) -> int:
         from pipeline.output.manifest import STOPPED
         from pipeline.run import run
         from pipeline.runtime.display import show_next, show_summary  # after the settings: a wrong one ends at once
+        from pipeline.runtime.garbage import collect_rarely
         from pipeline.runtime.interrupts import INTERRUPTED
         from pipeline.runtime.terminal import escaped
 

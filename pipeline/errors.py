@@ -56,6 +56,10 @@ class ModelNotServed(UsageError):
     """The model server does not serve the model, or serves several and none is chosen."""
 
 
+class ClusterUnusable(UsageError):
+    """A Ray cluster cannot be reached, or its nodes lack what a worker needs."""
+
+
 class RunStopped(Exception):
     """A run cannot go on and cannot write its end; the message says why and what to do.
 

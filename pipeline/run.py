@@ -143,10 +143,11 @@ class JobRun:
         self.runtime = Runtime(MemoryBudget(settings.bytes_in_flight, cancellation), cancellation, metrics)
         answers = self.resume_plan.answers
         work = Work(settings, self.job, plan.services, plan.given, self.folder, answers)
-        self.runner = runners.start("native", work, self.resume_plan, self.reader, self.runtime)
+        self.runner = runners.start(settings.runner, work, self.resume_plan, self.reader, self.runtime)
         run_folder.write_manifest(self.folder, self.manifest)
         if self.publication:
             self.publication.begin()
+        self.profiler.workers = self.runner.workers
         if self.profiler.enabled:
             for name, server in self.runner.load.servers.items():
                 server.listeners.append(self.profiler.servers[name].add)
@@ -167,7 +168,8 @@ class JobRun:
             return
         self.profiler.phase(profiler.START)
         self.runner.load.start()
-        self.profiler.flow_begins(len(self.resume_plan.sources), self.runner.allowed)
+        runner = self.runner
+        self.profiler.flow_begins(len(self.resume_plan.sources), runner.allowed, runner.clock, runner.usage)
         try:
             with (
                 display.live(self.console, self.collector.progress) as shown,

@@ -125,6 +125,7 @@ class Settings(BaseSettings):
         None, description="name of the run's folder; by default the job's name and a fingerprint"
     )
     job: str = Field("dog_breeds", description="a bundled job's name or a job file's path")
+    runner: Literal["native", "ray"] = Field("native", description="where rows are made; ray: on a Ray cluster")
 
     detector_url: Addresses = Field(
         "http://127.0.0.1:8001/", description="the detector service; several addresses with commas share the images"

@@ -24,7 +24,7 @@ from scripts.environments import uv_environment as uv_settings
 
 # The services run on Linux hosts; the operator's side also on others.
 PLATFORM = ["--python-platform", "x86_64-manylinux_2_28"]
-PORTABLE = ("uv", "pipeline", "operator", "bench", "dev")
+PORTABLE = ("uv", "pipeline", "operator", "ray", "bench", "dev")
 # Not an environment of its own: it is installed over one that holds its dependencies.
 OVERLAY = "gemma3n-test"
 

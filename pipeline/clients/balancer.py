@@ -54,6 +54,10 @@ class Alone:
         """A request has ended."""
         address.limiter.give_back()
 
+    def grant(self, share: int) -> None:
+        """Have at most so many requests in flight from now on."""
+        self.only.limiter.grant(share)
+
     def others(self, tried: set[Address]) -> bool:
         """Whether an address can take a request that was not tried yet."""
         return False
@@ -142,6 +146,11 @@ class Balancer:
                 if not tried:
                     break
         self._waiting.extendleft(reversed(kept))
+
+    def grant(self, share: int) -> None:
+        """Have at most so many requests in flight from now on."""
+        self.most = share
+        self._admit()
 
     def others(self, tried: set[Address]) -> bool:
         """Whether an address can take a request that was not tried yet."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -49,6 +49,15 @@ class Clients:
         if isinstance(finder, DetectorClient):
             return {DETECT: finder.http.allowed, ASK: self.model.http.allowed}
         return {DETECT: lambda: float(finder.concurrency), ASK: self.model.http.allowed}
+
+    def grant(self, shares: Mapping[str, int]) -> None:
+        """Have at most so many requests in flight, by the services' names; the rest of the limits is for others."""
+        for http in self.http:
+            http.grant(shares[http.name])
+
+    def within(self, shares: Mapping[str, int]) -> bool:
+        """Whether no more requests than these are in flight."""
+        return all(http.in_flight <= shares[http.name] for http in self.http)
 
     def close(self) -> None:
         """Stop polling and close all connections."""

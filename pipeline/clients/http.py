@@ -86,6 +86,7 @@ class HttpClient(InProcess):
     ) -> None:
         self.urls = [url.rstrip("/") for url in ([urls] if isinstance(urls, str) else urls)]
         self.limits = limits
+        self.share = limits.concurrency
         self.name = name
         self.headers = headers or {}
         self.ca_file = ca_file
@@ -119,7 +120,7 @@ class HttpClient(InProcess):
 
     def allowed(self) -> float:
         """How many requests may be at the service now."""
-        return self.connection.turns.allowed() if self.connection else self.limits.concurrency
+        return self.connection.turns.allowed() if self.connection else self.share
 
     def connect(self) -> Connection:
         """The connection of the running event loop, made at the first call."""
@@ -131,6 +132,7 @@ class HttpClient(InProcess):
             else:
                 addresses = [Address(url, f"{self.name} {url}", *given) for url in self.urls]
                 turns = Balancer(addresses, self.limits.concurrency, self.cancellation)
+            turns.grant(self.share)
             self.connection = Connection(asyncio.get_running_loop(), turns)
         return self.connection
 
@@ -286,6 +288,12 @@ class HttpClient(InProcess):
         finally:
             ended = self.metrics.end(began, len(request.body), len(data))
         return data, ended
+
+    def grant(self, share: int) -> None:
+        """Have at most so many of the limit's requests in flight from now on; callable from another thread."""
+        self.share = share
+        if self.connection is not None:
+            self.connection.loop.call_soon_threadsafe(self.connection.turns.grant, share)
 
     def hear_queue(self, url: str, running: float, waiting: float) -> None:
         """An address says how many requests it runs and how many wait there; to be called from another thread."""

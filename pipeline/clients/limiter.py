@@ -33,6 +33,8 @@ class AdaptiveLimiter:
 
     def __init__(self, most: int) -> None:
         self.most = most
+        self.share = float(most)
+        """Of these, what is this process' to use: several may ask the same server under one bound."""
         self.in_flight = 0
         self._taken = float(most)
         """The limit by refusals."""
@@ -50,7 +52,7 @@ class AdaptiveLimiter:
     @property
     def limit(self) -> float:
         """The requests that may be in flight now, a fraction until it is rounded down."""
-        return min(self._taken, self._queued)
+        return min(self._taken, self._queued, self.share)
 
     @property
     def round(self) -> int:
@@ -88,6 +90,11 @@ class AdaptiveLimiter:
             if not turn.done():
                 self.in_flight += 1
                 turn.set_result(None)
+
+    def grant(self, share: int) -> None:
+        """Have at most so many requests in flight from now on."""
+        self.share = float(share)
+        self._admit()
 
     def answered(self) -> None:
         """The server took a request: each round of answers raises the limit, and after a death each answer does."""

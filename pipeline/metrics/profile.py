@@ -84,6 +84,19 @@ class Stage(Shape):
     """CPU time of the stage's own threads while it worked; None for stages that wait, for a service or the disk."""
 
 
+class WorkerProfile(Shape):
+    """What one worker of a cluster did; a worker that died is in it too."""
+
+    name: str
+    node: str
+    images: int
+    """Images that ended there."""
+    cpu_s: float
+    memory_bytes: int
+    """The most that its process held."""
+    stages: list[Stage]
+
+
 class Samples(Shape):
     """Measured at the same moments, some times a second: `series[name][i]` belongs to `t_s[i]`.
 
@@ -156,6 +169,8 @@ class Profile(Shape):
     """Those that tuning advice can name."""
     phases: list[Phase]
     stages: list[Stage]
+    workers: list[WorkerProfile] = Field(default_factory=list)
+    """Of a run on a cluster; `stages` has the work of all of them."""
     services: dict[str, dict[str, float]] = Field(default_factory=dict)
     """What the services' own metrics changed over the run, by service and metric: time to first token, tokens per
     second, cache hits, batch sizes ... in the units that the names say."""

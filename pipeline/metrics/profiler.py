@@ -19,7 +19,7 @@ from pipeline.metrics import services
 from pipeline.metrics.diagnosis import diagnose
 from pipeline.metrics.evidence import Evidence
 from pipeline.metrics.gpu import Gpus
-from pipeline.metrics.profile import FILE, Machine, Phase, Profile, Span
+from pipeline.metrics.profile import FILE, Machine, Phase, Profile, Span, WorkerProfile
 from pipeline.metrics.sampler import Sampler
 from pipeline.metrics.stage import ASK, COLLECT, READ, RunMetrics
 from pipeline.settings import Settings
@@ -45,6 +45,8 @@ class Profiler:
         self.metrics = RunMetrics.disabled()
         self.servers = {"model": services.model_server(), "detector": services.detector()}
         """Take the readings of the servers' metrics."""
+        self.workers: Callable[[float], list[WorkerProfile]] = lambda zero: []
+        """What each worker of a cluster did, with times since the beginning."""
         self._phases: list[tuple[str, float]] = []
         self._sampler: Sampler | None = None
         self._settings: dict[str, str | int | float | bool | None] = {}
@@ -64,11 +66,17 @@ class Profiler:
             self.metrics = RunMetrics.of(*limits, cores())
         return self.metrics
 
-    def flow_begins(self, images: int, allowed: Mapping[str, Callable[[], float]]) -> None:
-        """The flow over so many images begins; `allowed`: how many rows each asking stage may send now."""
+    def flow_begins(
+        self,
+        images: int,
+        allowed: Mapping[str, Callable[[], float]],
+        clock: Callable[[], float] = time.perf_counter,
+        others: Callable[[], tuple[float, int]] = lambda: (0.0, 0),
+    ) -> None:
+        """The flow over so many images begins; see `Sampler` for `allowed`, `clock` and `others`."""
         if not self.enabled:
             return
-        self._sampler = Sampler(self.metrics, self.servers, allowed, self.zero, Gpus())
+        self._sampler = Sampler(self.metrics, self.servers, allowed, self.zero, Gpus(), clock, others)
         self._sampler.start()
         for server in self.servers.values():
             server.flowing = True
@@ -142,6 +150,7 @@ class Profiler:
             settings=self._settings,
             phases=phases,
             stages=stages,
+            workers=self.workers(self.zero),
             services={name: values for name, values in reports.items() if values},
             samples=samples,
             spans=spans,

@@ -92,9 +92,11 @@ class Integrals:
 
 
 class Usage:
-    """CPU and memory of this process and of the host."""
+    """CPU and memory of a run's processes and of the host."""
 
-    def __init__(self) -> None:
+    def __init__(self, others: Callable[[], tuple[float, int]] = lambda: (0.0, 0)) -> None:
+        """`others`: CPU seconds and bytes of memory of the processes beside this one."""
+        self._others = others
         self._process = psutil.Process()
         self._before = self._cpu()
 
@@ -104,13 +106,13 @@ class Usage:
         idle = host.idle + getattr(host, "iowait", 0.0)
         # Linux counts a guest's time in user's as well.
         busy = sum(host) - idle - getattr(host, "guest", 0.0) - getattr(host, "guest_nice", 0.0)
-        return time.perf_counter(), time.process_time(), busy
+        return time.perf_counter(), time.process_time() + self._others()[0], busy
 
     def now(self) -> dict[str, float | None]:
         """Memory in bytes, and the cores in use since the last call if that was LEAST_USAGE_S ago."""
         memory = psutil.virtual_memory()
         usage: dict[str, float | None] = {
-            "pipeline.memory_bytes": float(self._process.memory_info().rss),
+            "pipeline.memory_bytes": float(self._process.memory_info().rss + self._others()[1]),
             "host.memory_bytes": float(memory.total - memory.available),
         }
         before, now = self._before, self._cpu()
@@ -134,19 +136,23 @@ class Sampler:
         allowed: Mapping[str, Callable[[], float]],
         zero: float,
         gpus: Gpus,
+        clock: Callable[[], float] = time.perf_counter,
+        others: Callable[[], tuple[float, int]] = lambda: (0.0, 0),
     ) -> None:
-        """`allowed`: how many rows each stage that asks a service may send now; `zero`: when the run began."""
+        """`allowed`: how many rows each stage that asks a service may send now; `zero`: when the run began; `clock`:
+        the moment up to which the stages know all; `others`: see `Usage`."""
         self.stages = metrics.stages
         self.traces = metrics.traces
         self.servers = servers
         self.allowed = allowed
         self.zero = zero
+        self.clock = clock
         self.gpus = gpus
         self.series = Series()
         self.attribution = Attribution({name: stage.limit for name, stage in self.stages.items()})
         self.cpu_s = 0.0
         """CPU time that looking took."""
-        self._usage = Usage()
+        self._usage = Usage(others)
         self._stop = threading.Event()
         self._began = now = time.perf_counter()
         self._tick = {name: Integrals.of(stage, now) for name, stage in self.stages.items()}
@@ -175,7 +181,7 @@ class Sampler:
         return time.perf_counter() - self._began
 
     def _look(self, keep: bool) -> None:
-        now = time.perf_counter()
+        now = self.clock()
         for name, stage in self.stages.items():
             stage.aggregate(now, self.allowed[name]() if name in self.allowed else None)
         self.traces.aggregate()

@@ -10,6 +10,7 @@ import itertools
 import operator
 import time
 from collections import deque
+from typing import Any, NamedTuple
 
 from pipeline.metrics.histogram import Histogram
 from pipeline.metrics.profile import Concurrency, Stage
@@ -24,6 +25,14 @@ POOLED = (READ, CROP, STORE)
 
 # Stages that compute on the thread of their step, whose CPU time the step records.
 CPU_BOUND = (READ, CROP)
+
+
+class Records(NamedTuple):
+    """What a stage has recorded and nobody has aggregated; times are of one process' `time.perf_counter`."""
+
+    worked: list[float | tuple[float, float, int, int]]
+    rows: list[tuple[int, int, int, int, float]]
+    arrived: list[tuple[float, int]]
 
 
 class StageMetrics:
@@ -76,6 +85,17 @@ class StageMetrics:
     def arrive(self, at: float, rows: int = 1) -> None:
         """Rows have come to the stage: the one before has ended with them."""
         self._arrived.append((at, rows))
+
+    def drain(self) -> Records:
+        """Take the records out, to be aggregated in another process; instead of `aggregate`."""
+        queues: tuple[deque[Any], ...] = (self._worked, self._rows, self._arrived)
+        return Records(*([each.popleft() for _ in range(len(each))] for each in queues))
+
+    def extend(self, records: Records) -> None:
+        """Put in records of another process, in the order of time, as if they were this one's."""
+        self._arrived.extend(records.arrived)
+        self._worked.extend(records.worked)
+        self._rows.extend(records.rows)
 
     def aggregate(self, now: float, allowed: float | None = None) -> None:
         """Add up the records, as of `now` (of `time.perf_counter`).

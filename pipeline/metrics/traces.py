@@ -46,6 +46,10 @@ class TraceSampler:
         """Keep a step of an image that is sampled; safe from any thread."""
         self._added.append((key, step))
 
+    def drain(self) -> list[tuple[str, TracedStep]]:
+        """Take the steps out that were added, for another process' sampler."""
+        return [self._added.popleft() for _ in range(len(self._added))]
+
     def aggregate(self) -> None:
         """Sort in the steps that were added, and sample fewer images when there are too many. From one thread."""
         for _ in range(len(self._added)):

@@ -6,16 +6,22 @@ To add one: a module here with a function `start` like those of the others, and 
 from __future__ import annotations
 
 import importlib
+import sys
+from typing import TYPE_CHECKING
 
-from pipeline.flow import Work
-from pipeline.output.resume import ResumePlan
-from pipeline.runners.runner import Runner
-from pipeline.runtime.runtime import Runtime
-from pipeline.sources.reader import Reader
+from pipeline.errors import InvalidSetting
 
-# Modules, because a runner may need packages that others do without.
+if TYPE_CHECKING:  # a worker imports this package before it knows that all packages are there
+    from pipeline.flow import Work
+    from pipeline.output.resume import ResumePlan
+    from pipeline.runners.runner import Runner
+    from pipeline.runtime.runtime import Runtime
+    from pipeline.sources.reader import Reader
+
+# By the values of SPOTTER_RUNNER. Modules, because a runner may need packages that others do without.
 RUNNERS = {
     "native": "pipeline.runners.native",
+    "ray": "pipeline.runners.ray.driver",
 }
 
 
@@ -25,5 +31,12 @@ def start(name: str, work: Work, plan: ResumePlan, reader: Reader, runtime: Runt
     Raises:
         UsageError: it cannot begin; nothing was asked of any image.
     """
-    runner: Runner = importlib.import_module(RUNNERS[name]).start(work, plan, reader, runtime)
+    try:
+        module = importlib.import_module(RUNNERS[name])
+    except ModuleNotFoundError as error:
+        raise InvalidSetting(
+            f"SPOTTER_RUNNER={name}: the package {error.name} is not installed for {sys.executable}: use 'make run', "
+            f"which prepares the environment {name}, or the {name} image"
+        ) from error
+    runner: Runner = module.start(work, plan, reader, runtime)
     return runner

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 from pipeline.clients.server_load import LoadPoller
+from pipeline.metrics.profile import WorkerProfile
 
 
 class Runner(Protocol):
@@ -18,6 +19,18 @@ class Runner(Protocol):
     @property
     def allowed(self) -> Mapping[str, Callable[[], float]]:
         """How many rows each asking stage may send now."""
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """The moment (of `time.perf_counter`) up to which the stage metrics know all."""
+
+    @property
+    def usage(self) -> Callable[[], tuple[float, int]]:
+        """CPU seconds and memory in bytes of its other processes."""
+
+    @property
+    def workers(self) -> Callable[[float], list[WorkerProfile]]:
+        """What each of its workers did, with times since a moment of that clock."""
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The rows of the plan's sources, each once, as they end; fewer when the run is cancelled."""

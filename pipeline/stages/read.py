@@ -38,8 +38,13 @@ class SeenContent(InProcess):
         self._seen = set(seen)
         self._lock = threading.Lock()
 
-    def add(self, key: str) -> bool:
-        """Note a key; whether it is new."""
+    @property
+    def keys(self) -> set[str]:
+        """Those that were seen."""
+        return self._seen
+
+    def add(self, key: str, path: bytes) -> bool:
+        """Note the key of an image, the one at this path; whether it is new."""
         with self._lock:
             new = key not in self._seen
             self._seen.add(key)
@@ -100,7 +105,7 @@ class ReadImage:
             upright = decode_for_detector(data, self.takes) if self.takes else decode(data, 1)
             image |= {"width": upright.width, "height": upright.height, "format": upright.format}
             image["frames"] = frames(data, upright.format)
-            image["duplicate"] = not self.seen.add(step.key)
+            image["duplicate"] = not self.seen.add(step.key, path)
             if not image["duplicate"]:
                 image |= {"data": data, "copy": copy_for_detector(data, upright, self.takes) if self.takes else None}
                 step.bytes_out = len(image["copy"] or data)

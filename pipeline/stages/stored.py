@@ -106,7 +106,7 @@ def stored_rows(earlier: AskedAgain, sources: list[Source], seen: SeenContent) -
     for images in earlier.rows(sources):
         rows: list[dict[str, Any]] = []
         for image, detections in images:
-            duplicate = image["key"] is not None and not seen.add(image["key"])
+            duplicate = image["key"] is not None and not seen.add(image["key"], os.fsencode(image["path"]))
             failed = None
             if not duplicate:
                 failed = failure_of(image) if image["outcome"] == FAILED else fault(faults.get(image["path"]))

@@ -24,10 +24,10 @@ from unittest import mock
 from rich.console import Console
 
 from pipeline import run as runs
-from pipeline.__main__ import collect_rarely
 from pipeline.metrics.profiler import Profiler
 from pipeline.metrics.stage import ASK, COLLECT, STORE, RunMetrics
 from pipeline.runtime.cancellation import CancellationToken
+from pipeline.runtime.garbage import collect_rarely
 from pipeline.runtime.memory_budget import MemoryBudget
 from pipeline.runtime.runtime import Runtime
 from pipeline.settings import Settings

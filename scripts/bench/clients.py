@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from examples.ladder.servers import JOB, question
-from pipeline.__main__ import collect_rarely
 from pipeline.clients.http import HttpClient, Limits
 from pipeline.clients.model import ModelClient
+from pipeline.runtime.garbage import collect_rarely
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,9 +23,9 @@ import aiohttp
 import daft
 
 from pipeline import job as jobs
-from pipeline.__main__ import collect_rarely
 from pipeline.clients.http import HttpClient, Limits
 from pipeline.clients.model import ModelClient, data_url
+from pipeline.runtime.garbage import collect_rarely
 from pipeline.stages.ask import ask
 from scripts.bench import command
 from tests.doubles.own_process import simulated_process, statistics_of

@@ -172,7 +172,12 @@ class ProcessEngine(Engine):
         os.execve(shell, [shell], {**environment_of(service), "PATH": path})
 
     def run_job(self, stack: Stack, job: JobCommand) -> NoReturn:
-        python = str(environments.python("operator"))
+        name = "ray" if job.settings.runner == "ray" else "operator"  # the commands' own environment, which is there
+        try:
+            environments.prepare(name)
+        except environments.EnvironmentFailed as failure:
+            raise BuildFailed(str(failure)) from failure
+        python = str(environments.python(name))
         key = {api_key.JOB_VARIABLE: api_key.ensure(stack.key_file)} if stack.key_file else {}
         os.execve(python, [python, "-m", "pipeline", *job.options], {**os.environ, **stack.job_variables, **key})
 

@@ -24,6 +24,7 @@ from pipeline import errors, job, settings
 from pipeline.clients import probe_model
 from pipeline.output.breakdown import one_line
 from pipeline.output.run_folder import open_run_folder
+from pipeline.runners.ray import checks
 from pipeline.sources.listing import list_images
 from pipeline.sources.objects import Objects
 from scripts import settings as stack_settings
@@ -124,6 +125,11 @@ def bucket_unusable(place: Place) -> None:
 def folder_in_use(place: Place) -> None:
     with open_run_folder(place.folder, {}, force=False), open_run_folder(place.folder, {}, force=False):
         pass
+
+
+@example
+def cluster_unusable(place: Place) -> None:
+    checks.see("127.0.0.1:1")
 
 
 @example
