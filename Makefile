@@ -162,6 +162,10 @@ sweep: ## find the concurrency that the model server wants: OPTIONS=--write
 	@scripts/python.sh scripts/environments.py bench
 	@$(BENCH).sweep $(OPTIONS)
 
+.PHONY: check-cuda
+check-cuda: dev ## check the builds for GPUs without a GPU; needs 12 GB, with images 32 GB more: OPTIONS=
+	@$(DEV)/python -m tests.cuda_build $(OPTIONS)
+
 .PHONY: check
 check: dev ## check style and types and run the quick tests; a minute
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync lint quick

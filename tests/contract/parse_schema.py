@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import sys
 
-import xgrammar  # type: ignore[import-not-found]
+import xgrammar
 from vllm.v1.structured_output.backend_xgrammar import (
     has_xgrammar_unsupported_json_features,
 )
-from xgrammar.testing import _is_grammar_accept_string  # type: ignore[import-not-found]
+from xgrammar.testing import _is_grammar_accept_string
 
 found = []
 for schema, answer in json.load(sys.stdin):

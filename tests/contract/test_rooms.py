@@ -48,6 +48,7 @@ ALLOWED: dict[str, set[str]] = {
     **PIPELINE,
     "pipeline.sources": {*PIPELINE["pipeline.sources"], "imaging"},
     **{room: {*allowed, *PIPELINE} for room, allowed in SCRIPTS.items()},
+    "scripts.checks": {*SCRIPTS["scripts.checks"], *PIPELINE, "services.detector"},  # measures the detector on a GPU
     "scripts.commands": {*SCRIPTS, *PIPELINE, "samples"},  # a fresh set of scenes for the smoke test
     "scripts.profile": {*BASE, *PIPELINE},
     "scripts.bench": {

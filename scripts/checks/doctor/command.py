@@ -15,10 +15,12 @@ from scripts.checks.doctor import (
     caches,
     clock,
     compile_caches,
+    compiler,
     disk,
     docker,
     gpu,
     gpu_in_container,
+    gpu_measured,
     hub,
     locks,
     memory,
@@ -27,12 +29,16 @@ from scripts.checks.doctor import (
     proxy,
 )
 from scripts.checks.doctor.context import Context
+from scripts.checks.gpu.part import kept
 from scripts.findings import Finding, as_json, exit_code, show, unchecked
 from scripts.settings import StackSettings
 
 Check = Callable[[Context], list[Finding]]
 
-MODULES = (docker, gpu, gpu_in_container, memory, disk, ports, hub, caches, compile_caches, clock, proxy, locks, model)
+MODULES = (
+    *(docker, gpu, gpu_in_container, gpu_measured, compiler, memory, disk, ports, hub),
+    *(caches, compile_caches, clock, proxy, locks, model),
+)
 CHECKS: dict[str, Check] = {each.__name__.rpartition(".")[2].replace("_", " "): each.check for each in MODULES}
 
 # A check that takes longer is reported as unchecked; the others do not wait for it.
@@ -71,7 +77,8 @@ def run(settings: StackSettings, console: Console, *, json_output: bool = False)
     findings = examine(context)
     seconds = time.monotonic() - begin
     if json_output:
-        print(as_json(findings, device=context.device, preset=context.preset, seconds=round(seconds, 2)))
+        about = {"device": context.device, "preset": context.preset, "seconds": round(seconds, 2)}
+        print(as_json(findings, **about, gpu_check=kept()))
     else:
         show(findings, console)
         console.print(summary(findings, seconds), style="dim", highlight=False)
