@@ -87,8 +87,9 @@ def start(engine: Engine, stack: Stack, missing: Sequence[Service], console: Con
     begun: list[Service] = []
     try:
         for service in missing:
+            how = "was running with other settings" if engine.is_running(service.name) else "has ended"
             if engine.stop(service.name, service.stop_grace_s):
-                console.print(f"{service.name}: was running with other settings, starts anew")
+                console.print(f"{service.name}: {how}, starts anew")
         staged = stages(stack, missing, warm_caches(engine, missing))
         for together in staged:
             for service in together:

@@ -21,7 +21,7 @@ from scripts.environments import ROOT
 from scripts.services import KINDS, kind_of
 from scripts.settings import StackSettings, read_variables
 from scripts.stack.service import without_secrets
-from scripts.stack.services import own_variables, placed
+from scripts.stack.services import own_variables, placed, variables_for
 from scripts.stack.vllm_server import ModelServer, model_servers, preset_file, start_arguments
 from scripts.vllm import compile_cache
 from scripts.vllm.checker import CHECKER
@@ -110,8 +110,8 @@ class ComposeFiles:
             content["services"][server.name] = own
         content["services"]["preflight"]["deploy"] = content["services"]["vllm"].get("deploy", {})
         kind = KINDS["vllm"]
-        addresses = ",".join(f"http://{server.name}:{kind.port}{kind.url_path}" for server in self.servers)
-        content["services"]["pipeline"] = {"environment": {kind.url_variable: addresses}}
+        addresses = [f"http://{server.name}:{kind.port}{kind.url_path}" for server in self.servers]
+        content["services"]["pipeline"] = {"environment": variables_for(kind, addresses)}
         return content
 
     def mounted(self, file: Path) -> Path:

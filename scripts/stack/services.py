@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.settings import Settings
+from pipeline.settings import PREFIX, Settings
 from scripts import environments
 from scripts.environments import ROOT
 from scripts.services import KINDS, Image, Kind
@@ -14,6 +14,9 @@ from scripts.settings import StackSettings, read_variables
 from scripts.stack.devices import numbers
 from scripts.stack.service import Service, host_variables
 from scripts.stack.vllm_server import model_servers, usable_preset, vllm
+
+# The job's variable for its most requests in flight, at all model servers together.
+CONCURRENCY = f"{PREFIX}MODEL_CONCURRENCY"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,14 @@ def python_service(settings: StackSettings, device: str, kind: Kind) -> Service:
     )
 
 
+def variables_for(kind: Kind, addresses: Sequence[str]) -> dict[str, str]:
+    """The job's variables for a service's addresses; at several, the bound of requests in flight grows with them."""
+    found = {kind.url_variable: ",".join(addresses)}
+    if len(addresses) > 1:
+        found[CONCURRENCY] = str(int(Settings.model_fields["model_concurrency"].default) * len(addresses))
+    return found
+
+
 def make_stack(settings: StackSettings, device: str, preset_name: str, job_variables: Mapping[str, str]) -> Stack:
     """The stack of a host, its services in the order of their start.
 
@@ -117,8 +128,7 @@ def make_stack(settings: StackSettings, device: str, preset_name: str, job_varia
             made = [vllm(settings, device, preset, server) for server in model_servers(settings, device, preset)]
         services += made
         if kind.url_variable:
-            addresses = [f"http://{settings.host}:{each.port}{kind.url_path}" for each in made]
-            found[kind.url_variable] = ",".join(addresses)
+            found |= variables_for(kind, [f"http://{settings.host}:{each.port}{kind.url_path}" for each in made])
         if kind.revision_variable and made[0].revision:
             found[kind.revision_variable] = made[0].revision
     return Stack(device, preset.stem, preset, tuple(services), {**found, **job_variables})

@@ -282,6 +282,8 @@ def test_each_gpu_has_a_container_of_its_own_model_server(
     assert services["preflight"]["deploy"] == services["vllm"]["deploy"]
     urls = services["pipeline"]["environment"]["SPOTTER_MODEL_URL"].split(",")
     assert urls == [f"http://{name}:{KINDS['vllm'].port}/v1" for name in pinned]
+    bound = services["pipeline"]["environment"].get("SPOTTER_MODEL_CONCURRENCY", "64")
+    assert int(bound) == 64 * len(pinned)
     alone = config("gpu.yaml", **files.variables())
     assert {key: content[key] for key in ("configs", "secrets", "volumes")} == {
         key: alone[key] for key in ("configs", "secrets", "volumes")

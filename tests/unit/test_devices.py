@@ -133,6 +133,7 @@ def test_each_gpu_has_a_model_server_and_the_first_the_detector(
     assert [each.port for each in servers] == ports
     urls = [f"http://127.0.0.1:{port}/v1" for port in ports]
     assert stack.job_variables["SPOTTER_MODEL_URL"] == ",".join(urls)
+    assert stack.job_variables["SPOTTER_MODEL_CONCURRENCY"] == str(64 * len(pinned))
     assert [each.ready_url for each in servers] == [url.replace("/v1", "/health") for url in urls]
     # Kernels for one kind of GPU are not for another; servers on one kind share them.
     caches = {number: each.cache for number, each in zip(pinned, servers, strict=True)}

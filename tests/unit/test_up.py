@@ -180,6 +180,9 @@ class Recording:
     def names(self) -> list[str]:
         return list(KINDS)
 
+    def is_running(self, name: str) -> bool:
+        return False
+
 
 ORDERS: dict[str, tuple[dict[str, object], str, list[str]]] = {
     "a CPU": ({}, "cpu", ["start detector", "start vllm"]),
@@ -253,15 +256,18 @@ def test_a_server_that_died_starts_again_alone(tmp_path: Path, monkeypatch: pyte
         def is_current(self, service: Service) -> bool:
             return service.name != "vllm-2"
 
+        def stop(self, name: str, grace_s: float) -> bool:  # children that outlived it
+            return name == "vllm-2"
+
     settings = StackSettings(state=tmp_path, replicas=3)
     engine, made = WithoutOne(settings), make_stack(settings, "cpu", "cpu", {})
     start_with(engine, made, monkeypatch)
-    up.up(settings, said := Console(file=io.StringIO()), load_job())
+    up.up(settings, Console(file=(said := io.StringIO())), load_job())
     wait_for_all = "wait for detector, vllm, vllm-2, vllm-3"
     assert engine.calls[-2:] == ["start vllm-2", wait_for_all]
     assert engine.calls.count("start vllm-2") == len([call for call in engine.calls if call.startswith("start")])
     assert engine.preflights == ["preflight"]
-    assert said
+    assert "vllm-2: has ended, starts anew\n" in said.getvalue()
 
 
 def test_servers_that_the_settings_no_longer_name_are_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
