@@ -16,6 +16,7 @@ from pipeline.locations import read_addresses
 from pipeline.settings import Settings
 from scripts import settings as stack_settings
 from scripts.stack import api_key
+from scripts.stack.devices import choose, find_gpus
 from scripts.stack.services import make_stack
 
 
@@ -27,9 +28,9 @@ def settings() -> Settings:
     """
     given = job_settings.load([])
     try:
-        # Device and preset change neither an address nor the key.
         of_stack = stack_settings.load()
-        stack = make_stack(of_stack, "cpu", "cpu", of_stack.user_variables(job_settings.PREFIX))
+        device, preset, _ = choose(of_stack, find_gpus(of_stack))
+        stack = make_stack(of_stack, device, preset, of_stack.user_variables(job_settings.PREFIX))
     except stack_settings.StackError as error:
         raise InvalidSetting(str(error)) from error
     here: dict[str, Any] = {

@@ -28,6 +28,7 @@ from pipeline.clients.model import Answer, BadAnswer, ModelClient
 from pipeline.errors import NotFound
 from pipeline.job import Job
 from pipeline.job import load as load_job
+from pipeline.locations import addresses
 from pipeline.settings import Settings
 from scripts.bench import command, running
 from scripts.bench.clients import read_crops
@@ -78,7 +79,7 @@ class Sweep:
     async def ask_all(self, concurrency: int, crops: list[bytes]) -> Level:
         """One question about each crop, with the pipeline's own client."""
         limits = Limits(concurrency, self.settings.request_timeout_s, attempts=1)
-        http = HttpClient(str(self.settings.model_url), limits, headers=model_headers(self.settings))
+        http = HttpClient(addresses(self.settings.model_url), limits, headers=model_headers(self.settings))
         client = ModelClient(http, self.model, self.job)
         started = perf_counter()
         answers = await asyncio.gather(*(client.ask(crop) for crop in crops), return_exceptions=True)
