@@ -23,7 +23,7 @@ import yaml
 from scripts import environments
 from scripts.docker.bases import BASE, DOCKERFILE
 from scripts.environments import LOCKS, ROOT
-from scripts.services import KINDS, PIPELINE
+from scripts.services import KINDS, PIPELINE, Image
 
 POLICY = ROOT / "images" / "licences.yaml"
 THIRD_PARTY = ROOT / "THIRD_PARTY.md"
@@ -198,18 +198,24 @@ def component(pin: Pin, licence: str, policy: Policy) -> dict[str, Any]:
     }
 
 
-def base_of(environment: str) -> dict[str, Any] | None:
-    """The base of an environment's image as CycloneDX has it; None for an environment without an image."""
-    images = {
-        each.name: each for each in (PIPELINE, *(image for kind in KINDS.values() for image in kind.images.values()))
-    }
-    if (image := images.get(environment)) is None:
-        return None
+def image_of(environment: str) -> Image | None:
+    """The image of an environment; None for one that has none."""
+    images = (PIPELINE, *(image for kind in KINDS.values() for image in kind.images.values()))
+    return next((image for image in images if image.name == environment), None)
+
+
+def in_image(image: Image, policy: Policy) -> list[dict[str, Any]]:
+    """What an image holds beside its environment, as CycloneDX has it: its base, and models of this repository."""
     named = {name: (base, digest) for name, base, digest in BASE.findall(DOCKERFILE.read_text())}
     base, digest = named[image.base]
     name, _, tag = base.partition(":")
     hashes = {"hashes": [{"alg": "SHA-256", "content": digest.removeprefix("sha256:")}]} if digest else {}
-    return {"type": "container", "bom-ref": base, "name": name, "version": tag, **hashes}
+    models = [
+        {"type": "machine-learning-model", "bom-ref": source, "name": source, "licenses": [{"expression": licence}]}
+        for source in image.sources
+        if (licence := policy.models.get(source, {}).get("licence"))
+    ]
+    return [{"type": "container", "bom-ref": base, "name": name, "version": tag, **hashes}, *models]
 
 
 def bill(environment: str, version: str, policy: Policy, licence_of: Mapping[Package, str]) -> dict[str, Any]:
@@ -217,11 +223,12 @@ def bill(environment: str, version: str, policy: Policy, licence_of: Mapping[Pac
 
     It is the same whenever it is made of the same locks: it has no time, and its number follows from its content.
     """
-    base = base_of(environment)
+    image = image_of(environment)
+    beside = in_image(image, policy) if image else []
     found = [component(pin, licence_of[pin.package], policy) for pin in pins(LOCKS / f"{environment}.lock")]
-    kind = "container" if base else "application"
+    kind = "container" if image else "application"
     name = f"spotter-{environment}"
-    number = uuid.uuid5(uuid.NAMESPACE_OID, repr((name, version, base, found)))
+    number = uuid.uuid5(uuid.NAMESPACE_OID, repr((name, version, beside, found)))
     return {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
         "bomFormat": "CycloneDX",
@@ -229,5 +236,5 @@ def bill(environment: str, version: str, policy: Policy, licence_of: Mapping[Pac
         "serialNumber": f"urn:uuid:{number}",
         "version": 1,
         "metadata": {"component": {"type": kind, "bom-ref": name, "name": name, "version": version}},
-        "components": [*([base] if base else []), *found],
+        "components": [*beside, *found],
     }

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from argparse import ArgumentParser
 from pathlib import Path
 
 from rich.console import Console
 
 from pipeline.runtime.terminal import escaped
+from pipeline.version import version
 from scripts import environments
 from scripts import files as whole_file
 from scripts.checks import licences
-from scripts.environments import ROOT
 from scripts.settings import StackSettings
 
 VULNERABILITIES = (
@@ -45,12 +44,11 @@ def run(settings: StackSettings, console: Console, *, output: str | None) -> int
     say(f"{licences.THIRD_PARTY.name}: {len(licence_of)} packages, {'as before' if page == before else 'changed'}")
     folder = Path(output).expanduser() if output else settings.state / "sbom"
     folder.mkdir(parents=True, exist_ok=True)
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     for name in environments.NAMES:
-        content = licences.bill(name, version, policy, licence_of)
+        content = licences.bill(name, version(), policy, licence_of)
         whole_file.write(folder / f"{name}.cdx.json", (json.dumps(content, indent=2) + "\n").encode(), 0o644)
-        base = licences.base_of(name)
-        inside = f", on {base['name']}:{base['version']}, whose own packages it does not list" if base else ""
-        say(f"{folder / name}.cdx.json: {len(licences.pins(environments.LOCKS / f'{name}.lock'))} packages{inside}")
+        packages = sum(each["type"] == "library" for each in content["components"])
+        inside = "; its image's base, without the packages of that" if licences.image_of(name) else ""
+        say(f"{folder / name}.cdx.json: {packages} packages{inside}")
     say(VULNERABILITIES)
     return 1 if refused else 0

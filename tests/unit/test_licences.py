@@ -146,7 +146,9 @@ def test_an_image_names_its_base(policy: Policy, known: dict[Package, str]) -> N
     assert made["metadata"]["component"]["type"] == "container"
     base = made["components"][0]
     assert (base["type"], base["name"]) == ("container", "python")
-    assert licences.base_of("dev") is None
+    model = made["components"][1]
+    assert (model["type"], model["name"]) == ("machine-learning-model", "samples/models/tiny-detector")
+    assert licences.bill("dev", "1.2.3", policy, known)["metadata"]["component"]["type"] == "application"
 
 
 def test_the_command_writes_bills_and_refuses_a_licence(

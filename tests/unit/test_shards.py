@@ -314,6 +314,9 @@ def test_the_command_says_what_is_missing(do: Shards, tmp_path: Path, capsys: py
     assert "10 not reached" in said
     assert "missing are 1 of 2 shards (1/2) with 10 images" in said
     assert "cost: " in said
+    page = (tmp_path / "runs" / "latest" / "report.html").read_text()
+    assert "of 1 shards" in page
+    assert "missing are 1 of 2 shards (1/2)" in page
     do("1/2")
     assert spotter.main(["merge"]) == 0
     said = capsys.readouterr().out
