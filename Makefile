@@ -10,6 +10,9 @@ BENCH := .spotter/envs/bench/bin/python -m scripts.bench
 ifdef IMAGES
 export SPOTTER_IMAGES := $(value IMAGES)
 endif
+ifdef EVERY
+export SPOTTER_EVERY := $(EVERY)
+endif
 ifdef OUTPUT
 export SPOTTER_OUTPUT := $(value OUTPUT)
 endif

@@ -15,13 +15,27 @@ IMAGE_ENDINGS = (
 )
 IMAGE_SUFFIXES = frozenset(IMAGE_ENDINGS.split())
 
+# Videos whose frames can be taken, with a setting that says which.
+VIDEO_SUFFIXES = frozenset([".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm"])
+# The first bytes of their containers, and FFmpeg's names of these.
+CONTAINERS = (
+    (rb".{4}(ftyp|moov|mdat|wide|free|skip)", "mov"),
+    (rb"\x1aE\xdf\xa3", "matroska"),
+    (rb"RIFF.{4}AVI ", "avi"),
+)
+
 # What else a person may give as images: a kind, its endings, and what to do instead.
 OTHER_KINDS = (
     ("an archive", ".zip .tar .tgz .gz .bz2 .xz .zst .7z .rar", "unpack it and give the folder"),
     (
         "a video",
-        ".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .mts .m2ts .wmv .flv .3gp",
-        "extract its frames, such as with 'ffmpeg -i FILE -vf fps=1 FOLDER/%06d.jpg', and give the folder",
+        " ".join(sorted(VIDEO_SUFFIXES)),
+        "set EVERY=1s to take a frame of each second",
+    ),
+    (
+        "a video of a kind that is not taken",
+        ".mpg .mpeg .mts .m2ts .ts .wmv .flv .3gp",
+        "convert it to MP4, such as with 'ffmpeg -i FILE FILE.mp4', and set EVERY=1s",
     ),
     ("a document", ".pdf .ps .eps .ai", "render its pages, such as with 'pdftoppm -jpeg FILE FOLDER/page'"),
     ("an array", ".npy .npz .h5 .hdf5 .mat .pkl .pickle .pt .pth", "save each picture as a PNG or TIFF file"),
@@ -88,6 +102,11 @@ def suffix_of(name: str) -> str:
 def image_format(head: bytes) -> str | None:
     """Pillow's name of the image format that a file with these first bytes has; None: it is no image."""
     return next((name for pattern, name in IMAGE_PATTERNS if pattern.match(head)), None)
+
+
+def video_container(head: bytes) -> str | None:
+    """FFmpeg's name of the container that a file with these first bytes is; None: of none that is taken."""
+    return next((name for pattern, name in CONTAINERS if re.match(pattern, head, re.DOTALL)), None)
 
 
 def other_kind(head: bytes, name: str = "") -> tuple[str, str | None] | None:

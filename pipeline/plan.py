@@ -71,10 +71,10 @@ def make_plan(settings: Settings, objects: Objects, console: Console, phase: Cal
         listing, boxes = earlier.listing(), stored(earlier, job)
     else:
         with display.waiting(console, f"listing {settings.images}"):
-            listing = list_images(settings.images, settings.column, objects, InputColumns.of(job))
+            listing = list_images(settings.images, settings.column, objects, InputColumns.of(job), settings.every)
         boxes = given(settings, job, listing.sources, objects)
     sources = share(listing, settings)
-    for line in filter(None, (listing.summary(), *(boxes.notes if boxes else ()))):
+    for line in filter(None, (listing.videos(), listing.summary(), *(boxes.notes if boxes else ()))):
         say(console, line)
     paths = [source.shown for source in listing.sources]
     truth = read_truth(settings.truth, job, paths, objects) if settings.truth else None

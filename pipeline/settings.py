@@ -99,6 +99,9 @@ class Settings(BaseSettings):
         None,
         description="a table's column with images' bytes, paths or addresses; by default the only one with any",
     )
+    every: str | None = Field(
+        None, description="frames of videos to take: 1s or 0.5s (seconds), 30f (each 30th frame) or key (key frames)"
+    )
     boxes: str | None = Field(
         None,
         description="boxes of a job with `boxes: input`: a COCO JSON file, an earlier run's folder, or column:NAME",

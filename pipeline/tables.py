@@ -25,6 +25,13 @@ FAILED = "failed"
 IMAGE_OUTCOMES = (DETECTED, NO_OBJECT, FAILED)
 DETECTION_OUTCOMES = (ANSWERED, FAILED)
 
+# Of a frame of a video; null for other images.
+FRAME = (
+    pa.field("video", pa.string()),  # its path
+    pa.field("frame", pa.int64()),  # the frame's number in the order of showing, from 0
+    pa.field("time_s", pa.float64()),  # seconds after the first frame
+)
+
 IMAGES = pa.schema(
     [
         pa.field("path", pa.string()),
@@ -37,6 +44,7 @@ IMAGES = pa.schema(
         pa.field("file_bytes", pa.int64()),
         pa.field("version", pa.string()),  # another one tells a changed source: a file's time and size, for example
         pa.field("inputs", pa.string()),  # JSON: the job's values of the row of a table; null for a job without inputs
+        *FRAME,
         pa.field("duplicate_of", pa.string()),  # the path of an image with the same bytes: its answers are copied here
         pa.field("detections", pa.int32()),
         pa.field("stage", pa.string()),  # where it failed; null unless `outcome` is failed
@@ -58,6 +66,7 @@ DETECTIONS = pa.schema(
         pa.field("box", pa.list_(pa.float32(), 4)),  # xyxy, pixels of the upright image
         pa.field("score", pa.float32()),
         pa.field("crop", pa.string()),  # path within the run's folder
+        *FRAME,
         # the answer's fields stand here, see `detections_schema`
         pa.field("raw_answer", pa.string()),
         pa.field("stage", pa.string()),

@@ -58,7 +58,7 @@ def try_one(settings: Settings, console: Console) -> int:
             f"SPOTTER_FROM_RUN={settings.from_run}: a trial of one picture detects anew: unset it, or run with LIMIT=1"
         )
     job, objects = load_job(settings.job), Objects(settings.endpoint)
-    sources = list_images(settings.images, settings.column, objects, InputColumns.of(job)).sources
+    sources = list_images(settings.images, settings.column, objects, InputColumns.of(job), settings.every).sources
     source = sources[0]
     finder = given(settings, job, sources, objects)
     services = probe(settings, job, example([source.inputs]), finder)
@@ -89,6 +89,8 @@ class Trial:
         """All steps; 1 if one failed."""
         more = f" (the first of {listed})" if listed > 1 else ""
         try:
+            if source.fault:
+                raise RowError(source.fault)
             data = reader.read(source.path, source.row, source.size)
             takes = ALL_PIXELS if self.job.tiles else self.services.takes
             upright = decode_for_detector(data, takes)

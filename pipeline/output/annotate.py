@@ -25,6 +25,9 @@ from pipeline.sources.reader import Reader
 from pipeline.stages.boxes import BadBox, check_box
 from pipeline.stages.copies import FOLDER, SUFFIX, plain
 
+# The number of a row or a frame at the end of a name: copies sort as frames are shown.
+ROW = re.compile(r"#(\d{8,})$")
+
 # Okabe and Ito's palette for colour-blind readers (Color Universal Design, 2008), without black and yellow.
 PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
@@ -84,7 +87,8 @@ def annotated(data: bytes, detections: list[dict[str, Any]], longest: int | None
 def place(path: str) -> Path:
     """Where the annotated copy of an image is, within the run's folder."""
     # Of a name only what no browser, web server or shell stumbles over.
-    stem = re.sub(r"[^\w.-]+", "_", Path(path).stem)[:60]
+    row = ROW.search(path)
+    stem = re.sub(r"[^\w.-]+", "_", Path(ROW.sub("", path)).stem)[:60] + (f"-{row[1]}" if row else "")
     return Path(FOLDER, f"{stem}-{hashlib.sha256(path.encode()).hexdigest()[:8]}.jpg")
 
 

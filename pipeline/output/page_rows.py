@@ -35,7 +35,7 @@ CHOICE, NUMBER, TEXT = "choice", "number", "text"
 FILTERS = ("outcome", "label", "stage", "score")
 LOWEST = "lowest confidence"
 TEXTS = ("reason", "raw_answer")
-OF_IMAGES = ("key", "width", "height", "duplicate_of", "inputs")
+OF_IMAGES = ("key", "width", "height", "duplicate_of", "inputs", "time_s")
 
 
 @dataclass

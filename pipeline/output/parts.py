@@ -29,7 +29,8 @@ PART_S = 30.0
 NAMES = ("images", "detections")
 
 # The columns that a duplicate does not share with the image of the same bytes.
-OWN = ("path", "version", "read_s")
+FRAME = tuple(field.name for field in tables.FRAME)
+OWN = ("path", "version", "read_s", *FRAME)
 
 
 class Parts:
@@ -145,6 +146,9 @@ class Parts:
         shared = take(detections, [number for each in resolved for number in found.get(each.original, ())])
         paths = [each.path for each in resolved for _ in found.get(each.original, ())]
         shared = replaced(shared, "path", pa.array(paths, pa.string()))
+        frames = take(images.select(FRAME), [row_of[path] for path in paths])
+        for name in FRAME:
+            shared = replaced(shared, name, frames[name])
         return {
             "images": merged.cast(self.schemas["images"]),
             "detections": shared.cast(self.schemas["detections"]).sort_by(

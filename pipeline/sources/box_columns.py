@@ -36,7 +36,7 @@ def read_column(
     # Of each row: several images where the job makes a row of each element of a list (`each`).
     of_rows: dict[tuple[str, int], list[bytes]] = defaultdict(list)
     for source in sources:
-        if source.row:
+        if source.row and not source.row.is_frame:
             of_rows[source.row.table, source.row.number].append(source.path)
     places = {place for place, _ in of_rows} | ({images} if is_table(images, table_suffixes(images)) else set())
     if not places:

@@ -181,7 +181,7 @@ def refuse_others(settings: Settings) -> None:
     Raises:
         InvalidSetting: it is not so.
     """
-    for name in ("images", "column", "boxes"):
+    for name in ("images", "column", "every", "boxes"):
         if getattr(settings, name) != Settings.model_fields[name].default:
             raise InvalidSetting(
                 f"SPOTTER_{name.upper()} and SPOTTER_FROM_RUN are both set, but an earlier run has its own images: "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import glob
 import itertools
 import os
@@ -18,13 +17,14 @@ from pipeline.errors import InvalidSetting, NotFound, Unreadable
 from pipeline.locations import SCHEME, is_object, located
 from pipeline.sources import columns, table_files, text_tables
 from pipeline.sources.inputs import InputColumns, Inputs
+from pipeline.sources.lists import LIST_SUFFIX, is_list, lines
 from pipeline.sources.objects import WILDCARD, Objects, StoreError, refuse
 from pipeline.sources.rows import row_name
 from pipeline.sources.search import LeftOut, chosen, head, in_folder, unreadable_of, without_runs
 from pipeline.sources.table_files import is_table
+from pipeline.sources.videos import Every, frames_of, is_video
 from pipeline.tables import shown_path
 
-LIST_SUFFIX = ".txt"
 GIVE = (
     "give a folder, a glob, a file, a list (.txt), a table (.parquet, .arrow, .csv, .jsonl) or s3://... with "
     "IMAGES=... or --images"
@@ -33,11 +33,14 @@ GIVE = (
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of a table that holds an image, or should."""
+    """A row of a table that holds an image, or should; or a frame of a video."""
 
     table: str
+    """Its path; of a frame that of the video."""
     column: str
+    """Of a frame the setting that takes it, such as `1s`."""
     number: int
+    is_frame: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,10 @@ class Source:
     row: Row | None = None
     inputs: Inputs | None = None
     """The job's values of this row."""
+    time_s: float | None = None
+    """Of a frame: seconds after the first one of its video."""
+    fault: str | None = None
+    """Why there is no such image, as the listing knows already."""
 
     @property
     def size(self) -> int | None:
@@ -71,6 +78,15 @@ class Listing:
     sources: list[Source]
     left_out: LeftOut
     """Number of files or folders by kind; empty when nothing was left out."""
+    every: str | None = None
+    """Which frames of videos are taken; None: there are no videos among the images."""
+
+    def videos(self) -> str | None:
+        """One line on the videos, or None."""
+        if self.every is None:
+            return None
+        frames = [source.row.table for source in self.sources if source.row and source.row.is_frame]
+        return f"videos: {len(set(frames))}, {len(frames)} frames of them by SPOTTER_EVERY={self.every}"
 
     def summary(self) -> str | None:
         """One line on what was left out, or None."""
@@ -84,7 +100,11 @@ class Listing:
 
 
 def list_images(
-    place: str, column: str | None = None, objects: Objects | None = None, inputs: InputColumns | None = None
+    place: str,
+    column: str | None = None,
+    objects: Objects | None = None,
+    inputs: InputColumns | None = None,
+    every: str | None = None,
 ) -> Listing:
     """The images of a place, in an order that is the same in every run; none twice.
 
@@ -94,51 +114,61 @@ def list_images(
     ignored. Only a place that itself ends with LIST_SUFFIX, .csv or .jsonl is a list or such a table: `photos/*` may
     match a README.txt. A path in a list or a table is relative to the folder of that file. A listed file that does not
     exist is a source too: it fails when it is read. With `inputs`, each row of a table is a source of its own with
-    their values, also where two rows name one picture.
+    their values, also where two rows name one picture. With `every` a video stands for some of its frames.
 
     Raises:
         NotFound: there are no images, or there is no such column.
         InvalidJob: a column holds no inputs.
         Unreadable, BucketUnusable: the place cannot be listed, or is of an unsupported kind.
-        InvalidSetting: a column is named, and there is no table.
+        InvalidSetting: a column is named, and there is no table; or `every` is not understood, or there is one.
     """
     objects, left_out = objects or Objects(), LeftOut()
+    if every is not None:
+        Every.of(every)
     if is_object(place):
         found, expected = list_objects(place, objects, left_out)
     elif re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", place) and not place.startswith("file:"):
         raise Unreadable(f"images: {place}: only {SCHEME} is understood of such addresses: {GIVE}")
     else:
-        found, expected = list_files(Path(os.path.expanduser(place)), left_out)  # noqa: PTH111 `~x.jpg` may be a file
+        found, expected = list_files(Path(os.path.expanduser(place)), left_out, videos=every is not None)  # noqa: PTH111 `~x.jpg` may be a file
     if inputs is not None:
         inputs.refuse_others(name for name, _ in found if not is_table(name, table_suffixes(place)))
     if column is not None and not any(is_table(name, table_suffixes(place)) for name, _ in found):
         raise InvalidSetting(f"images: {place!r} is no table and has no columns: leave SPOTTER_COLUMN empty")
+    if every is not None and any(is_table(name, table_suffixes(place)) for name, _ in found):
+        raise InvalidSetting(
+            f"images: {place!r} is a table, and SPOTTER_EVERY takes frames of video files: unset SPOTTER_EVERY"
+        )
     sources = (source for file in found for source in expand(*file, place, column, objects, inputs))
+    if every is not None:
+        sources = (frame for source in sources for frame in expand_video(source, every))
     unique = {source.path: source for source in sources}
     if inputs is not None:
         inputs.refuse_empty(place, (source.inputs for source in unique.values()))
     if not unique:
         also = f"; {left_out.summary()}" if left_out else ""
         raise NotFound(f"images: {expected}{also}: {GIVE}")
-    return Listing(list(unique.values()), left_out)
+    return Listing(list(unique.values()), left_out, every)
 
 
-def list_files(place: Path, left_out: LeftOut) -> tuple[list[tuple[str, str | None]], str]:
+def list_files(place: Path, left_out: LeftOut, *, videos: bool) -> tuple[list[tuple[str, str | None]], str]:
     """Path and version of the files of a folder, a glob or a path; and what to say if there are none.
 
     Raises:
-        Unreadable: the folder may not be listed, or the file is neither an image nor a list or table.
+        Unreadable: the folder may not be listed, or the file is neither an image nor a list or table, nor one of the
+            `videos` that are taken.
     """
     if place.is_dir():
         if not os.access(place, os.R_OK | os.X_OK):
             raise Unreadable(f"images: no permission to list the folder {str(place)!r}")
-        names, expected = in_folder(place, left_out), f"no image in the folder {str(place)!r}"
+        names, expected = in_folder(place, left_out, videos=videos), f"no image in the folder {str(place)!r}"
     elif place.exists():
         try:
             content = head(str(place))
         except OSError:  # reading it will tell
             content = b""
-        refuse_other(str(place), content)
+        if not (videos and is_video(str(place))):
+            refuse_other(str(place), content)
         names, expected = [str(place)], f"{str(place)!r} is empty"
     else:
         names = matching(str(place), left_out)
@@ -166,6 +196,10 @@ def refuse_other(place: str, content: bytes) -> None:
         Unreadable: it is something else; the message says what to do.
     """
     suffix = suffix_of(place)
+    if is_video(place) and is_object(place):
+        raise Unreadable(
+            f"images: {place!r} is a video in a bucket: copy it to this host, and give the file with EVERY=1s"
+        )
     raw = suffix in REMEDIES  # a camera's raw file begins as a TIFF
     if suffix in (LIST_SUFFIX, *table_files.SUFFIXES, *IMAGE_SUFFIXES) or (image_format(content) and not raw):
         return
@@ -232,6 +266,17 @@ def expand(
         yield Source(os.fsencode(name), seen)
 
 
+def expand_video(source: Source, every: str) -> Iterator[Source]:
+    """The frames of a video that are taken, the last one with a fault where the video ends early; or the image."""
+    name = os.fsdecode(source.path)
+    if source.row is not None or not is_video(name):
+        yield source
+        return
+    for number, time_s, fault in frames_of(name, Every.of(every)):
+        path = os.fsencode(row_name(name, number))
+        yield Source(path, source.version, Row(name, every, number, True), time_s=time_s, fault=fault)
+
+
 def rows(
     place: str, seen: str | None, column: str | None, objects: Objects, inputs: InputColumns | None
 ) -> Iterator[Source]:
@@ -271,38 +316,10 @@ def rows(
             yield listed(entry, place) if entry else row(number)
 
 
-def lines(name: str, objects: Objects) -> list[str]:
-    """A list's entries. Its bytes are kept, since names of files need not be UTF-8; UTF-16 with a BOM is understood.
-
-    Raises:
-        Unreadable: it cannot be read, or is no text.
-    """
-    try:
-        content = objects.read(name) if is_object(name) else Path(name).read_bytes()
-    except StoreError as error:
-        raise refuse("images", name, error) from error
-    except OSError as error:
-        raise Unreadable(f"images: the list {name} cannot be read: {error.strerror or error}") from error
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        content = content.decode("utf-16", "replace").encode()
-    found = [line.strip() for line in os.fsdecode(content.removeprefix(codecs.BOM_UTF8)).split("\n")]
-    if any("\0" in line for line in found):
-        raise Unreadable(
-            f"images: the list {name} holds NUL characters: write one path on each line as UTF-8; "
-            f"'tr \"\\\\0\" \"\\\\n\"' does so with the output of 'find -print0'"
-        )
-    return [line for line in found if line and not line.startswith("#")]
-
-
 def listed(entry: str, where: str) -> Source:
     """The image that a line of a list or a row of a table names, see `located`."""
     place = located(entry, where)
     return Source(os.fsencode(place), None if is_object(place) else version(place))
-
-
-def is_list(place: str) -> bool:
-    """Whether a place is a list, or a glob of lists, by its own name."""
-    return place.lower().endswith(LIST_SUFFIX)
 
 
 def table_suffixes(place: str) -> tuple[str, ...]:

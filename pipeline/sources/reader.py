@@ -8,6 +8,7 @@ import stat
 from pipeline.locations import is_object, is_utf8, located
 from pipeline.runtime.in_process import InProcess
 from pipeline.sources.columns import inline
+from pipeline.sources.frames import Frames
 from pipeline.sources.hosts import Hosts
 from pipeline.sources.images import BadImage
 from pipeline.sources.listing import Row
@@ -25,6 +26,7 @@ class Reader(InProcess):
     def __init__(self, objects: Objects) -> None:
         self.objects = objects
         self.rows = Rows(objects)
+        self.frames = Frames()
         self.hosts = Hosts()
 
     def read(self, path: bytes, row: Row | None, size: int | None = None, fetched: bytes | None = None) -> bytes:
@@ -43,7 +45,9 @@ class Reader(InProcess):
         return data
 
     def _row(self, row: Row) -> bytes:
-        """The image in a row of a table, or the one that it names."""
+        """The image in a row of a table, or the one that it names; or a frame of a video."""
+        if row.is_frame:
+            return self.frames.get(row.table, row.column, row.number)
         value = self.rows.get(row.table, row.column, row.number)
         if value is None:
             raise BadImage(f"column {row.column} is empty in this row")

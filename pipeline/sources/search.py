@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from imaging.kinds import HEAD_BYTES, IMAGE_SUFFIXES, OTHER_SUFFIXES, image_format, suffix_of
+from imaging.kinds import HEAD_BYTES, IMAGE_SUFFIXES, OTHER_SUFFIXES, VIDEO_SUFFIXES, image_format, suffix_of
 from pipeline.sources.table_files import is_table
 
 # Files of unknown endings are opened side by side: on a network's file system each takes a millisecond.
@@ -46,6 +46,7 @@ class LeftOut(dict[str, int]):
         said = []
         for row in self.rows[:SHOWN_KINDS]:
             more = "" if row["kind"].startswith(".") else "s" * (row["number"] > 1) + f" ({row['example']})"
+            more = " (set EVERY=1s to take frames)" if row["kind"] in VIDEO_SUFFIXES else more
             said.append(f"{row['number']} {row['kind']}{more}")
         if others := sum(row["number"] for row in self.rows[SHOWN_KINDS:]):
             said.append(f"{others} others")
@@ -97,12 +98,18 @@ def may_be_image(name: str) -> bool:
     return suffix_of(name) not in OTHER_SUFFIXES
 
 
-def in_folder(folder: Path, left_out: LeftOut) -> list[str]:
-    """The images below a folder, sorted, or, where there are none, the tables that hold images."""
-    return chosen(walk(folder, left_out), left_out, look)
+def in_folder(folder: Path, left_out: LeftOut, *, videos: bool) -> list[str]:
+    """The images (and `videos`) below a folder, sorted, or, where there are none, the tables that hold images."""
+    return chosen(walk(folder, left_out), left_out, look, videos=videos)
 
 
-def chosen(names: Iterable[str], left_out: LeftOut, look: Callable[[str], str | None] | None = None) -> list[str]:
+def chosen(
+    names: Iterable[str],
+    left_out: LeftOut,
+    look: Callable[[str], str | None] | None = None,
+    *,
+    videos: bool = False,
+) -> list[str]:
     """Of some files the images, or, where there are none, the tables; the others are counted.
 
     A file of unknown ending is an image when `look` finds one in it, by returning None; without `look` it is none.
@@ -110,10 +117,12 @@ def chosen(names: Iterable[str], left_out: LeftOut, look: Callable[[str], str | 
     images, tables, unknown = [], [], []
     for name in names:
         suffix = suffix_of(name)
-        if suffix in IMAGE_SUFFIXES:
+        if suffix in IMAGE_SUFFIXES or (videos and suffix in VIDEO_SUFFIXES):
             images.append(name)
         elif is_table(name):
             tables.append(name)
+        elif look is None and suffix in VIDEO_SUFFIXES:
+            left_out.add("video in a bucket", name)
         elif look is None or not may_be_image(name):
             left_out.add_file(name)
         else:

@@ -78,7 +78,7 @@ def crop(detected: daft.DataFrame, settings: Crop, runtime: Runtime, copies: Cop
     slim = cropped.select(
         col("path"),
         col("version"),
-        col("inputs"),
+        *(col(name) for name in ("inputs", "video", "frame", "time_s")),
         *(image[name] for name in ("key", "duplicate", "width", "height", "format", "frames", "file_bytes")),
         image["seconds"].alias("read_s"),
         found["seconds"].alias("detect_s"),

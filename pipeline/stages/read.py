@@ -29,6 +29,7 @@ from pipeline.sources.listing import Row, Source
 from pipeline.sources.reader import Reader, too_large
 from pipeline.stages.batches import BATCH
 from pipeline.stages.schema import IMAGE, ROW
+from pipeline.tables import shown_path
 
 
 class SeenContent(InProcess):
@@ -97,7 +98,7 @@ class ReadImage:
         with self.runtime.step(READ) as step:
             if fault is not None:
                 raise BadImage(fault)
-            place = Row(os.fsdecode(row["table"]), row["column"], row["number"]) if row else None
+            place = from_value(row) if row else None
             data = self.reader.read(path, place, size, fetched)
             step.key, step.bytes_in = content_key(data, inputs), len(data)
             image |= {"key": step.key, "file_bytes": len(data)}
@@ -116,8 +117,9 @@ class ReadImage:
 
 def listed(sources: list[Source]) -> daft.DataFrame:
     """The sources as `path` (bytes, as the file system has it), `version`, `row` (of a table, or null), `size`,
-    `inputs` (JSON, or null) and `fault` (why nothing can be asked, or null)."""
+    `inputs` (JSON, or null), `fault` (why nothing can be asked, or null), and of frames `video`, `frame`, `time_s`."""
     inputs = [source.inputs for source in sources]
+    frames = [source.row if source.row and source.row.is_frame else None for source in sources]
     return daft.from_pydict(
         {
             "path": Series.from_pylist([source.path for source in sources], dtype=DataType.binary()),
@@ -125,14 +127,27 @@ def listed(sources: list[Source]) -> daft.DataFrame:
             "row": Series.from_pylist([source.row and as_value(source.row) for source in sources], dtype=ROW),
             "size": Series.from_pylist([source.size for source in sources], dtype=DataType.int64()),
             "inputs": Series.from_pylist([each and each.text for each in inputs], dtype=DataType.string()),
-            "fault": Series.from_pylist([each and each.fault for each in inputs], dtype=DataType.string()),
+            "fault": Series.from_pylist(
+                [source.fault or (source.inputs and source.inputs.fault) for source in sources],
+                dtype=DataType.string(),
+            ),
+            "video": Series.from_pylist(
+                [each and shown_path(os.fsencode(each.table)) for each in frames], dtype=DataType.string()
+            ),
+            "frame": Series.from_pylist([each and each.number for each in frames], dtype=DataType.int64()),
+            "time_s": Series.from_pylist([source.time_s for source in sources], dtype=DataType.float64()),
         }
     )
 
 
 def as_value(row: Row) -> dict[str, Any]:
     """A table's row as ROW has it: the table's path need not be text."""
-    return {"table": os.fsencode(row.table), "column": row.column, "number": row.number}
+    return {"table": os.fsencode(row.table), "column": row.column, "number": row.number, "is_frame": row.is_frame}
+
+
+def from_value(value: dict[str, Any]) -> Row:
+    """The reverse."""
+    return Row(os.fsdecode(value["table"]), value["column"], value["number"], value["is_frame"])
 
 
 def read(

@@ -8,8 +8,15 @@ from daft import DataType
 FAILURE = DataType.struct(
     {"stage": DataType.string(), "reason": DataType.string(), "attempts": DataType.int32()},
 )
-# Where a table holds an image, or its path.
-ROW = DataType.struct({"table": DataType.binary(), "column": DataType.string(), "number": DataType.int64()})
+# Where a table holds an image, or its path; or a frame of a video.
+ROW = DataType.struct(
+    {
+        "table": DataType.binary(),
+        "column": DataType.string(),
+        "number": DataType.int64(),
+        "is_frame": DataType.bool(),
+    }
+)
 IMAGE = DataType.struct(
     {
         "key": DataType.string(),

@@ -46,7 +46,9 @@ def run(_: StackSettings, console: Console, *, job: JobCommand) -> None:
     settings = job.settings
     asked = jobs.load(settings.job)
     folder = last_run(settings.runs, asked.name)
-    listed = list_images(settings.images, settings.column, Objects(settings.endpoint), InputColumns.of(asked))
+    listed = list_images(
+        settings.images, settings.column, Objects(settings.endpoint), InputColumns.of(asked), settings.every
+    )
     images = share(listed, settings)
     try:
         found = estimate(folder, len(images), settings.prices)

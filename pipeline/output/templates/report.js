@@ -339,7 +339,7 @@ function imageCard(image) {
       image,
       image,
       copy ? picture(copy, `${path} with its detections`) : null,
-      make("figcaption", {}, make("span", { className: "path", textContent: path }), note, ...inputsOf(image)),
+      make("figcaption", {}, make("span", { className: "path", textContent: path }), note, ...timeOf(image), ...inputsOf(image)),
     ),
     found.length ? make("div", { className: "crops" }, ...found.map(cropOf)) : null,
   );
@@ -366,6 +366,14 @@ function objectCard(row) {
   );
 }
 
+/** When a video shows a frame: hours, minutes, seconds and thousandths after its first one. */
+function timeOf(image) {
+  const seconds = rows.ofImages.time_s?.[image] ?? null;
+  if (seconds === null) return [];
+  const clock = new Date(Math.round(seconds * 1000)).toISOString().slice(11, -1);
+  return [make("div", { className: "time" }, make("b", {}, "time"), `: ${clock}`)];
+}
+
 /** The inputs of an image's row, which are JSON text. */
 function inputsOf(image) {
   const text = rows.ofImages.inputs?.[image];
@@ -382,7 +390,7 @@ function open(item) {
   const place = items.indexOf(item);
   const own = rows.rowsOf(image).filter((row) => rows.index[row] !== NONE);
   const stage = make("div", { className: "stage" });
-  const side = make("div", { className: "side" }, make("p", { id: "note" }), ...inputsOf(image));
+  const side = make("div", { className: "side" }, make("p", { id: "note" }), ...timeOf(image), ...inputsOf(image));
   const boxes = make("button", { type: "button", id: "boxes", textContent: "boxes", "aria-pressed": boxesOn });
   const redraw = () => {
     boxes.setAttribute("aria-pressed", boxesOn);
@@ -456,7 +464,7 @@ function showLarge(stage, image, own, redraw) {
     return stage.append(copy);
   };
   // Only a page from the disk reaches the image itself; an address elsewhere is not asked for.
-  if (location.protocol !== "file:" || path.includes("://") || !width || !height) return useCopy();
+  if (location.protocol !== "file:" || path.includes("://") || rows.ofImages.time_s?.[image] != null || !width || !height) return useCopy();
   const place = path.startsWith("/") ? path : `${rows.about.place}/${path}`;
   const svg = drawn("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": path });
   const whole = drawn("image", { width, height, preserveAspectRatio: "none" });
