@@ -99,9 +99,7 @@ class Settings(BaseSettings):
         None,
         description="a table's column with images' bytes, paths or addresses; by default the only one with any",
     )
-    every: str | None = Field(
-        None, description="frames of videos to take: 1s or 0.5s (seconds), 30f (each 30th frame) or key (key frames)"
-    )
+    every: str | None = Field(None, description="frames of videos: 1s, 0.5s, 30f (each 30th) or key (key frames)")
     boxes: str | None = Field(
         None,
         description="boxes of a job with `boxes: input`: a COCO JSON file, an earlier run's folder, or column:NAME",
@@ -124,9 +122,7 @@ class Settings(BaseSettings):
     s3_endpoint: AnyHttpUrl | None = Field(
         None, description="an S3 server other than Amazon's; by default AWS_ENDPOINT_URL"
     )
-    run_name: str | None = Field(
-        None, description="name of the run's folder; by default the job's name and a fingerprint"
-    )
+    run_name: str | None = Field(None, description="name of the run's folder; default: the job's, with a fingerprint")
     job: str = Field("dog_breeds", description="a bundled job's name or a job file's path")
     runner: Literal["native", "ray"] = Field("native", description="where rows are made; ray: on a Ray cluster")
 

@@ -27,7 +27,7 @@ PLATFORM = ("--python-platform", "x86_64-manylinux_2_28")
 # A lock has the hashes of all files of a version, so it can hold here too: with glibc 2.34 (Ubuntu 22.04, RHEL 9), for
 # which vLLM's tilelang has its oldest wheel. Nothing is built there.
 ARM = ("--python-platform", "aarch64-manylinux_2_34", "--only-binary", ":all:")
-PORTABLE = ("uv", "pipeline", "operator", "ray", "bench", "dev")
+PORTABLE = ("uv", "pipeline", "operator", "ray", "video", "bench", "dev")
 # Not an environment of its own: it is installed over one that holds its dependencies.
 OVERLAY = "gemma3n-test"
 

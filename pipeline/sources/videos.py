@@ -143,9 +143,7 @@ def opened(path: str) -> Iterator[tuple[Any, Any, Tape]]:
     try:
         import av
     except ImportError as error:
-        raise InvalidSetting(
-            f"SPOTTER_EVERY: PyAV cannot be loaded ({error}): remove .spotter/envs/operator"
-        ) from error
+        raise InvalidSetting(f"SPOTTER_EVERY: PyAV cannot be loaded ({error}): see docs/videos.md") from error
     tape = Tape(path)
     try:
         name = video_container(tape.read(16))

@@ -71,10 +71,14 @@ def tell(job: JobCommand, environment: Mapping[str, str], secrets: Path) -> Told
     the same reason the keys of a bucket go into files in the folder `secrets`.
 
     Raises:
-        InvalidStackSetting: a service's address leads nowhere from a container.
+        InvalidStackSetting: a service's address leads nowhere from a container, or the job needs what its image lacks.
         UsageError: images or runs' folder do not exist, or a container or its user cannot reach them.
     """
     settings, arguments = job.settings, list[str]()
+    if settings.every is not None:
+        raise InvalidStackSetting(
+            f"SPOTTER_EVERY={settings.every}: the job's image reads no videos: set STACK_ENGINE=process (docs/videos.md)"
+        )
     variables = {name: value for name, value in environment.items() if name.startswith(PREFIX) and value}
     for name, value in sorted(api_key.without(variables).items()):
         if name.endswith("_URL"):

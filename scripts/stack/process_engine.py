@@ -20,6 +20,7 @@ from typing import NoReturn
 
 import psutil
 
+from pipeline.settings import Settings
 from scripts import environments
 from scripts.environments import ROOT
 from scripts.services import KINDS
@@ -174,7 +175,7 @@ class ProcessEngine(Engine):
         os.execve(shell, [shell], {**environment_of(service), "PATH": path})
 
     def run_job(self, stack: Stack, job: JobCommand) -> NoReturn:
-        name = "ray" if job.settings.runner == "ray" else "operator"  # the commands' own environment, which is there
+        name = job_environment(job.settings)
         try:
             environments.prepare(name)
         except environments.EnvironmentFailed as failure:
@@ -182,6 +183,13 @@ class ProcessEngine(Engine):
         python = str(environments.python(name))
         key = {api_key.JOB_VARIABLE: api_key.ensure(stack.key_file)} if stack.key_file else {}
         os.execve(python, [python, "-m", "pipeline", *job.options], {**os.environ, **stack.job_variables, **key})
+
+
+def job_environment(settings: Settings) -> str:
+    """The environment that a job runs in: the commands' own, which is there, or one that has more."""
+    if settings.runner == "ray":
+        return "ray"
+    return "video" if settings.every is not None else "operator"
 
 
 @contextlib.contextmanager
