@@ -16,6 +16,7 @@ import pyarrow as pa
 from rich.console import Console
 
 from pipeline import runners
+from pipeline.clients.address import add_served
 from pipeline.errors import RunStopped
 from pipeline.flow import Work
 from pipeline.metrics import daft_plan, profiler
@@ -235,6 +236,7 @@ class JobRun:
             unended = max(todo - self.collector.progress.done, len(images) - self.tables["images"].num_rows)
             self._note_end(reason or lost(unended, len(images)))
             self.manifest |= {"done_before": len(self.sources) - todo}
+            self.manifest["servers"] = add_served(self.manifest["servers"], self.runner.served())
             self.manifest |= ended(self.tables, len(images), self.job, self.settings)
             self.watchdog.moved()
             self.manifest |= write_evaluation(self.folder, self.tables, self.plan.truth, self.job, changed=todo > 0)
@@ -269,7 +271,7 @@ class JobRun:
         self.manifest["annotated"] = drawn
         write_report(self.folder, self.manifest, self.tables, copies_in(self.folder), Path.cwd())
         run_folder.point_latest_at(self.folder, self.plan.identity)
-        self.profiler.write(self.folder)
+        self.profiler.write(self.folder, self.manifest["servers"])
         if self.settings.trial:
             self.manifest |= after_trial(self.folder, len(self.plan.listing.sources), self.settings.prices)
         run_folder.write_manifest(self.folder, self.manifest)

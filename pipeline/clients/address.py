@@ -33,6 +33,10 @@ RESTS_AFTER = 3
 LAST = 0.05
 
 
+Served = dict[str, list[dict[str, Any]]]
+"""What each address of the services did (`Address.served`), by the service's name."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """What is sent to a service."""
@@ -160,6 +164,11 @@ class Address:
             **({"set_aside": self.aside} if self.aside else {}),
         }
 
+    async def close(self) -> None:
+        """End the connections; the address cannot be used again."""
+        self.breaker.stop()
+        await self.session.close()
+
     async def is_there(self) -> bool:
         """Whether it gives a sign of life."""
         timeout, url = aiohttp.ClientTimeout(total=CHECK_TIMEOUT_S), self.url + "/"
@@ -224,3 +233,19 @@ class Address:
         if wait_s > LONGEST_RETRY_AFTER_S and not isinstance(verdict, RateLimited):
             raise Refused(f"{verdict} (Retry-After: {wait_s:g} s)")
         raise verdict
+
+
+def add_served(before: Served, now: Served) -> Served:
+    """What each address of the services did in two starts or processes together."""
+    total = {}
+    for service in sorted({*before, *now}):
+        known: dict[str, dict[str, Any]] = {}
+        for one in (*before.get(service, ()), *now.get(service, ())):
+            whole = known.setdefault(one["address"], {"address": one["address"], "answers": 0, "mean_latency_s": None})
+            answers = whole["answers"] + one["answers"]
+            seconds = sum(each["answers"] * (each["mean_latency_s"] or 0.0) for each in (whole, one))
+            whole |= {"answers": answers, "mean_latency_s": round(seconds / answers, 6) if answers else None}
+            whole |= {name: whole.get(name, 0) + one[name] for name in ("failures", "outages")}
+            whole |= {"set_aside": one["set_aside"]} if "set_aside" in one else {}
+        total[service] = list(known.values())
+    return total

@@ -172,7 +172,8 @@ class Balancer:
 
     def allowed(self) -> float:
         """How many requests may be in flight now."""
-        return min(float(self.most), sum(each.limiter.limit for each in self.addresses if not each.blocked))
+        limit = sum(each.limiter.limit for each in self.addresses if not each.blocked)
+        return min(float(self.most), max(limit, 1.0))
 
     async def _tick(self) -> None:
         """Until the end: give turns at addresses that are back, and look after those that are silent."""

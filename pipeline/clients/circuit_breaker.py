@@ -76,6 +76,11 @@ class CircuitBreaker:
         await self._closed.wait()
         self.cancellation.check()
 
+    def stop(self) -> None:
+        """Look for the server no more."""
+        if self._watch is not None:
+            self._watch.cancel()
+
     async def _look(self, reason: str) -> None:
         begin = time.monotonic()
         try:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from pipeline.clients.address import Served
 from pipeline.clients.completion import OF_CHAT
 from pipeline.clients.detector import DetectorClient, Finder
 from pipeline.clients.dialects import RequestForm
@@ -58,6 +59,10 @@ class Clients:
     def within(self, shares: Mapping[str, int]) -> bool:
         """Whether no more requests than these are in flight."""
         return all(http.in_flight <= shares[http.name] for http in self.http)
+
+    def served(self) -> Served:
+        """What each address of the services did, for run.json."""
+        return {http.name: [each.served() for each in http.addresses] for http in self.http if http.addresses}
 
     def close(self) -> None:
         """Stop polling and close all connections."""

@@ -307,7 +307,7 @@ class HttpClient(InProcess):
         if self.connection is not None:
             self.connection.turns.stop()
             for address in self.addresses:
-                await address.session.close()
+                await address.close()
 
     def close(self) -> None:
         """Close the connections from another thread than the loop's, unless that is stuck."""

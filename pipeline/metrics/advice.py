@@ -27,6 +27,8 @@ USUAL_SIDE = 512
 
 # KV cache in use above which more requests would be preempted, and below which there is room for more.
 KV_FULL, KV_ROOM = 0.95, 0.7
+# An address is slow when its answers take more than this many times as long as those of each other one.
+SLOW = 3.0
 # Fewer crops show no relation between size and time.
 ENOUGH_CROPS = 30
 # A slope counts when it is this many times as large as its own standard error.
@@ -62,10 +64,23 @@ def concurrency(evidence: Evidence, name: str, setting: str, most: int) -> Advic
 
 
 def model_concurrency(evidence: Evidence) -> Advice | None:
-    """SPOTTER_MODEL_CONCURRENCY."""
+    """SPOTTER_MODEL_CONCURRENCY, of all addresses together."""
     if evidence.server_full():
         return None
-    return concurrency(evidence, ASK, "SPOTTER_MODEL_CONCURRENCY", MOST_MODEL_CONCURRENCY)
+    most = MOST_MODEL_CONCURRENCY * max(len(evidence.servers.get("model server", ())), 1)
+    return concurrency(evidence, ASK, "SPOTTER_MODEL_CONCURRENCY", most)
+
+
+def slow_address(evidence: Evidence) -> Advice | None:
+    """One address of several that takes far longer than the others."""
+    for service, setting in (("model server", "SPOTTER_MODEL_URL"), ("detector", "SPOTTER_DETECTOR_URL")):
+        means = {one["address"]: one["mean_latency_s"] for one in evidence.servers.get(service, ()) if one["answers"]}
+        for address, mean_s in means.items():
+            others = [each for name, each in means.items() if name != address]
+            if others and mean_s > SLOW * max(others):
+                why = f"it took {mean_s:.3g} s for an answer, the other addresses at most {max(others):.3g} s"
+                return Advice(setting=setting, now=address, to="as fast as the others, or left out", why=why)
+    return None
 
 
 def detector_passes_one_by_one(evidence: Evidence) -> bool:
@@ -271,6 +286,7 @@ def once_per_run(evidence: Evidence) -> Advice | None:
 
 RULES: tuple[Callable[[Evidence], Advice | None], ...] = (
     model_concurrency,
+    slow_address,
     detector_concurrency,
     detector_batch,
     crop_size,

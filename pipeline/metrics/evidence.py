@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from pipeline.metrics.bottleneck import FULL
 from pipeline.metrics.profile import Machine, Stage
@@ -36,6 +37,8 @@ class Evidence:
     """Cores that the pipeline took, mean over the flow."""
     host_cpu: float
     """Cores that all programs took."""
+    servers: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    """What each address of the services did, by the service's name: `Address.served` of pipeline/clients/address.py."""
 
     @property
     def flow_s(self) -> float:

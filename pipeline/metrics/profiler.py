@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -103,8 +104,8 @@ class Profiler:
         """CPU time that the sampler took; the stages' own records are not in it."""
         return self._sampler.cpu_s if self._sampler else 0.0
 
-    def profile(self, run: str) -> Profile | None:
-        """What was measured until now; None when there was no flow."""
+    def profile(self, run: str, servers: Mapping[str, Sequence[Mapping[str, Any]]]) -> Profile | None:
+        """What was measured until now; None when there was no flow. `servers`: what each address did."""
         if self._sampler is None:
             return None
         ended = time.perf_counter()
@@ -131,6 +132,7 @@ class Profiler:
             steps=steps,
             pipeline_cpu=samples.mean("pipeline.cpu") or 0.0,
             host_cpu=samples.mean("host.cpu") or 0.0,
+            servers=servers,
         )
         spans = [
             Span(
@@ -157,13 +159,13 @@ class Profiler:
             diagnosis=diagnose(evidence),
         )
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Path, servers: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
         """Write the profile into a run's folder; a run that had nothing to do leaves an earlier one's.
 
         Raises:
             OSError: it cannot be written.
         """
-        profile = self.profile(folder.name)
+        profile = self.profile(folder.name, servers)
         if profile is None:
             return
         (folder / FILE).parent.mkdir(exist_ok=True)

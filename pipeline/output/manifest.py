@@ -184,11 +184,13 @@ def begun(
     folder: Path, started: str, identity: dict[str, Any], settings: Settings, job: Job, services: Services
 ) -> dict[str, Any]:
     """The manifest of a run that has begun, for the first time or again in the same `folder`."""
+    before = read_manifest(folder)
     return {
         "run": folder.name,
         "status": history.RUNNING,
         "started": started,
-        "starts": history.begun(read_manifest(folder), started),
+        "starts": history.begun(before, started),
+        "servers": (before or {}).get("servers", {}),
         "identity": identity,
         **({"parent": identity["parent"]} if "parent" in identity else {}),
         "job": {"name": job.name, **job.content()},

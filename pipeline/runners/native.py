@@ -21,7 +21,7 @@ class Native:
         self.plan, self.flow = plan, Flow(work, reader, clients, runtime)
         self.load, self.allowed = clients.load, clients.allowed
         self.held_up, self.waiting_for, self.tasks = clients.held_up, clients.waiting_for, clients.tasks
-        self.close = clients.close
+        self.served, self.close = clients.served, clients.close
         self.clock = time.perf_counter
 
     def usage(self) -> tuple[float, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
+from pipeline.clients.address import Served
 from pipeline.clients.server_load import LoadPoller
 from pipeline.metrics.profile import WorkerProfile
 
@@ -40,6 +41,9 @@ class Runner(Protocol):
 
     def waiting_for(self) -> str:
         """What the runner waits for now, in words."""
+
+    def served(self) -> Served:
+        """What each address of the services did."""
 
     def tasks(self) -> str:
         """Where its asynchronous tasks wait, a line for each place."""

@@ -188,6 +188,14 @@ def show_summary(console: Console, manifest: dict[str, Any]) -> None:
         console.print(f"images with several pages or frames: {several}; only the first is used")
     if note := copies_note(manifest.get("annotated")):
         console.print(note, markup=False, highlight=False)
+    for service, each in manifest.get("servers", {}).items():
+        for one in each if len(each) > 1 else ():
+            line = f"{service} {one['address']}: {one['answers']} answers"
+            line += f" of {one['mean_latency_s']:.3g} s" if one["answers"] else ""
+            line += f", {one['failures']} failures" if one["failures"] else ""
+            line += f", away {one['outages']} times" if one["outages"] else ""
+            line += f"; set aside: {one['set_aside']}" if "set_aside" in one else ""
+            console.print(escaped(line), markup=False, highlight=False, soft_wrap=True)
     if starts := history.sentence(manifest["starts"]):
         console.print(starts, markup=False, highlight=False)
     if "reason" in manifest:

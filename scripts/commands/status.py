@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+import urllib.error
 from contextlib import suppress
 
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.clients.network import opener
 from pipeline.errors import UsageError
 from scripts.commands.engines import plan, surplus
 from scripts.environments import ROOT
+from scripts.services import KINDS
 from scripts.settings import StackSettings, load_job
 from scripts.stack.services import idle
 from scripts.stack.warmup import is_ready
+
+ANSWERS_S = 2.0
 
 
 def run(settings: StackSettings, console: Console) -> None:
@@ -38,4 +43,19 @@ def run(settings: StackSettings, console: Console) -> None:
         table.add_row(service.name, state, identifier, service.ready_url.rsplit("/", 1)[0], age, log)
     for name in surplus(engine, stack):
         table.add_row(name, "the settings name fewer servers: make up stops it", engine.describe(name)[0])
+    for kind in KINDS.values():
+        for url in filter(None, settings.user_variables(kind.url_variable).get(kind.url_variable, "").split(",")):
+            state = "answers" if answers(url.strip()) else "does not answer"
+            table.add_row(kind.name, f"elsewhere; {state}", "", url.strip())
     console.print(table)
+
+
+def answers(url: str) -> bool:
+    """Whether somebody at an address answers HTTP, whatever it says."""
+    try:
+        opener(url).open(url, timeout=ANSWERS_S).close()
+    except urllib.error.HTTPError as error:
+        return error.code < 500
+    except (OSError, ValueError, UsageError):
+        return False
+    return True

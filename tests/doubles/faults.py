@@ -19,7 +19,8 @@ from typing import Any
 import msgpack
 from aiohttp import web
 
-from tests.doubles.simulated import ANSWER, Fault, Misbehaviour, Simulated, completion, detection, listen, message
+from tests.doubles.capacity import Capacity, Limited
+from tests.doubles.simulated import ANSWER, Fault, Misbehaviour, completion, detection, listen, message
 
 # What a client that gives up after `request_timeout_s` takes for never.
 NEVER_S = 3600.0
@@ -217,6 +218,7 @@ def main() -> None:
     parser.add_argument(
         "--spread", type=float, default=0.0, help="sigma of a lognormal distribution around it (default: %(default)s)"
     )
+    parser.add_argument("--at-once", type=int, help="questions that are worked on at once (default: any number)")
     parser.add_argument("--boxes", type=int, default=3, help="boxes in each image (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of latencies and faults (default: %(default)s)")
     parser.add_argument("--after", type=int, default=0, help="answer this many requests first (default: %(default)s)")
@@ -236,8 +238,9 @@ def main() -> None:
     parser.add_argument("--away", type=float, default=5.0, help="seconds that a restart takes (default: %(default)s)")
     arguments = parser.parse_args()
     draw = random.Random(arguments.seed)
-    simulated = Simulated(
+    simulated = Limited(
         keep_bodies=False,
+        model_capacity=Capacity(arguments.latency if arguments.at_once else 0.0, arguments.at_once),
         model_fault=misbehave(dict(arguments.fault), arguments.seed, arguments.after),
         detector_fault=misbehave(
             dict(arguments.detector_fault), arguments.seed, arguments.after, kinds=DETECTOR_FAULTS
@@ -245,7 +248,8 @@ def main() -> None:
     )
     every = arguments.restart_every
     simulated.restart = lambda number: arguments.away if every and number % every == 0 else None
-    simulated.latency = lambda: arguments.latency * math.exp(draw.gauss(0, arguments.spread))
+    if arguments.at_once is None:
+        simulated.latency = lambda: arguments.latency * math.exp(draw.gauss(0, arguments.spread))
     boxes = grid(arguments.boxes)
     simulated.boxes = lambda image: boxes
     print(

@@ -9,22 +9,39 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from scripts.commands.smoke import free_port
 from scripts.environments import ROOT
 
 
+@dataclass(frozen=True, slots=True)
+class OwnProcess:
+    """Both servers in a process of their own."""
+
+    url: str
+    """Without a path."""
+    process: subprocess.Popen[bytes]
+
+
 @contextmanager
 def simulated_process(**options: float) -> Iterator[str]:
-    """Both servers' address without a path, until the block ends; `options` are those of `tests.doubles.faults`.
+    """See `own_process`: the address alone."""
+    with own_process(**options) as server:
+        yield server.url
+
+
+@contextmanager
+def own_process(**options: object) -> Iterator[OwnProcess]:
+    """Both servers, until the block ends; `options` are those of `tests.doubles.faults`.
 
     Raises:
         RuntimeError: they did not start.
     """
     url = f"http://127.0.0.1:{(port := free_port())}"
     command = [sys.executable, "-m", "tests.doubles.faults", f"--port={port}"]
-    command += [f"--{name}={value}" for name, value in options.items()]
+    command += [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     try:
         for _ in range(200):
@@ -35,7 +52,7 @@ def simulated_process(**options: float) -> Iterator[str]:
                 time.sleep(0.1)
         else:
             raise RuntimeError("the simulated servers did not start")
-        yield url
+        yield OwnProcess(url, server)
     finally:
         server.kill()  # They keep nothing, and would first answer clients that were stopped.
         server.wait()

@@ -46,6 +46,7 @@ def evidence(
         },
         machine=Machine(cpus=2, memory_bytes=2**34, gpus=said.pop("gpus", [])),
         steps=said.pop("steps", []),
+        servers=said.pop("servers", {}),
         pipeline_cpu=said.pop("pipeline_cpu", 0.1),
         host_cpu=said.pop("host_cpu", 0.5),
     )
@@ -200,3 +201,12 @@ def test_cores_where_decoding_keeps_them_busy_and_a_disk_where_it_does_not() -> 
     crowded = lever(evidence(cost, waiting, pipeline_cpu=0.3, host_cpu=1.95), "CPU cores")
     assert crowded is not None
     assert crowded.seconds_saved is None
+
+
+@pytest.mark.parametrize(("seconds", "named"), [((0.2, 0.25, 1.0), "c"), ((0.2, 0.25, 0.5), None), ((1.0,), None)])
+def test_an_address_that_is_far_slower_than_the_others_is_named(seconds: tuple[float, ...], named: str | None) -> None:
+    served = [
+        {"address": name, "answers": 9, "mean_latency_s": each} for name, each in zip("abc", seconds, strict=False)
+    ]
+    advice = lever(evidence(ASKING, FOUR_AT_ONCE, servers={"model server": served}), "SPOTTER_MODEL_URL")
+    assert (advice and advice.now) == named

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
 from aiohttp import web
+from rich.console import Console
 
 from pipeline import job as jobs
 from pipeline.clients import address, balancer, rate_limit
@@ -17,9 +20,12 @@ from pipeline.clients.model import Answer, BadAnswer, ModelClient
 from pipeline.clients.probe import probe
 from pipeline.clients.server_load import Server
 from pipeline.errors import UsageError
+from pipeline.run import run
 from pipeline.runtime.cancellation import CancellationToken, Cancelled
+from pipeline.runtime.display import show_summary
 from pipeline.settings import Settings
 from tests.doubles.simulated import ANSWER, Simulated, completion, serve
+from tests.pictures import encoded, gradient, write_plain
 
 NOWHERE = "http://127.0.0.1:9/v1"
 JOB = jobs.load("dog_breeds")
@@ -75,12 +81,14 @@ def test_alike_servers_get_alike_shares_within_the_shared_bound() -> None:
 
 
 def test_a_slow_server_gets_less() -> None:
-    """20 ms and 100 ms, with as many in flight at each: five to one."""
-    quick, slow = Simulated(latency_s=0.02, keep_bodies=False), Simulated(latency_s=0.1, keep_bodies=False)
+    """It keeps its answers back until the other one has had 200 requests: half of those in flight wait there."""
+    quick = Simulated(latency_s=0.01, keep_bodies=False)
+    slow = Simulated(keep_bodies=False, hold=lambda traffic, number: quick.model.requests < 200)
     with servers(quick, slow) as urls:
-        ended, _ = ask(urls, 300, limits(16))
-    assert right(ended) == 300
-    assert quick.model.requests > 2 * slow.model.requests > 0
+        ended, _ = ask(urls, 250, limits(16))
+    assert right(ended) == 250
+    assert quick.model.requests >= 200
+    assert slow.model.peak_in_flight == 8
 
 
 def test_nobody_at_one_address_costs_no_row_an_attempt() -> None:
@@ -226,3 +234,21 @@ def test_the_servers_metrics_add_up() -> None:
     server.poll()  # neither can be read
     assert heard == [{"a_total": 11.0, "b": 22.0, "c_perc": 0.5}, {}]
     assert steered == [("http://a", 2.0), ("http://b", 20.0), ("http://a", 0.0), ("http://b", 0.0)]
+
+
+def test_a_run_says_what_each_address_did(tmp_path: Path) -> None:
+    """Also of a run that was continued; the number of addresses is no part of its identity."""
+    write_plain(tmp_path / "images", 6)
+    with serve(Simulated()) as detector, servers(Simulated(), Simulated()) as urls:
+        given = {"images": str(tmp_path / "images"), "output": str(tmp_path), "detector_url": detector.url}
+        done = run(Settings(**given, model_url=",".join(urls)), Console(quiet=True)).manifest  # type: ignore[arg-type]
+        (tmp_path / "images" / "new.jpg").write_bytes(encoded(gradient()))
+        again = run(Settings(**given, model_url=urls[0]), Console(quiet=True)).manifest  # type: ignore[arg-type]
+    first = {one["address"]: one["answers"] for one in done["servers"]["model server"]}
+    assert (sorted(first), sum(first.values())) == (sorted(urls), 6)
+    second = {one["address"]: one["answers"] for one in again["servers"]["model server"]}
+    assert second == first | {urls[0]: first[urls[0]] + 1}
+    assert again["run"] == done["run"]
+    said = io.StringIO()
+    show_summary(Console(file=said, width=200), again)
+    assert f"model server {urls[1]}: {first[urls[1]]} answers of " in said.getvalue()

@@ -8,12 +8,14 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipeline.clients.address import Served, add_served
 from pipeline.clients.finders import Stored
 from pipeline.flow import Work
 from pipeline.locations import is_object
@@ -117,6 +119,7 @@ class Cluster:
             self.measures.joins(member.name, member.facts.node if member.facts else "", metrics)
         worker = self.measures.workers[member.name]
         self.measures.add(member.name, reply.records, reply.steps, reply.clock)
+        worker.served = reply.served
         worker.cpu_s, worker.memory_bytes = reply.cpu_s, max(worker.memory_bytes, reply.memory_bytes)
         for level, text in reply.logged:
             log.log(level, "%s: %s", member.name, text)
@@ -157,6 +160,10 @@ class Cluster:
             for member in members
         ]
         return "; ".join(said) or "a worker"
+
+    def served(self) -> Served:
+        """See `Runner.served`."""
+        return reduce(add_served, (worker.served for worker in self.measures.workers.values()), {})
 
     def tasks(self) -> str:
         """See `Runner.tasks`."""

@@ -6,6 +6,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Iterable
 
+from pipeline.clients.address import Served
 from pipeline.metrics.profile import WorkerProfile
 from pipeline.metrics.stage import STAGES, Records, RunMetrics
 from pipeline.metrics.traces import TracedStep
@@ -29,6 +30,7 @@ class OfWorker:
         """All records of before this moment are here."""
         self.images = 0
         self.cpu_s, self.memory_bytes = 0.0, 0
+        self.served: Served = {}
 
     def add(self, records: dict[str, Records], clock: float) -> None:
         """Take what it sent, at `clock` by its own time."""

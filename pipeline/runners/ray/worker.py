@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from pipeline.clients.address import Served
     from pipeline.flow import Work
     from pipeline.metrics.stage import Records
     from pipeline.sources.listing import Source
@@ -96,6 +97,7 @@ class Reply:
     """The worker's `time.perf_counter`."""
     cpu_s: float
     memory_bytes: int
+    served: Served
 
 
 def facts(needs: Needs) -> Facts:
@@ -258,6 +260,7 @@ class Worker:
             time.perf_counter(),
             time.process_time(),
             psutil.Process().memory_info().rss,
+            clients.served(),
         )
 
     def end(self, reason: str) -> None:
