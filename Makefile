@@ -126,6 +126,18 @@ logs: ## show the services' logs: SERVICE=vllm, FOLLOW=1
 build: ## build the container images that are missing or old; needs Docker
 	@./spotter build
 
+.PHONY: bundle
+bundle: ## make a folder that installs Spotter without a network: ENGINE=both PRESETS='cpu l4' OUTPUT=
+	@$(OWN_OUTPUT) ./spotter bundle $(if $(ENGINE),--engine $(ENGINE)) $(if $(PRESETS),--presets $(PRESETS)) $(if $(OUTPUT),--output '$(OUTPUT)')
+
+.PHONY: unbundle
+unbundle: ## install a bundle of this version in this folder: BUNDLE=folder
+	@sh '$(BUNDLE)/install.sh' .
+
+.PHONY: upgrade
+upgrade: ## show what another version changes, then change to it: TO=tag or TO=bundle YES=1
+	@./spotter upgrade --to '$(TO)' $(if $(YES),--yes)
+
 .PHONY: shell
 shell: ## open a shell where a service runs: SERVICE=vllm
 	@./spotter shell $(SERVICE)
@@ -193,8 +205,8 @@ lint: dev ## check style and types
 	$(DEV)/ruff format --check .
 	$(DEV)/mypy
 	$(DEV)/hadolint images/Dockerfile
-	$(DEV)/shellcheck spotter scripts/*.sh images/*.sh .ci/run
-	$(DEV)/shfmt -d spotter scripts/*.sh images/*.sh .ci/run
+	$(DEV)/shellcheck spotter scripts/*.sh scripts/release/*.sh images/*.sh .ci/run
+	$(DEV)/shfmt -d spotter scripts/*.sh scripts/release/*.sh images/*.sh .ci/run
 	scripts/lint_compose.sh
 
 .PHONY: format

@@ -5,9 +5,9 @@ from __future__ import annotations
 import tomllib
 from pathlib import Path
 
-PROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
+ROOT = Path(__file__).resolve().parent.parent
 
 
-def version() -> str:
-    """The version, such as 0.1.0."""
-    return str(tomllib.loads(PROJECT.read_text())["project"]["version"])
+def version(root: Path = ROOT) -> str:
+    """The version of a checkout, such as 0.1.0."""
+    return str(tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"])

@@ -34,6 +34,9 @@ COMMANDS = {
     "job": ("scripts.commands.new_job", "write a job file to start from"),
     "fetch": ("scripts.commands.fetch_models", "get the models that are missing from the hub; verify all"),
     "build": ("scripts.commands.build", "build the containers' images that are missing or old"),
+    "bundle": ("scripts.release.bundle", "make a folder that installs Spotter on a host without a network"),
+    "unbundle": ("scripts.release.unbundle", "load images and models of a bundle, as its install.sh does"),
+    "upgrade": ("scripts.release.upgrade", "show what another version changes, ask, then change to it"),
     "report": ("scripts.commands.report", "make a run's report again from its tables"),
     "try": ("scripts.commands.try_one", "show box, request and answer for one picture; takes the job's options"),
     "estimate": ("scripts.commands.estimate", "say what a run would cost, by the last run of the job; asks no service"),
@@ -86,9 +89,11 @@ def parse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
     for argument in {"preset", "existing", "compare", "run"} & given.keys():
         if given[argument] and (place := folder / given[argument]).exists() and folder != ROOT:
             given[argument] = str(place)
+    if given.get("to") and (folder / given["to"]).is_dir():  # a bundle; else a tag
+        given["to"] = str(folder / given["to"])
     if "runs" in given and folder != ROOT:
         given["runs"] = [str(folder / run) if (folder / run).exists() else run for run in given["runs"]]
-    for argument in {"file", "output"} & given.keys():
+    for argument in {"file", "output", "bundle"} & given.keys():
         if given[argument] and folder != ROOT:
             given[argument] = str(folder / Path(given[argument]).expanduser())
     if name in OF_THE_JOB:

@@ -11,7 +11,13 @@ MINGW* | MSYS* | CYGWIN*)
 esac
 
 root=$(cd "$(dirname "$0")/.." && pwd)
+# The bundle's Python and wheels (make bundle), where this folder was installed from one.
+[ ! -d "$root/.spotter/python/bin" ] || export PATH="$root/.spotter/python/bin:$PATH"
+[ ! -d "$root/.spotter/wheels" ] ||
+	export PIP_FIND_LINKS="$root/.spotter/wheels${PIP_FIND_LINKS:+ $PIP_FIND_LINKS}"
+
 python=${PYTHON:-python3}
+unset PYTHON # of this program alone
 command -v "$python" >/dev/null || {
 	echo "error: $python is not installed: install Python 3 and its venv module (Debian, Ubuntu: the packages" \
 		"python3 and python3-venv), or set PYTHON to an interpreter" >&2

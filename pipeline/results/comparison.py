@@ -14,7 +14,6 @@ from typing import Any
 import pyarrow.compute as pc
 
 from pipeline import tables
-from pipeline.errors import InvalidSetting
 from pipeline.output.evaluation import read_evaluation
 from pipeline.output.run_folder import differences
 from pipeline.results.finished_run import BATCH, FinishedRun
@@ -105,17 +104,7 @@ class Comparison:
     """A run (`after`) compared with another (`before`), by the content of images and the place of boxes."""
 
     def __init__(self, before: FinishedRun, after: FinishedRun) -> None:
-        """Match the rows of both.
-
-        Raises:
-            InvalidSetting: their tables have different formats, whose keys cannot be matched.
-        """
-        formats = [run.manifest.get("identity", {}).get("table_format") for run in (before, after)]
-        if formats[0] != formats[1]:
-            raise InvalidSetting(
-                f"the tables of {before.folder} and {after.folder} have the formats {formats[0]} and {formats[1]}, "
-                "whose rows cannot be matched: run the older one anew"
-            )
+        """Match the rows of both."""
         self.before, self.after = before, after
         self.properties = [name for name in after.properties if name in before.properties]
         self.same = 0

@@ -173,11 +173,17 @@ def read_run(folder: Path) -> FinishedRun:
 
     Raises:
         NotFound: the folder holds no run, or one without tables.
-        Unreadable: a table cannot be read.
+        Unreadable: a table cannot be read, or another version of Spotter made them.
     """
     manifest = read_manifest(folder)
     if manifest is None:
         raise NotFound(f"{folder} holds no run ({MANIFEST} is missing or cannot be read): give a run's folder")
+    made_by = manifest.get("identity", {}).get("table_format", tables.FORMAT)
+    if made_by != tables.FORMAT:
+        raise Unreadable(
+            f"run {folder} was made by another version of Spotter (table format {made_by}, expected {tables.FORMAT}): "
+            "read it with that version, or run it anew"
+        )
     read = {}
     for name in ("images", "detections"):
         path = folder / f"{name}.parquet"

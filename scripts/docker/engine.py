@@ -195,6 +195,11 @@ class ComposeEngine(ContainerEngine):
         given = [part for name, value in way_out.items() for part in ("--env", f"{name}={value}")]
         return self.files.command("run", "--rm", "-T", *given, "fetch", *arguments)
 
+    def in_models(self, script: str) -> list[str]:
+        self.files.fetch_image = self.image("vllm").tag
+        script = f"mkdir -p {HUB_CACHE}/hub && cd {HUB_CACHE}/hub && {script}"
+        return self.files.command("run", "--rm", "-T", "--entrypoint", "sh", "fetch", "-c", script)
+
     def stop_fetching(self) -> None:
         labels = (f"project={self.project}", f"project.working_dir={ROOT}", "service=fetch", "oneoff=True")
         filters = [part for label in labels for part in ("--filter", f"label=com.docker.compose.{label}")]

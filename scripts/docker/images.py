@@ -48,18 +48,19 @@ def of_stack(settings: StackSettings, device: str) -> tuple[Image, ...]:
     return (*images_of(settings, device), PIPELINE)
 
 
-def fingerprint(image: Image) -> str:
-    """Changes when the image must be built anew."""
-    files = [DOCKERFILE]
+def fingerprint(image: Image, root: Path = ROOT) -> str:
+    """Changes when the image must be built anew; `root`: the checkout of which it is made."""
+    files = [root / DOCKERFILE.relative_to(ROOT)]
     if not image.brings_environment:
-        files += [LOCKS / f"{image.name}.lock", LOCKS / "uv.lock", ROOT / "scripts" / "environments.py"]
+        locks = root / LOCKS.relative_to(ROOT)
+        files += [locks / f"{image.name}.lock", locks / "uv.lock", root / "scripts" / "environments.py"]
     for source in image.sources:
-        place = ROOT / source
+        place = root / source
         inside = sorted(path for path in place.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
         files += inside if place.is_dir() else [place]
     digest = hashlib.sha256()
     for path in files:
-        digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
+        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
 
@@ -215,7 +216,7 @@ def build(image: Image, logs: Path, console: Console) -> None:
             [*build, str(ROOT)], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
         )
         try:
-            follow(builder, log, image, console)
+            follow(builder, log, f"image {image.name}", console)
         finally:
             builder.terminate()  # after an interrupt; to one that has ended it does nothing
             builder.wait()
@@ -234,12 +235,12 @@ def lines_of(log: Path) -> list[str]:
     return [line for line in Text.from_ansi(log.read_text(errors="replace")).plain.splitlines() if line.strip()]
 
 
-def follow(builder: subprocess.Popen[bytes], log: Path, image: Image, console: Console) -> None:
-    """Show a builder's last line, and for how long it runs, until it ends."""
+def follow(child: subprocess.Popen[bytes], log: Path, title: str, console: Console) -> None:
+    """Show the last line of a program's log, and for how long it runs, until it ends."""
     begin, lines = time.monotonic(), PlainLines(console)
     with Live(console=console, refresh_per_second=2, transient=True) as live:
-        while builder.poll() is None:
-            shown = f"image {image.name}, {time.monotonic() - begin:.0f} s  {' '.join(lines_of(log)[-1:])}"
+        while child.poll() is None:
+            shown = f"{title}, {time.monotonic() - begin:.0f} s  {' '.join(lines_of(log)[-1:])}"
             if console.is_terminal:
                 live.update(Text(shown[: console.width - 1], style="dim"))
             elif lines.due():

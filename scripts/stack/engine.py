@@ -104,6 +104,10 @@ class Engine(ABC):
     def fetch_command(self, service: Service, arguments: list[str]) -> list[str]:
         """The command that runs models/hub_download.py where a service's models are kept."""
 
+    @abstractmethod
+    def in_models(self, script: str) -> list[str]:
+        """The command of a shell whose folder is the hub's cache of the services' models; it makes the folder."""
+
     def stop_fetching(self) -> None:
         """End a download that outlived its command; it keeps what it has."""
         return

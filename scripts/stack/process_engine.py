@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -23,6 +24,7 @@ import psutil
 from pipeline.settings import Settings
 from scripts import environments
 from scripts.environments import ROOT
+from scripts.models.model_files import hub_cache
 from scripts.services import KINDS
 from scripts.settings import BuildFailed, JobCommand, NotRunning, PortTaken, ServiceDied, StackSettings
 from scripts.stack import api_key
@@ -105,6 +107,10 @@ class ProcessEngine(Engine):
     def fetch_command(self, service: Service, arguments: list[str]) -> list[str]:
         program = str(ROOT / "scripts" / "models" / "hub_download.py")
         return [str(environments.python(service.environment)), "-P", program, *arguments]
+
+    def in_models(self, script: str) -> list[str]:
+        cache = shlex.quote(str(hub_cache(self.settings.environment)))
+        return ["sh", "-c", f"mkdir -p {cache} && cd {cache} && {script}"]
 
     def exit_code(self, name: str) -> int | None:
         child = self.children.get(name)

@@ -11,7 +11,7 @@ from urllib.parse import unquote
 import pytest
 
 from pipeline import tables
-from pipeline.errors import InvalidSetting
+from pipeline.errors import Unreadable
 from pipeline.results import comparison_page
 from pipeline.results.comparison import Agreement, Comparison
 from pipeline.results.comparison_page import write_page
@@ -101,7 +101,7 @@ def test_runs_without_a_detection_can_be_compared(tmp_path: Path) -> None:
 
 
 def test_tables_of_another_format_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidSetting, match="formats 4 and 2"):
+    with pytest.raises(Unreadable, match="table format 2, expected 4"):
         compared(tmp_path, [], [], identity={"table_format": "2"})
 
 

@@ -1,0 +1,1 @@
+"""Bundles for hosts without a network, and upgrades."""
