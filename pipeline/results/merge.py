@@ -68,8 +68,8 @@ class Shard:
         return {name: value for name, value in self.manifest["identity"].items() if name != "shard"}
 
     def has_ended(self) -> bool:
-        """Whether its last start wrote its tables."""
-        return bool(self.manifest["status"] != history.RUNNING)
+        """Whether its last start wrote its tables; a full disk may have kept it from that."""
+        return self.manifest["status"] != history.RUNNING and (self.folder / "images.parquet").exists()
 
     def tables(self, job: Job, others: set[str]) -> Tables:
         """Its rows, without those of images in `others`: an image may have moved to another shard with the listing.
@@ -244,6 +244,8 @@ def replacing(target: Path, identity: dict[str, Any]) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
         except OSError as error:
             raise unwritable(target, error) from error
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
 
 
 def manifest_of(name: str, shards: list[Shard], found: list[Tables]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from rich.console import Console
 from pipeline import settings
 from pipeline.errors import InvalidSetting, NotFound, OtherRun, Unreadable
 from pipeline.output.manifest import Result
-from pipeline.output.run_folder import read_manifest
+from pipeline.output.run_folder import read_manifest, write_manifest
 from pipeline.results import merge as merging
 from pipeline.results.merge import merge
 from pipeline.run import run
@@ -252,6 +252,7 @@ def test_a_merge_that_fails_leaves_what_was_there(do: Shards, tmp_path: Path, mo
         with pytest.raises(KeyboardInterrupt):
             merged()
     assert state() == before
+    assert not (tmp_path / "runs" / ".one.merging").exists()
     crop = next((done.folder / "crops").iterdir())
     content = crop.read_bytes()
     crop.unlink()
@@ -262,6 +263,10 @@ def test_a_merge_that_fails_leaves_what_was_there(do: Shards, tmp_path: Path, mo
     with pytest.raises(Unreadable, match=r"\.parts lacks the rows of 10 images"):
         merged()
     shutil.move(tmp_path / "parts", done.folder / ".parts")
+    manifest = read_manifest(done.folder) or {}  # of a shard whose disk was full when it was to write its tables
+    write_manifest(done.folder, manifest | {"status": "stopped", "reason": "no space"})
+    for name in ("images.parquet", "detections.parquet"):
+        (done.folder / name).unlink()
     assert merged().status == "complete"
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"one", "one-1-of-2", "one-2-of-2", "latest"}
 
