@@ -49,8 +49,8 @@ class Fetched:
 class Display:
     """The progress: a bar in a terminal, elsewhere a line now and then."""
 
-    def __init__(self, what: str, console: Console) -> None:
-        self.what = what
+    def __init__(self, what: str, console: Console, verb: str = "fetching") -> None:
+        self.what, self.verb = what, verb
         self.console = console
         self.total = self.first = 0
         self.begun, self.lines = time.monotonic(), PlainLines(console)
@@ -75,7 +75,7 @@ class Display:
                 self.lines = PlainLines(self.console)
                 missing = self.total - self.first
                 if missing and not self.console.is_terminal:
-                    self.line(f"fetching {decimal(missing)} of {decimal(self.total)}")
+                    self.line(f"{self.verb} {decimal(missing)} of {decimal(self.total)}")
                 self.bar.update(self.task, total=self.total, completed=self.first)
             case "progress":
                 self.bar.update(self.task, completed=event["bytes"])

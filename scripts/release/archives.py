@@ -47,7 +47,7 @@ def save_images(
     assert save.stdout
     try:
         with (
-            fetch.Display("images", console) as display,
+            fetch.Display("images", console, "saving") as display,
             gzip.open(folder / IMAGES, "wb", compresslevel=GZIP_LEVEL) as archive,
         ):
             display.show({"event": "plan", "bytes": total, "present": 0})
@@ -80,7 +80,7 @@ def load_images(bundle: Path, wanted: Iterable[dict[str, Any]], console: Console
         begun = time.monotonic()
         load = subprocess.Popen(command("load", "--quiet"), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
         assert load.stdin
-        with fetch.Display("images", console) as display, archive.open("rb") as file:
+        with fetch.Display("images", console, "loading") as display, archive.open("rb") as file:
             display.show({"event": "plan", "bytes": archive.stat().st_size, "present": 0})
             while chunk := file.read(CHUNK):
                 load.stdin.write(chunk)

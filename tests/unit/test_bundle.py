@@ -12,15 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from pipeline.errors import UsageError
 from scripts import environments
+from scripts.commands import fetch
+from scripts.models.model_files import locate_in_cache
 from scripts.release import archives, bundle, install
 from scripts.release.bundle import about, glibc_of
+from scripts.settings import StackSettings
+from scripts.stack.process_engine import ProcessEngine
 from tests.conftest import ROOT
 from tests.disks import small_disk
 
 # Says what `unbundle` was called with.
-SPOTTER = '#!/bin/sh\necho "called $*" >called\n'
+SPOTTER = '#!/bin/sh\necho "$*" >"$(dirname "$0")/called"\n'
 DOCKER = """#!/bin/sh
 case "$*" in
 version*) echo "{engine}" ;;
@@ -104,6 +110,8 @@ def test_it_lays_out_checkout_wheels_and_settings_and_may_do_so_again(made: Bund
     made.change(lambda manifest: manifest.update(models=[{"name": "owner/model"}]))
     for _ in range(2):
         assert made.install() == (0, [])
+        assert (made.target / "called").read_text() == f"unbundle --bundle {made.folder}\n"
+        (made.target / "called").unlink()
         assert (made.target / ".env").read_text() == "STACK_OFFLINE=True\n"
         assert [path.name for path in (made.target / ".spotter" / "wheels").iterdir()] == ["a-1-py3-none-any.whl"]
         assert install.read_manifest(made.target / install.INSTALLED)["checkout"] == ["spotter", "pyproject.toml"]
@@ -245,3 +253,59 @@ def test_the_licence_of_a_model_is_in_its_card(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "none.tar", "w") as packed:
         packed.add(card, "models--a--b/snapshots/1/config.json")
     assert archives.licence_of(tmp_path / "none.tar") == ("unknown", "no licence file", False)
+
+
+def test_an_interrupted_bundle_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(folder: Path, *_: object) -> None:
+        (folder / "half").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bundle, "fill", fill)
+    given = StackSettings(state=tmp_path / "state", engine="process", device="cpu")
+    output = tmp_path / "out" / "bundle"
+    with pytest.raises(KeyboardInterrupt):
+        bundle.run(given, Console(quiet=True), None, None, str(output))
+    assert list(output.parent.iterdir()) == []
+    monkeypatch.setattr(bundle, "WHEELS_BYTES", {"cpu": 10**18})
+    with pytest.raises(UsageError, match="are free at"):
+        bundle.run(given, Console(quiet=True), None, None, str(output))
+    output.mkdir()
+    with pytest.raises(UsageError, match="exists: remove it"):
+        bundle.run(given, Console(quiet=True), None, None, str(output))
+
+
+def test_a_bundle_holds_what_its_presets_and_engine_need(tmp_path: Path) -> None:
+    given = StackSettings(state=tmp_path, engine="process")
+    contents = bundle.choose(given, None, ["cpu", "l4"])
+    assert (contents.device, contents.presets) == ("cuda", ("cpu", "l4"))
+    assert contents.environments == ["uv", "operator", "detector-cpu", "vllm-cpu", "detector-cuda", "vllm-cuda"]
+    models = {service.model for _, service in contents.models}
+    assert models == {"google/gemma-3n-E4B-it", "ustc-community/dfine-xlarge-obj2coco"}
+    assert contents.images == ()
+
+
+def test_a_model_of_the_hub_goes_from_cache_to_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the archive are files, not links: a disk for carrying may know no links."""
+    given = StackSettings(state=tmp_path, engine="process")
+    _, service = bundle.choose(given, None, ["l4"]).models[-1]
+    commit = service.revision or ""
+    source, target = tmp_path / "source", tmp_path / "target"
+    home = source / archives.cache_name(service.model)
+    for place in (home / "blobs", home / "snapshots" / commit, home / "snapshots" / "older"):
+        place.mkdir(parents=True)
+    (home / "blobs" / "1").write_text("{}")
+    (home / "snapshots" / commit / "config.json").symlink_to("../../blobs/1")
+    (home / "snapshots" / "older" / "config.json").symlink_to("../../blobs/1")
+    monkeypatch.setattr(fetch, "ensure", lambda *_, **__: [])
+    monkeypatch.setattr(ProcessEngine, "prepare", lambda *_: None)
+    monkeypatch.setenv("HF_HUB_CACHE", str(source))
+    settings = StackSettings(state=tmp_path)
+    engine = ProcessEngine(settings, "cuda")
+    about_model = archives.save_model(tmp_path, engine, service, settings, Console(quiet=True))
+    monkeypatch.setenv("HF_HUB_CACHE", str(target))
+    archives.load_models(tmp_path, [about_model], ProcessEngine(StackSettings(state=tmp_path)), Console(quiet=True))
+    found, obstacles = locate_in_cache(service.model, commit, {"HF_HUB_CACHE": str(target)}, Path())
+    assert (obstacles, found.read_json("config.json")) == ([], {})
+    files = [str(path.relative_to(target)) for path in target.rglob("*") if path.is_file() or path.is_symlink()]
+    assert files == [f"{archives.cache_name(service.model)}/snapshots/{commit}/config.json"]
+    assert not (target / files[0]).is_symlink()
