@@ -60,6 +60,8 @@ class Picture:
     format: str
     key: str
     duplicate_of: str | None
+    of_video: dict[str, Any]
+    """`video`, `frame` and `time_s` of a frame of a video; empty for other images."""
     detections: list[Detection] = field(default_factory=list)
 
 
@@ -138,7 +140,10 @@ class FinishedRun:
     def picture(self, image: dict[str, Any], rows: list[dict[str, Any]], name: str, tally: Tally) -> Picture:
         """An image from its row and the rows of its detections."""
         size = image["width"], image["height"]
-        picture = Picture(image["path"], name, *size, image["format"] or "", image["key"], image["duplicate_of"])
+        of_video = {each.name: image[each.name] for each in tables.FRAME} if image.get("video") else {}
+        picture = Picture(
+            image["path"], name, *size, image["format"] or "", image["key"], image["duplicate_of"], of_video
+        )
         for row in rows:
             try:
                 check_box(row["box"], size)

@@ -77,7 +77,7 @@ def tell(job: JobCommand, environment: Mapping[str, str], secrets: Path) -> Told
     settings, arguments = job.settings, list[str]()
     if settings.every is not None:
         raise InvalidStackSetting(
-            f"SPOTTER_EVERY={settings.every}: the job's image reads no videos: set STACK_ENGINE=process (docs/videos.md)"
+            f"SPOTTER_EVERY={settings.every}: the job's image has no PyAV: set STACK_ENGINE=process (docs/videos.md)"
         )
     variables = {name: value for name, value in environment.items() if name.startswith(PREFIX) and value}
     for name, value in sorted(api_key.without(variables).items()):

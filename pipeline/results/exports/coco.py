@@ -33,6 +33,7 @@ def dataset(run: FinishedRun, tally: Tally) -> dict[str, Any]:
     annotations: list[dict[str, Any]] = []
     for number, picture in enumerate(run.pictures(tally), 1):
         image = {"id": number, "file_name": picture.path, "width": picture.width, "height": picture.height}
+        image |= picture.of_video
         if picture.duplicate_of is not None:
             image["duplicate_of"] = picture.duplicate_of
         images.append(image)

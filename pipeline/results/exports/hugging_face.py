@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from pipeline import tables
 from pipeline.results.finished_run import FinishedRun, Tally, local_file
 
 # The size of the library's own files (`max_shard_size`).
@@ -36,6 +37,7 @@ IMAGES = pa.schema(
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("duplicate_of", pa.string()),
+        *tables.FRAME,
         ("objects", pa.list_(OBJECT)),
     ]
 )
@@ -94,7 +96,12 @@ def images(run: FinishedRun, tally: Tally) -> Iterator[dict[str, Any]]:
         if image is None:
             tally.left_out["pictures of images without a file on this host"] += 1
         names = ("path", "key", "width", "height", "duplicate_of")
-        yield {"image": image, **{name: getattr(picture, name) for name in names}, "objects": objects}
+        yield {
+            "image": image,
+            **{name: getattr(picture, name) for name in names},
+            **picture.of_video,
+            "objects": objects,
+        }
 
 
 def groups(rows: Iterable[dict[str, Any]], column: str) -> Iterator[tuple[list[dict[str, Any]], int]]:
