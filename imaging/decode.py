@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from imaging.kinds import HEAD_BYTES, image_format, other_kind
-from imaging.tones import UnknownRange, to_rgb
+from imaging.tones import UnknownRange, tag, to_rgb
 
 # Pillow's other formats run external programs (EPS) or hold no photographs.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM")
@@ -19,6 +19,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM
 MAX_PIXELS = 89_478_485
 
 SIDEWAYS = frozenset({5, 6, 7, 8})  # values of EXIF's orientation that swap width and height
+
+REDUCED = 1  # the bit of a TIFF's NewSubfileType that says: of another image in this file
 
 Least = Callable[[int, int], tuple[int, int]]
 """From an image's width and height as stored to the least width and height that its decoded pixels must keep."""
@@ -61,6 +63,10 @@ def decode(data: bytes, least: Least | None = None, formats: tuple[str, ...] = F
                 raise BadImage(f"{width} x {height} pixels: more than {MAX_PIXELS // 1_000_000} megapixels")
             if least:
                 image.draft(None, least(width, height))
+            if image.format == "TIFF" and (tag(image, "NewSubfileType") or 0) & REDUCED:
+                raise BadImage(
+                    "it holds a small copy first, as a camera's raw file does: develop it into a JPEG or TIFF"
+                )
             smaller = image.size != (width, height)
             raw_mode = str(image.tile[0].args) if image.tile else ""
             image.load()

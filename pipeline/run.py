@@ -34,7 +34,7 @@ from pipeline.output.report import Pictures, draw_copies, write_report
 from pipeline.output.run_log import run_log
 from pipeline.plan import Plan, make_plan
 from pipeline.runners.runner import Runner
-from pipeline.runtime import display
+from pipeline.runtime import display, library_messages
 from pipeline.runtime.cancellation import CancellationToken
 from pipeline.runtime.display import Display
 from pipeline.runtime.interrupts import INTERRUPTED, OneInterrupt
@@ -175,6 +175,7 @@ class JobRun:
             with (
                 display.live(self.console, self.collector.progress) as shown,
                 daft_plan.recorded(self.folder, self.settings.profile),
+                library_messages.logged(),
             ):
                 self._collect(Stream(self.runner.rows()), shown)
         except Exception as error:

@@ -25,6 +25,7 @@ GIF = encoded(gradient(), "GIF")
 BMP = encoded(gradient(), "BMP")
 HEIC = encoded(gradient(), "HEIF")
 AVIF = encoded(gradient(), "AVIF")
+JP2 = encoded(gradient(), "JPEG2000")
 
 
 def valid() -> dict[str, bytes]:
@@ -32,7 +33,7 @@ def valid() -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     formats = {
         **{"jpg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF", "tif": "TIFF", "bmp": "BMP"},
-        **{"avif": "AVIF", "heic": "HEIF"},
+        **{"avif": "AVIF", "heic": "HEIF", "jp2": "JPEG2000"},
     }
     for suffix, kind in formats.items():
         for size in ((320, 240), (240, 320), (1, 1), (7, 500), (1920, 1080)):
@@ -151,6 +152,11 @@ def with_chunk(png: bytes, kind: bytes, data: bytes) -> bytes:
     return png[:header] + png_chunk(kind, data) + png[header:]
 
 
+def small_copy_first() -> bytes:
+    """A TIFF as cameras write their raw data: the first picture in it is a small copy."""
+    return encoded(gradient(160, 120), "TIFF", tiffinfo={254: 1})
+
+
 def hostile() -> dict[str, bytes]:
     """Files that do not decode."""
     draw = random.Random(0)
@@ -172,6 +178,10 @@ def hostile() -> dict[str, bytes]:
         "bad-header-only.webp": WEBP[:40],
         "bad-header-only.heic": HEIC[:40],
         "bad-bomb-65535x65535.gif": b"GIF89a" + struct.pack("<HH", 65535, 65535) + GIF[10:],
+        "bad-bomb-50000x50000.jp2": JP2.replace(
+            struct.pack(">II", 240, 320), struct.pack(">II", 50_000, 50_000)
+        ).replace(struct.pack(">II", 320, 240), struct.pack(">II", 50_000, 50_000)),
+        "bad-raw.tif": small_copy_first(),
         "bad-bomb-50000x50000.bmp": BMP[:18] + struct.pack("<ii", 50_000, 50_000) + BMP[26:],
         "bad-bomb-text.png": with_chunk(PNG, b"zTXt", b"a\0\0" + zlib.compress(bytes(80_000_000))),
         "bad-mode-F.tif": encoded(gradient().convert("F"), "TIFF"),  # 0 to 255, and nothing says so
@@ -179,7 +189,15 @@ def hostile() -> dict[str, bytes]:
         "bad-magic-only.tif": b"II*\x00",
         "bad-loop.tif": b"II*\x00\x08\x00\x00\x00\x00\x00\x08\x00\x00\x00",
     }
-    for name, data in (("jpg", JPEG), ("png", PNG), ("webp", WEBP), ("bmp", BMP), ("heic", HEIC), ("avif", AVIF)):
+    for name, data in (
+        ("jpg", JPEG),
+        ("png", PNG),
+        ("webp", WEBP),
+        ("bmp", BMP),
+        ("heic", HEIC),
+        ("avif", AVIF),
+        ("jp2", JP2),
+    ):
         for share in (25, 50, 75):
             files[f"bad-truncated-{share}.{name}"] = data[: len(data) * share // 100]
     return files

@@ -4,6 +4,7 @@
     python -m scripts.bench.memory --pictures 1000 --boxes 100 --size 640x480   100,000 rows
     python -m scripts.bench.memory --pictures 400 --boxes 20 --model-latency 0.5 -- --model-concurrency 16
                                                                               rows that pile up before a slow model
+    python -m scripts.bench.memory --video --pictures 2000                    frames of one video; wants PyAV
 
 The pipeline is `python -m pipeline` as a user runs it: it reads, decodes, crops, asks, stores, commits and reports.
 Both services are simulated. The bench samples the resident memory of the pipeline and its children, and shows it by the
@@ -21,9 +22,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import psutil
 from PIL import Image
 
@@ -54,15 +57,31 @@ def photo(number: int, size: tuple[int, int]) -> Image.Image:
     return Image.merge("RGB", (Image.blend(coarse, fine, 0.4), Image.blend(ramp, fine, 0.3), ramp))
 
 
-def make_pictures(folder: Path, pictures: int, size: tuple[int, int]) -> None:
-    """Write different JPEGs into a new folder; only a few are drawn, because drawing takes longest."""
-    folder.mkdir(parents=True)
+def different(pictures: int, size: tuple[int, int]) -> Iterator[Image.Image]:
+    """Different images; only a few are drawn, because drawing takes longest."""
     drawn = [photo(number, size) for number in range(min(pictures, 20))]
     for number in range(pictures):
         picture = drawn[number % len(drawn)]
         # One block of pixels makes them different.
         picture.paste((number % 256, number // 256 % 256, 128), (0, 0, 16, 16))
-        picture.save(folder / f"{number:06}.jpg", quality=85)
+        yield picture
+
+
+def make_pictures(folder: Path, pictures: int, size: tuple[int, int], *, video: bool = False) -> None:
+    """Write different images into a new folder: as JPEGs, or as the frames of one `video`."""
+    folder.mkdir(parents=True)
+    if not video:
+        for number, picture in enumerate(different(pictures, size)):
+            picture.save(folder / f"{number:06}.jpg", quality=85)
+        return
+    import av
+
+    with av.open(folder / "video.mp4", "w") as container:
+        stream = container.add_stream("libx264", rate=30, options={"preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        for picture in different(pictures, size):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.asarray(picture), format="rgb24")))
+        container.mux(stream.encode(None))
 
 
 def resident_mb(process: psutil.Process) -> float:
@@ -139,14 +158,15 @@ def measure(options: argparse.Namespace) -> list[str]:
         folder = (options.folder or Path(temporary)).absolute()
         images, log = folder / "images", folder / "output.txt"
         if not images.is_dir():
-            make_pictures(images, options.pictures, options.size)
-        pictures = len(list(images.iterdir()))
-        file_bytes = statistics.mean(path.stat().st_size for path in images.iterdir())
+            make_pictures(images, options.pictures, options.size, video=options.video)
+        pictures = options.pictures if options.video else len(list(images.iterdir()))
+        file_bytes = sum(path.stat().st_size for path in images.iterdir()) / pictures
         print(f"{pictures} images of {options.size[0]} x {options.size[1]}, {file_bytes / 1e6:.2f} MB each")
         boxes = grid(options.boxes)
         simulated.boxes, simulated.latency_s, simulated.keep_bodies = lambda image: boxes, options.latency, False
         simulated.model_latency_s = options.model_latency
         job = [sys.executable, "-m", "pipeline", f"--images={images}", f"--output={folder / 'runs'}", "--force"]
+        job += ["--every=1f"] if options.video else []
         started, environment = time.perf_counter(), {**os.environ, **simulated.settings}
         with log.open("wb") as output:
             child = subprocess.Popen([*job, *options.options], cwd=ROOT, env=environment, stdout=output, stderr=output)
@@ -176,6 +196,7 @@ def main() -> int:
     """Run, print the curve, judge."""
     parser = command.Options(__doc__)
     parser.option("--pictures", 5000, "number of images")
+    parser.add_argument("--video", action="store_true", help="the images are the frames of one video")
     parser.option("--size", "1920x1080", "of an image, in pixels", type=parse_size)
     parser.option("--boxes", 3, "boxes in each image")
     parser.option("--latency", 0.0, "seconds per answer of both services")

@@ -16,6 +16,7 @@ from pipeline.sources.images import (
     decode_for_detector,
     frames,
 )
+from tests.corpus import small_copy_first
 from tests.pictures import Tags, animated, as_phones_take_it, encoded, gradient, rotated_by_exif, sixteen_bit, tiff
 
 
@@ -80,6 +81,11 @@ AVIF = encoded(gradient(), "AVIF")
             "floating point pixels from",
             id="float TIFF",
         ),
+        pytest.param(small_copy_first(), "camera's raw file", id="raw"),
+        pytest.param(encoded(gradient(), "JPEG2000")[:500], "cannot be decoded", id="truncated JPEG 2000"),
+        pytest.param(encoded(gradient(), "TGA"), "not an image of a known format", id="TGA"),
+        pytest.param(encoded(gradient(), "ICO"), "a format that is not decoded", id="ICO"),
+        pytest.param(b"8BPS\0\1" + bytes(40), "a drawing", id="PSD"),
         pytest.param(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image", id="PostScript is not run"),
     ],
 )
