@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Resolve every dependency group of pyproject.toml again into images/locks/<group>.lock, with hashes.
 
-The bases in images/Dockerfile get their current digests if their registry answers. Needs a package index. Changes are
-shown before they are written; nothing is installed.
+The bases in images/Dockerfile get their current digests if their registry answers, and models of presets without a
+revision the hub's current commit. Needs a package index. Changes are shown before they are written; nothing is
+installed.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from scripts import files as whole_file
 from scripts.docker import bases
 from scripts.environments import LOCKS, PYTHON, ROOT, EnvironmentFailed, ensure_uv, run, torch_arguments, uv
 from scripts.environments import uv_environment as uv_settings
+from scripts.vllm import revisions
 
 # The services run on Linux hosts; the operator's side also on others.
 PLATFORM = ("--python-platform", "x86_64-manylinux_2_28")
@@ -149,6 +151,7 @@ def main() -> int:
         print(f"error: {failure}", file=sys.stderr)
         failed = True
     bases.refresh(print)
+    revisions.fill_in(print)
     return int(failed)
 
 

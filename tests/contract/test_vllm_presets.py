@@ -14,17 +14,29 @@ from typing import Any, get_args
 import pytest
 import yaml
 
+from scripts.checks.preflight.static import known_models
 from scripts.settings import StackSettings, read_variables
 from scripts.stack.vllm_server import PRESETS as VLLM_PRESETS
 from scripts.stack.vllm_server import STARTS as VLLM_STARTS
 from scripts.stack.vllm_server import start_arguments
+from scripts.vllm import revisions
 
 PARSE = Path(__file__).with_name("parse_preset.py")
 GPU = ("l4", "a100-40", "a100-80")
-NAMES = ("cpu", *GPU)
+# For an L4 too, with other models.
+MODELS = {
+    "gemma-3n-e2b": "google/gemma-3n-E2B-it",
+    "gemma-4-e4b": "google/gemma-4-E4B-it",
+    "qwen3-vl-4b": "Qwen/Qwen3-VL-4B-Instruct",
+}
+NAMES = ("cpu", *GPU, *MODELS)
 
 # What a card's memory decides; all else is the same in every GPU preset.
 BY_CARD = {"max-model-len", "max-num-seqs", "max-num-batched-tokens", "gpu-memory-utilization"}
+# And what a model decides.
+BY_MODEL = {
+    *("model", "revision", "dtype", "limit-mm-per-prompt", "mm-processor-kwargs", "default-chat-template-kwargs"),
+}
 # What the engine adds: where to listen is the host's matter.
 BY_ENGINE = {"host", "port"}
 # Variables of others than vLLM that vLLM's processes read.
@@ -180,7 +192,24 @@ def test_gpu_presets_differ_only_by_what_the_card_decides() -> None:
     common = [{key: value for key, value in written(name).items() if key not in BY_CARD} for name in GPU]
     assert common[0] == common[1] == common[2]
     assert all(written(name).keys() == written(GPU[0]).keys() for name in GPU)
-    assert len({tuple(read_variables(VLLM_PRESETS / f"{name}.env").items()) for name in GPU}) == 1
+    variables = {tuple(read_variables(VLLM_PRESETS / f"{name}.env").items()) for name in (*GPU, *MODELS)}
+    assert len(variables) == 1
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_presets_of_other_models_differ_only_by_what_card_and_model_decide(name: str) -> None:
+    own, common = (
+        {key: value for key, value in written(each).items() if key not in BY_CARD | BY_MODEL} for each in (name, "l4")
+    )
+    assert own == common
+    assert written(name)["model"] == MODELS[name]
+    assert written(name)["model"] in known_models()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_is_pinned_or_waits_for_make_lock(name: str) -> None:
+    text = (VLLM_PRESETS / f"{name}.yaml").read_text()
+    assert bool(revisions.OPEN.search(text)) != bool(re.fullmatch(r"[0-9a-f]{40}", str(written(name).get("revision"))))
 
 
 @pytest.mark.parametrize("name", GPU)
@@ -192,7 +221,7 @@ def test_the_production_model_is_pinned_to_a_commit(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_request_of_the_job_fits(name: str) -> None:
     preset = written(name)
-    # 256 image tokens, the question, 64 of answer; and a picture's prefill is not cut in two.
+    # 256 image tokens, the question, 64 of answer; and several pictures in a step.
     assert preset["max-model-len"] >= 1024
     assert preset["max-num-batched-tokens"] % 256 == 0
     assert preset["max-num-queued-reqs"] > preset["max-num-seqs"]

@@ -50,6 +50,8 @@ def check_environments(report: Report, site: Site, write: bool) -> dict[str, Pat
 
     if not (report.step("driver without a GPU", site.make_driver) and report.step("stand-in", make_stand_in)):
         return {}
+    report.step("vLLM: parser", site.parse)
+    report.step("vLLM: weights", site.sizes)
     report.step("vLLM: imports, Triton, presets", site.inside, list(presets.values()))
     report.step("vLLM: tables", site.check_tables, write)
     report.step("vLLM: full preflight", site.check_presets, presets)

@@ -23,12 +23,15 @@ from scripts.environments import LOCKS, ROOT
 from scripts.findings import errors
 from scripts.settings import read_variables
 from scripts.stack.devices import PRESETS, Gpu
-from scripts.stack.vllm_server import preset_file
+from scripts.stack.vllm_server import PRESETS as FOLDER_OF_PRESETS
+from scripts.stack.vllm_server import STARTS, preset_file
 from scripts.vllm import tables
 from scripts.vllm.checker import in_environment
 from tests.cuda_build.report import StepFailed
 
 IN_BUILD = Path(__file__).with_name("in_build.py")
+SIZES = Path(__file__).with_name("sizes.py")
+PARSE = ROOT / "tests" / "contract" / "parse_preset.py"
 # A driver's libraries without a GPU: only processes of this check see them, no environment and no image holds them.
 DRIVER = ROOT / "tests" / "doubles" / "nvidia_driver.py"
 CARD = ("--name", "NVIDIA L4", "--mib", "23034", "--capability", "8.9")
@@ -158,6 +161,33 @@ class Site:
             raise StepFailed(f"{', '.join(other)} differ between the builds for CPU and GPU")
         return f"{len(found)} options, of which {', '.join(differing) or 'none'} differ from the CPU build"
 
+    def parse(self) -> str:
+        """vLLM's own parser on each preset, alone and with the options of each start."""
+        files = [FOLDER_OF_PRESETS / f"{name}.yaml" for name in gpu_presets()]
+        starts = [
+            " ".join(f"--{name}" for name, value in yaml.safe_load(start.read_text()).items() if value is True)
+            for start in sorted(STARTS.glob("*.yaml"))
+        ]
+        words = [f"{file} {start}".strip() for file in files for start in ("", *starts)]
+        said = json.loads(run([self.python("vllm-cuda"), PARSE, *words], self.variables).splitlines()[-1])["presets"]
+        if wrong := {each: parsed["error"] for each, parsed in said.items() if parsed["error"]}:
+            raise StepFailed(f"refused: {wrong}")
+        return f"{len(words)} accepted: {', '.join(gpu_presets())}, each also with its fast start"
+
+    def sizes(self) -> str:
+        """The weights of the presets' models, counted, against known_models.json, from which the preflight reckons."""
+        output = self.folder / "sizes"
+        output.mkdir(exist_ok=True)
+        counted = json.loads(run([self.python("vllm-cuda"), "-P", SIZES, output], self.variables).splitlines()[-1])
+        known = static.known_models()
+        for model, parts in counted.items():
+            for part, gib in parts.items():
+                if abs(known[model][part] - gib) > 0.01:
+                    raise StepFailed(f"known_models.json: {model}: {part} is {known[model][part]}, counted {gib:.2f}")
+        return ", ".join(
+            f"{model.rpartition('/')[2]} {parts['weights_gib']:.2f} GiB" for model, parts in counted.items()
+        )
+
     def check_presets(self, presets: Mapping[str, Path]) -> str:
         """The full preflight of each preset with its stand-in: options, files, renderer, grammar."""
         asked, found = command.asked_of(jobs.load(JOB), {}), []
@@ -172,14 +202,20 @@ class Site:
 
 def no_false_alarms() -> str:
     """The static preflight of each preset on its card finds nothing but the model that is still to fetch."""
-    asked, found = command.asked_of(jobs.load(JOB), {}), []
-    for name, memory_mib in PRESETS:
+    asked = command.asked_of(jobs.load(JOB), {})
+    cards = dict(PRESETS)
+    for name in gpu_presets():
+        memory_mib = cards.get(name, cards["l4"])
         server = command.server_of(preset_file(name), "cuda", [Gpu(name, memory_mib)])
         checked = static.check(server, asked, ROOT)
         if wrong := [each for each in checked.findings if each.check != "model" or errors([each])]:
             raise StepFailed(f"{name}: {'; '.join(map(str, wrong))}")
-        found.append(name)
-    return f"no finding for {', '.join(found)}"
+    return f"none for {', '.join(gpu_presets())}"
+
+
+def gpu_presets() -> list[str]:
+    """The names of the presets for GPUs."""
+    return sorted(file.stem for file in FOLDER_OF_PRESETS.glob("*.yaml") if file.stem != "cpu")
 
 
 def told(said: str) -> str:

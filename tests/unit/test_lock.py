@@ -11,6 +11,7 @@ import pytest
 
 from scripts import environments, lock
 from scripts.environments import EnvironmentFailed
+from scripts.vllm import revisions
 
 BEFORE = """\
 aiohttp==3.14.5 \\
@@ -90,12 +91,13 @@ def test_a_group_that_cannot_be_resolved_holds_up_no_other(
     del resolved["pipeline"]
     asked = list[Callable[[str], None]]()
     monkeypatch.setattr(lock, "ensure_uv", lambda: None)
-    monkeypatch.setattr("scripts.docker.bases.refresh", asked.append)
+    for last in ("scripts.docker.bases.refresh", "scripts.vllm.revisions.fill_in"):
+        monkeypatch.setattr(last, asked.append)
     monkeypatch.setattr("sys.argv", ["lock.py"])
     assert lock.main() == 1
     assert "group pipeline of pyproject.toml cannot be resolved" in capsys.readouterr().err
     assert {path.stem for path in tmp_path.glob("*.lock")} == set(lock.groups()) - {"pipeline"}
-    assert asked == [print]
+    assert asked == [print, print]
 
 
 def wheel(folder: Path, version: str) -> None:
@@ -163,3 +165,29 @@ def test_a_lock_that_does_not_hold_on_aarch64_is_told(
     assert told[0] == "  on aarch64: does not hold (see above)"
     assert told[1].startswith("  on aarch64: does not hold: aiohttp 3.14.5 -> 3.14.6; ")
     assert len(told) == 2
+
+
+PRESET = """\
+model: google/some-model
+# No revision: the hub could not be reached when this was written.
+dtype: bfloat16
+"""
+
+
+def test_a_preset_without_a_revision_gets_the_hubs_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, said = tmp_path / "some.yaml", list[str]()
+    place.write_text(PRESET)
+
+    def unreachable(model: str) -> str:
+        raise OSError("no route to the hub")
+
+    monkeypatch.setattr(revisions, "commit_of", unreachable)
+    revisions.fill_in(said.append, tmp_path)
+    assert place.read_text() == PRESET
+    assert said == ["some.yaml: google/some-model stays without a revision: no route to the hub"]
+    monkeypatch.setattr(revisions, "commit_of", lambda model: "c" * 40)
+    revisions.fill_in(said.append, tmp_path)
+    assert f"\nrevision: {'c' * 40}\ndtype: bfloat16\n" in place.read_text()
+    assert said[1:] == [f"some.yaml: google/some-model is pinned to {'c' * 40}"]
+    revisions.fill_in(said.append, tmp_path)
+    assert len(said) == 2

@@ -357,9 +357,20 @@ def test_layers_of_several_kinds_are_no_alarm() -> None:
     assert check_layers(Model("m", None, None), names) == []
 
 
-@pytest.mark.parametrize(("preset", "memory_mib"), [("l4", 23_034), ("a100-40", 40_960), ("a100-80", 81_920)])
+# With the weights, GiB, and the tokens of the KV cache that each preset's comments calculate.
+PLANNED = [
+    ("l4", 23_034, 13.28, 62_000),
+    ("a100-40", 40_960, 13.28, 298_000),
+    ("a100-80", 81_920, 13.28, 1_135_000),
+    ("gemma-3n-e2b", 23_034, 8.81, 141_000),
+    ("gemma-4-e4b", 23_034, 14.21, 44_000),
+    ("qwen3-vl-4b", 23_034, 8.27, 60_000),
+]
+
+
+@pytest.mark.parametrize(("preset", "memory_mib", "weights_gib", "tokens"), PLANNED)
 def test_no_false_alarm_for_a_gpu_preset_whose_model_is_still_to_fetch(
-    preset: str, memory_mib: int, tmp_path: Path
+    preset: str, memory_mib: int, weights_gib: float, tokens: int, tmp_path: Path
 ) -> None:
     environment = {"HF_HOME": str(tmp_path)}
     file = VLLM_PRESETS / f"{preset}.yaml"
@@ -369,9 +380,10 @@ def test_no_false_alarm_for_a_gpu_preset_whose_model_is_still_to_fetch(
     assert (finding.severity, finding.check) == ("warning", "model")
     assert "set HF_TOKEN" in finding.remedy
     parts = {part.name.strip(): part.gib for part in checked.budget}
-    assert parts["weights"] == pytest.approx(13.28)
-    assert parts["KV cache"] is not None
-    assert parts["KV cache"] > 2.0
+    assert parts["weights"] == pytest.approx(weights_gib)
+    (note,) = [part.note for part in checked.budget if part.name.strip() == "KV cache"]
+    assert float(note.partition(" ")[0].replace(",", "")) == pytest.approx(tokens, rel=0.08)
+    assert f"{tokens:,} tokens" in file.read_text()
 
 
 def test_with_a_token_it_is_not_asked_for(tmp_path: Path) -> None:
