@@ -12,7 +12,7 @@ import time
 from collections import deque
 
 from pipeline.clients.address import Address
-from pipeline.runtime.cancellation import CancellationToken
+from pipeline.runtime.cancellation import CancellationToken, Cancelled
 
 log = logging.getLogger(__name__)
 
@@ -105,9 +105,8 @@ class Balancer:
             if turn.done() and not turn.cancelled() and (given := turn.result()) is not None:
                 self.give_back(given)
             raise
-        self.cancellation.check()
         if address is None:
-            raise AssertionError("only a run that ends has a turn without an address")
+            raise Cancelled(self.cancellation.reason or "the connections are closed")
         return address
 
     def _choose(self, tried: set[Address]) -> Address | None:
@@ -185,6 +184,10 @@ class Balancer:
                 silent = each.limiter.in_flight and now - each.heard > SILENT_S and each.breaker.since is None
                 if silent and (each not in self._checks or self._checks[each].done()):
                     self._checks[each] = asyncio.get_running_loop().create_task(self._look_after(each))
+        self._send_away()
+
+    def _send_away(self) -> None:
+        """End all waiting without an address."""
         while self._waiting:
             turn, _ = self._waiting.popleft()
             if not turn.done():
@@ -199,9 +202,10 @@ class Balancer:
             address.give_up()
 
     def stop(self) -> None:
-        """Look no more."""
+        """Look no more, and give no more turns."""
         for task in (self._ticking, *self._checks.values()):
             task.cancel()
+        self._send_away()
 
 
 Turns = Alone | Balancer

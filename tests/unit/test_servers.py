@@ -236,6 +236,21 @@ def test_the_servers_metrics_add_up() -> None:
     assert steered == [("http://a", 2.0), ("http://b", 20.0), ("http://a", 0.0), ("http://b", 0.0)]
 
 
+def test_a_run_that_ends_leaves_nobody_waiting() -> None:
+    stop = CancellationToken()
+
+    def cancel(number: int) -> None:
+        if number == 5:
+            stop.cancel("enough")
+
+    with servers(Simulated(model_fault=cancel), Simulated(model_fault=cancel)) as urls:
+        ended, addresses = ask(urls, 100, limits(4), stop)
+    assert {str(each) for each in ended if isinstance(each, BaseException)} == {"enough"}
+    assert all(isinstance(each, Answer | Cancelled) for each in ended)
+    assert [each.limiter.in_flight for each in addresses] == [0, 0]
+
+
+@pytest.mark.slow
 def test_a_run_says_what_each_address_did(tmp_path: Path) -> None:
     """Also of a run that was continued; the number of addresses is no part of its identity."""
     write_plain(tmp_path / "images", 6)
