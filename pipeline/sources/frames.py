@@ -17,7 +17,7 @@ from PIL import Image
 from pipeline.runtime.in_process import InProcess
 from pipeline.sources.images import BadImage
 from pipeline.sources.rows import KEPT_ROWS
-from pipeline.sources.videos import MOST_BYTES, Every, examine, opened, said
+from pipeline.sources.videos import MOST_BYTES, Every, examine, opened, pyav, said
 
 # How a frame travels. Of a noisy frame of 1920 x 1080: 16 ms, 1.1 MB, 40.7 dB; PNG at its fastest level 229 ms and 3.2
 # MB, lossless WebP 133 ms and 2.3 MB, JPEG of quality 90 with halved colours 8 ms, 0.6 MB, 34.5 dB.
@@ -67,9 +67,7 @@ class Cursor:
     """Decodes one video from front to back, and gives the frames that are asked for nearly in that order."""
 
     def __init__(self, path: str, every: Every) -> None:
-        from av.video.reformatter import VideoReformatter
-
-        self.path, self.every, self.scaler = path, every, VideoReformatter()
+        self.path, self.every, self.scaler = path, every, pyav().video.reformatter.VideoReformatter()
         self.index = examine(path, every)
         self.kept: OrderedDict[int, bytes] = OrderedDict()
         self.missing: dict[int, str] = {}
@@ -82,8 +80,7 @@ class Cursor:
     def decode(self, place: int) -> Iterator[tuple[int, Any]]:
         """Number and frame, from the key frame before the frame at a place of `index.taken`; unusable packets are
         passed over."""
-        import av
-
+        av = pyav()
         self.close()
         container, stream, tape = self.files.enter_context(opened(self.path))
         stamps, counted, count = self.index.stamps, self.index.counted, 0

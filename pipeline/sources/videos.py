@@ -129,6 +129,19 @@ class Tape:
         return data
 
 
+def pyav() -> Any:
+    """The module.
+
+    Raises:
+        InvalidSetting: this environment has none.
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise InvalidSetting(f"SPOTTER_EVERY: PyAV cannot be loaded ({error}): see docs/videos.md") from error
+    return av
+
+
 @contextmanager
 def opened(path: str) -> Iterator[tuple[Any, Any, Tape]]:
     """PyAV's container and stream of a video's pictures, and the file that they read.
@@ -140,11 +153,7 @@ def opened(path: str) -> Iterator[tuple[Any, Any, Tape]]:
         BadImage: it has no such stream, or one that is not decoded.
         OSError: it cannot be read.
     """
-    try:
-        import av
-    except ImportError as error:
-        raise InvalidSetting(f"SPOTTER_EVERY: PyAV cannot be loaded ({error}): see docs/videos.md") from error
-    tape = Tape(path)
+    av, tape = pyav(), Tape(path)
     try:
         name = video_container(tape.read(16))
         tape.seek(0)
@@ -187,8 +196,7 @@ def examine(path: str, every: Every) -> Index:
         BadImage: there is no frame; the message says why.
         OSError: it cannot be read.
     """
-    import av
-
+    av = pyav()
     with opened(path) as (container, stream, tape):
         stamps, keys, counted, fault = array("q"), set(), False, None
         hides = stream.codec_context.name in ("vp8", "libvpx")

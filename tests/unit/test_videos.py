@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from rich.console import Console
 from pipeline import settings as pipeline_settings
 from pipeline.errors import InvalidSetting, NotFound, Unreadable
 from pipeline.output.manifest import Result
+from pipeline.results.export import export
+from pipeline.results.exports import coco
+from pipeline.results.finished_run import Tally, read_run
 from pipeline.run import run
 from pipeline.sources import frames as frames_module
 from pipeline.sources import videos
@@ -28,6 +32,10 @@ from pipeline.sources.listing import Listing, Source, list_images
 from pipeline.sources.objects import Objects
 from pipeline.sources.reader import Reader
 from pipeline.sources.videos import Every, examine
+from scripts.docker.job import tell
+from scripts.environments import LOCKS
+from scripts.settings import InvalidStackSetting, JobCommand
+from scripts.stack.process_engine import job_environment
 from tests.conftest import Cli
 from tests.doubles.simulated import Simulated
 from tests.pictures import encoded as encoded_image
@@ -500,3 +508,40 @@ def test_a_run_continues_in_the_middle_of_a_video(run_job: RunJob, simulated: Si
     images = rows(second, "images")
     assert [row["frame"] for row in images] == [0, 10, 20, 30, 40, 50]
     assert json.loads((second.folder / "run.json").read_text())["done_before"] == 3
+
+
+def test_exports_have_the_frames_columns(run_job: RunJob, tmp_path: Path) -> None:
+    done = run_job(write_video(tmp_path / "a.mp4"), "--every", "30f")
+    images = coco.dataset(read_run(done.folder), Tally())["images"]
+    assert [(image["file_name"][-9:], image["frame"], round(image["time_s"], 2)) for image in images] == [
+        ("#00000000", 0, 0.0),
+        ("#00000030", 30, 1.0),
+    ]
+    for name in ("hf", "csv"):
+        export(read_run(done.folder), name, tmp_path / name)
+    table = pq.read_table(next((tmp_path / "hf" / "images").glob("*.parquet")))
+    assert table["video"].to_pylist() == [f"{tmp_path}/a.mp4"] * 2
+    assert "time_s" in (tmp_path / "csv" / "detections.csv").read_text().splitlines()[0]
+
+
+# --- the stack ------------------------------------------------------------------------------------------------------
+
+
+def test_pyav_is_where_videos_are_wanted(tmp_path: Path) -> None:
+    """An environment of its own on a host; an image has none, and says so before anything starts."""
+    settings = pipeline_settings.Settings(every="1s", images=str(tmp_path))
+    assert job_environment(settings) == "video"
+    assert job_environment(pipeline_settings.Settings(images=str(tmp_path))) == "operator"
+    assert "\nav==" in (LOCKS / "video.lock").read_text()
+    assert not any("\nav==" in (LOCKS / f"{name}.lock").read_text() for name in ("pipeline", "operator"))
+    with pytest.raises(
+        InvalidStackSetting, match="SPOTTER_EVERY=1s: the job's image has no PyAV: set STACK_ENGINE=process"
+    ):
+        tell(JobCommand(settings), {}, tmp_path)
+
+
+def test_without_pyav_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_video(tmp_path / "a.mp4")
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(InvalidSetting, match=r"SPOTTER_EVERY: PyAV cannot be loaded .*: see docs/videos\.md"):
+        listed(path, "1s")
