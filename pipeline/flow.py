@@ -21,14 +21,18 @@ from pipeline.sources.images import ALL_PIXELS
 from pipeline.sources.listing import Source
 from pipeline.sources.reader import Reader
 from pipeline.stages.ask import ask
-from pipeline.stages.batches import BATCH
+from pipeline.stages.batches import image_batch
 from pipeline.stages.copies import Copies
 from pipeline.stages.crop import crop
 from pipeline.stages.detect import detect
+from pipeline.stages.kept_pixels import KeptPixels
 from pipeline.stages.read import SeenContent, held_bytes, listed, read
 from pipeline.stages.reusable import ReusableAnswers
 from pipeline.stages.store import store
 from pipeline.stages.stored import stored_crops
+
+# Of the memory budget: so much again may be taken by pixels between reading and cutting.
+KEPT_SHARE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +82,12 @@ class Flow:
     def crops(self, sources: list[Source], seen: SeenContent) -> daft.DataFrame:
         """Read the images, find the objects and cut them out."""
         runtime, job = self.runtime, self.work.job
-        sizes = (held_bytes(source.size) or 0 for source in sources)
-        batch = runtime.budget.admission_batch(sizes, BATCH)
+        sizes = [held_bytes(source.size) or 0 for source in sources]
+        batch = runtime.budget.admission_batch(sizes, image_batch(sizes))
         asked = self.work.services.takes if self.work.given is None else None
         takes = ALL_PIXELS if job.tiles else asked
-        frame = read(listed(sources), self.reader, seen, runtime, batch, takes)
+        kept = KeptPixels(self.work.settings.bytes_in_flight // KEPT_SHARE)
+        frame = read(listed(sources), self.reader, seen, runtime, batch, takes, kept)
         frame = detect(frame, self.clients.finder, runtime, batch)
         copies = Copies(self.work.folder, self.work.settings.copies, self.write)
-        return crop(frame, job.crop, runtime, copies)
+        return crop(frame, job.crop, runtime, copies, kept)

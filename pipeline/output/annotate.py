@@ -18,7 +18,7 @@ import pyarrow as pa
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.files import whole
-from pipeline.sources.images import COPY_SIDE, BadImage, decode
+from pipeline.sources.images import COPY_EXCESS, COPY_SIDE, BadImage, decode
 from pipeline.sources.listing import Source
 from pipeline.sources.objects import StoreError
 from pipeline.sources.reader import Reader
@@ -51,16 +51,17 @@ class Drawing:
 
 
 def annotated(data: bytes, detections: list[dict[str, Any]], longest: int | None = None) -> bytes:
-    """The JPEG of an encoded image, at most COPY_SIDE pixels wide and high, with a captioned box for each detection
-    that can be drawn (see `Drawing`). `longest` is the longer side of the image that the boxes are of,
-    if it is another.
+    """The JPEG of an encoded image, at most COPY_EXCESS * COPY_SIDE pixels wide and high, with its detections drawn.
+
+    `detections` are as in `Drawing`. `longest` is the longer side of the image that they are of, if that is another.
 
     Raises:
         BadImage: the image cannot be decoded.
     """
     upright = decode(data, enough=COPY_SIDE)
     image = upright.pixels
-    image.thumbnail((COPY_SIDE, COPY_SIDE), Image.Resampling.BILINEAR)
+    if max(image.size) > COPY_EXCESS * COPY_SIDE:
+        image.thumbnail((COPY_SIDE, COPY_SIDE), Image.Resampling.BILINEAR)
     scale = max(image.size) / (longest or max(upright.width, upright.height))
     draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(size=max(12, max(image.size) // 55))

@@ -36,6 +36,8 @@ COPY_BYTES = 512 * 1024
 # The report draws boxes and answers on a copy of so many pixels a side: large enough to read a caption on, small enough
 # that 200 of them make a page.
 COPY_SIDE = 960
+# Crops of 512 pixels from boxes of a third of an image's longer side need about so many pixels of it.
+CROP_SIDE = 1700
 
 # What a copy covers when the detector does not say what its model takes: most take about 640.
 UNKNOWN_INPUT = (1280, 1280)
@@ -88,12 +90,16 @@ def copy_scale(size: tuple[int, int], takes: tuple[int, int]) -> float:
     return min(max(covering(size, takes), COPY_SIDE / max(size)), 1.0)
 
 
-def decode_for_detector(data: bytes, takes: tuple[int, int]) -> Upright:
-    """Decode an image, not larger than a detector whose model takes so many pixels across and down has use for."""
+def decode_for_detector(data: bytes, takes: tuple[int, int], least_side: int = 1) -> Upright:
+    """Decode an image, not larger than a detector whose model takes so many pixels across and down has use for.
+
+    Its longer side keeps `least_side` pixels.
+    """
 
     def least(width: int, height: int) -> tuple[int, int]:
         # The orientation is not known yet.
         scale = max(copy_scale((width, height), takes), copy_scale((height, width), takes))
+        scale = min(max(scale, least_side / max(width, height)), 1.0)
         return math.ceil(width * scale), math.ceil(height * scale)
 
     return decode(data, least)

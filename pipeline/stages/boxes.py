@@ -19,8 +19,9 @@ JPEG_QUALITY = 90
 MIN_SIDE = 32
 FILL = (128, 128, 128)
 
-# Pillow's own for thumbnails: it scales down by whole factors first, to at least this multiple of the target.
-REDUCING_GAP = 2.0
+# Scale down by whole factors first, to at least this multiple of the target. Pillow's own 2.0 takes twice as long where
+# the crop is a quarter of the pixels, and is no better: 49 dB against a crop out of all pixels, and 50 with 1.5.
+REDUCING_GAP = 1.5
 
 
 class BadBox(RowError):

@@ -15,34 +15,39 @@ from pipeline.runtime.runtime import Runtime, failure
 from pipeline.sources.images import Upright, decode
 from pipeline.stages.boxes import BadBox, cut, enough
 from pipeline.stages.copies import Copies
+from pipeline.stages.kept_pixels import KeptPixels
 from pipeline.stages.schema import CROPPED
 
 
 class CropBoxes:
     """Cuts the boxes out of the image, which is decoded as large as the crops need it."""
 
-    def __init__(self, crop: Crop, runtime: Runtime, copies: Copies | None) -> None:
+    def __init__(self, crop: Crop, runtime: Runtime, copies: Copies | None, kept: KeptPixels) -> None:
         self.crop = crop
         self.runtime = runtime
         self.copies = copies
+        self.kept = kept
 
     @daft.method(return_dtype=CROPPED)
     def __call__(
         self, path: bytes, image: dict[str, Any] | None, boxes: list[dict[str, Any]] | None
     ) -> dict[str, Any] | None:
         """Each box with its JPEG; the image's bytes are released."""
-        cropped = self.cut(image, boxes) if image and image["data"] and boxes else None
+        kept = self.kept.take(path)
+        cropped = self.cut(image, boxes, kept) if image and image["data"] and boxes else None
         found = (cropped or {}).get("detections", [])
         self.runtime.budget.cropped(path, sum(len(each.get("jpeg", b"")) for each in found))
         return cropped
 
-    def cut(self, image: dict[str, Any], boxes: list[dict[str, Any]]) -> dict[str, Any]:
-        """Each box with its JPEG, or why it has none."""
+    def cut(self, image: dict[str, Any], boxes: list[dict[str, Any]], kept: Upright | None) -> dict[str, Any]:
+        """Each box with its JPEG, or why it has none; `kept` is the image, if it is decoded already."""
         cropped: dict[str, Any] = {}
         with self.runtime.step(CROP, image["key"]) as step:
             step.bytes_in = len(image["data"])
             places, size = [box["box"] for box in boxes], (image["width"], image["height"])
-            upright = decode(image["data"], enough(places, self.crop.margin, self.crop.max_side, size))
+            needed = enough(places, self.crop.margin, self.crop.max_side, size)
+            large = kept is not None and max(kept.pixels.size) >= (needed or max(size))
+            upright = kept if kept and large else decode(image["data"], needed)
             cropped["detections"] = [self.cut_one(upright, box) for box in boxes]
             if self.copies:
                 self.copies.keep(image, upright)
@@ -64,15 +69,21 @@ class CropBoxes:
             return box | {"failure": failure(CROP, error)}
 
 
-def crop(detected: daft.DataFrame, settings: Crop, runtime: Runtime, copies: Copies | None = None) -> daft.DataFrame:
+def crop(
+    detected: daft.DataFrame,
+    settings: Crop,
+    runtime: Runtime,
+    copies: Copies | None = None,
+    kept: KeptPixels | None = None,
+) -> daft.DataFrame:
     """`image`, `detected` -> one row a `detection` (box and JPEG); an image without a detection keeps one row.
 
-    `copies` takes a small copy of each image that has detections.
+    `copies` takes a small copy of each image that has detections. Pixels that are `kept` are not decoded again.
 
     The image's bytes are dropped before the explode, which would copy them to each detection: 40 images of 3 boxes took
     2.0 GB decoded and 449 MB encoded.
     """
-    stage = daft.cls(CropBoxes, use_process=False)(settings, runtime, copies)
+    stage = daft.cls(CropBoxes, use_process=False)(settings, runtime, copies, kept or KeptPixels(0))
     cropped = detected.with_column("cropped", stage(col("path"), col("image"), col("detected")["boxes"]))
     image, found, cut_out = col("image"), col("detected"), col("cropped")
     slim = cropped.select(

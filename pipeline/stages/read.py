@@ -17,17 +17,18 @@ from pipeline.runtime.in_process import InProcess
 from pipeline.runtime.runtime import Runtime
 from pipeline.sources.images import (
     COPY_BYTES,
+    CROP_SIDE,
     UNKNOWN_INPUT,
     BadImage,
     content_key,
     copy_for_detector,
-    decode,
     decode_for_detector,
     frames,
 )
 from pipeline.sources.listing import Row, Source
 from pipeline.sources.reader import Reader, too_large
 from pipeline.stages.batches import BATCH
+from pipeline.stages.kept_pixels import KeptPixels
 from pipeline.stages.schema import IMAGE, ROW
 from pipeline.tables import shown_path
 
@@ -73,12 +74,20 @@ class Admission:
 class ReadImage:
     """Reads and checks images."""
 
-    def __init__(self, reader: Reader, seen: SeenContent, runtime: Runtime, takes: tuple[int, int] | None) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        seen: SeenContent,
+        runtime: Runtime,
+        takes: tuple[int, int] | None,
+        kept: KeptPixels,
+    ) -> None:
         """`takes`: pixels across and down that the detector's model makes use of; None: no detector gets the image."""
         self.reader = reader
         self.seen = seen
         self.runtime = runtime
         self.takes = takes
+        self.kept = kept
 
     @daft.method(return_dtype=IMAGE)
     def __call__(
@@ -103,11 +112,12 @@ class ReadImage:
             step.key, step.bytes_in = content_key(data, inputs), len(data)
             image |= {"key": step.key, "file_bytes": len(data)}
             # Also at its smallest a decode reads all of the data, and so finds every fault.
-            upright = decode_for_detector(data, self.takes) if self.takes else decode(data, 1)
+            upright = decode_for_detector(data, self.takes or (1, 1), 1 if self.kept.full else CROP_SIDE)
             image |= {"width": upright.width, "height": upright.height, "format": upright.format}
             image["frames"] = frames(data, upright.format)
             image["duplicate"] = not self.seen.add(step.key, path)
             if not image["duplicate"]:
+                self.kept.keep(path, upright)
                 image |= {"data": data, "copy": copy_for_detector(data, upright, self.takes) if self.takes else None}
                 step.bytes_out = len(image["copy"] or data)
                 step.hand_on(DETECT)
@@ -157,10 +167,12 @@ def read(
     runtime: Runtime,
     batch: int = BATCH,
     takes: tuple[int, int] | None = UNKNOWN_INPUT,
+    kept: KeptPixels | None = None,
 ) -> daft.DataFrame:
     """`path`, `row`, `size`, `inputs`, `fault` -> `path`, `inputs`, `image`.
 
     `takes`: pixels across and down that the detector's model makes use of; None: no detector gets the images.
+    `kept` takes pixels for the crop stage.
 
     Daft fetches objects, those of a batch at once, from hosts that answered before. The reader fetches the first one of
     each host, since Daft tries 24 times in 100 s and no setting bounds that. The reader also asks once more for those
@@ -170,7 +182,7 @@ def read(
     address = daft.cls(AddressToFetch, use_process=False)(reader)(col("path"), col("row"), col("size"))
     fetched = download(address, on_error="null", io_config=reader.objects.config())
     admission = daft.cls(Admission, max_concurrency=1)(runtime)
-    stage = daft.cls(ReadImage, use_process=False)(reader, seen, runtime, takes)
+    stage = daft.cls(ReadImage, use_process=False)(reader, seen, runtime, takes, kept or KeptPixels(0))
     admitted = paths.into_batches(batch).with_column("path", admission(col("path"), col("size")))
     images = admitted.with_column("fetched", fetched)
     image = stage(*(col(name) for name in ("path", "row", "size", "fetched", "inputs", "fault")))
