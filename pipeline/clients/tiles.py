@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from PIL import Image
 from pipeline.clients.detector import Box, Detected, DetectorClient, Picture
 from pipeline.clients.http import HttpClient
 from pipeline.job import Tiles
-from pipeline.sources.images import COPY_QUALITY, UNKNOWN_INPUT, copy_for_detector, decode
+from pipeline.sources.images import COPY_QUALITY, UNKNOWN_INPUT, copy_for_detector, decode, encode_jpeg
 
 # A box whose smaller part lies to this share in a better one is the same object, seen in two tiles.
 SAME_OBJECT = 0.6
@@ -93,9 +92,8 @@ def each_tile(image: Image.Image, tiles: Tiles) -> Iterator[Tile]:
     for top in starts(image.height, tiles.size, tiles.overlap):
         for left in starts(image.width, tiles.size, tiles.overlap):
             right, bottom = min(left + tiles.size, image.width), min(top + tiles.size, image.height)
-            encoded = io.BytesIO()
-            image.crop((left, top, right, bottom)).save(encoded, "JPEG", quality=COPY_QUALITY)
-            yield Tile(left, top, right, bottom, encoded.getvalue())
+            jpeg = encode_jpeg(image.crop((left, top, right, bottom)), COPY_QUALITY)
+            yield Tile(left, top, right, bottom, jpeg)
 
 
 def moved(box: Box, scale: float, left: float = 0.0, top: float = 0.0) -> Box:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import re
 import zlib
@@ -18,7 +17,7 @@ import pyarrow as pa
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.files import whole
-from pipeline.sources.images import COPY_EXCESS, COPY_SIDE, BadImage, decode
+from pipeline.sources.images import COPY_EXCESS, COPY_SIDE, BadImage, decode, encode_jpeg
 from pipeline.sources.listing import Source
 from pipeline.sources.objects import StoreError
 from pipeline.sources.reader import Reader
@@ -80,9 +79,7 @@ def annotated(data: bytes, detections: list[dict[str, Any]], longest: int | None
         y = y1 - height if y1 >= height else y1
         draw.rectangle((x, y, x + width, y + height), fill=ink)
         draw.text((x + 4 - left, y + 3 - top), found["caption"], fill="white", font=font)
-    encoded = io.BytesIO()
-    image.save(encoded, "JPEG", quality=85)
-    return encoded.getvalue()
+    return encode_jpeg(image, 85)
 
 
 def place(path: str) -> Path:

@@ -13,9 +13,19 @@ from PIL import Image
 
 from imaging import decode as imaging
 from imaging.decode import Least, Upright
+from imaging.encode import encode_jpeg
 from pipeline.errors import RowError
 
-__all__ = ["BadImage", "Upright", "content_key", "copy_for_detector", "decode", "decode_for_detector", "frames"]
+__all__ = [
+    "BadImage",
+    "Upright",
+    "content_key",
+    "copy_for_detector",
+    "decode",
+    "decode_for_detector",
+    "encode_jpeg",
+    "frames",
+]
 
 # HEIC, the format of phones. Its decoder applies the rotation in the file, and removes it from the EXIF.
 pillow_heif.register_heif_opener(thumbnails=False)
@@ -142,6 +152,4 @@ def reduced_jpeg(upright: Upright, scale: float) -> bytes:
         copy = copy.reduce(factor)
     if copy.width > COPY_EXCESS * width:
         copy = copy.resize((width, height), Image.Resampling.BILINEAR)
-    encoded = io.BytesIO()
-    copy.save(encoded, "JPEG", quality=COPY_QUALITY)
-    return encoded.getvalue()
+    return encode_jpeg(copy, COPY_QUALITY)

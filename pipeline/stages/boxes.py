@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from contextlib import suppress
@@ -10,6 +9,7 @@ from contextlib import suppress
 from PIL import Image
 
 from pipeline.errors import RowError
+from pipeline.sources.images import encode_jpeg
 
 # Quality 90 keeps a crop about 30 kB; the model's processor rescales it anyway.
 JPEG_QUALITY = 90
@@ -105,9 +105,7 @@ def cut(
         crop = from_copy(image, padded, max_side, size)
     if min(crop.size) < min_side:
         crop = enlarged(crop, max_side, min(min_side, max_side))
-    encoded = io.BytesIO()
-    crop.save(encoded, "JPEG", quality=JPEG_QUALITY)
-    return encoded.getvalue()
+    return encode_jpeg(crop, JPEG_QUALITY)
 
 
 def from_copy(

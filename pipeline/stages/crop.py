@@ -33,7 +33,9 @@ class CropBoxes:
         self, path: bytes, image: dict[str, Any] | None, boxes: list[dict[str, Any]] | None
     ) -> dict[str, Any] | None:
         """Each box with its JPEG; the image's bytes are released."""
-        kept = self.kept.take(path)
+        kept, data = self.kept.take(path)
+        if image and data:
+            image["data"] = data
         cropped = self.cut(image, boxes, kept) if image and image["data"] and boxes else None
         found = (cropped or {}).get("detections", [])
         self.runtime.budget.cropped(path, sum(len(each.get("jpeg", b"")) for each in found))

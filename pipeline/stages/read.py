@@ -104,6 +104,7 @@ class ReadImage:
         `fault`: why nothing can be asked about it.
         """
         image: dict[str, Any] = {"duplicate": False}
+        held = 0
         with self.runtime.step(READ) as step:
             if fault is not None:
                 raise BadImage(fault)
@@ -117,11 +118,13 @@ class ReadImage:
             image["frames"] = frames(data, upright.format)
             image["duplicate"] = not self.seen.add(step.key, path)
             if not image["duplicate"]:
-                self.kept.keep(path, upright)
-                image |= {"data": data, "copy": copy_for_detector(data, upright, self.takes) if self.takes else None}
-                step.bytes_out = len(image["copy"] or data)
+                copy = copy_for_detector(data, upright, self.takes) if self.takes else None
+                kept = self.kept.keep(path, upright, data) and copy is not None
+                image |= {"data": None if kept else data, "copy": copy}
+                held = len(data) + len(copy or b"")
+                step.bytes_out = len(copy or data)
                 step.hand_on(DETECT)
-        self.runtime.budget.loaded(path, len(image.get("data", b"")) + len(image.get("copy") or b""))
+        self.runtime.budget.loaded(path, held)
         return image | {"seconds": step.seconds, "failure": step.failure}
 
 

@@ -26,7 +26,7 @@ IMAGE = DataType.struct(
         "frames": DataType.int32(),
         "file_bytes": DataType.int64(),
         "duplicate": DataType.bool(),  # an image with the same bytes was read before: nothing is asked about this one
-        "data": DataType.binary(),  # the file
+        "data": DataType.binary(),  # the file; null where `KeptPixels` has it
         "copy": DataType.binary(),  # what the detector gets; null: the file
         "seconds": DataType.float32(),
         "failure": FAILURE,

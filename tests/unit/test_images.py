@@ -2,11 +2,14 @@
 
 import io
 import struct
+import threading
+import time
 
 import pytest
 from PIL import Image, ImageCms
 
 from imaging import decode as imaging
+from imaging.encode import encode_jpeg
 from pipeline.sources.images import (
     BadImage,
     content_key,
@@ -300,3 +303,29 @@ def test_frames_and_pages_are_counted(kind: str) -> None:
 def test_the_second_picture_of_a_phones_jpeg_is_no_frame() -> None:
     data = encoded(gradient(), "MPO", save_all=True, append_images=[gradient(160, 120)])
     assert frames(data, decode(data).format) == 1
+
+
+def test_a_jpeg_is_encoded_as_in_memory_and_other_threads_go_on() -> None:
+    """The lock of the interpreter is free meanwhile: another thread runs many times, and not once or twice."""
+    pixels, memory = Image.effect_noise((6000, 4000), 90).convert("RGB"), io.BytesIO()
+    pixels.save(memory, "JPEG", quality=90)
+    running, turns, encoded_jpegs = threading.Event(), 0, []
+
+    def encode() -> None:
+        running.set()
+        encoded_jpegs.append(encode_jpeg(pixels, 90))
+        running.clear()
+
+    for _ in range(5):  # on a busy machine this thread may not run in time
+        thread = threading.Thread(target=encode)
+        thread.start()
+        running.wait(10)
+        turns = 0
+        while running.is_set():
+            time.sleep(0)
+            turns += 1
+        thread.join()
+        if turns > 100:
+            break
+    assert turns > 100
+    assert set(encoded_jpegs) == {memory.getvalue()}

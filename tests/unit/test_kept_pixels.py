@@ -31,14 +31,13 @@ def test_pixels_are_kept_up_to_a_limit_and_given_once() -> None:
     images = [upright(10, 10) for _ in range(4)]
     for number, image in enumerate(images):
         assert kept.full == (number == 3)
-        kept.keep(b"%d" % number, image)
-    assert kept.take(b"3") is None  # no room
-    assert kept.take(b"0") is images[0]
-    assert kept.take(b"0") is None
+        assert kept.keep(b"%d" % number, image, b"file") == (number < 3)
+    assert kept.take(b"3") == (None, None)  # no room
+    assert kept.take(b"0") == (images[0], b"file")
+    assert kept.take(b"0") == (None, None)
     assert not kept.full
-    kept.keep(b"4", upright(10, 11))
-    assert kept.take(b"4") is None
-    assert [kept.take(b"1"), kept.take(b"2"), kept.total] == [*images[1:3], 0]
+    assert not kept.keep(b"4", upright(10, 11), b"file")
+    assert [kept.take(b"1")[0], kept.take(b"2")[0], kept.total] == [*images[1:3], 0]
 
 
 @pytest.mark.parametrize(
@@ -64,6 +63,7 @@ def test_an_image_is_decoded_once_where_its_pixels_are_kept_and_enough(
     path = bytes(tmp_path / "a.jpg")
     image = ReadImage(Reader(Objects()), SeenContent(), runtime, (640, 640), kept)(path, None, None, None)
     assert kept.total == (0 if limit == 0 else 2000 * 1500 * 4)
+    assert image["data"] == (data if limit == 0 else None)
     boxes: list[dict[str, Any]] = [{"index": 0, "label": "dog", "box": [0.0, 0.0, side, side / 2], "score": 0.9}]
     cropped = CropBoxes(Crop(), runtime, None, kept)(path, image, boxes)
     assert cropped is not None
@@ -76,7 +76,7 @@ def test_an_image_is_decoded_once_where_its_pixels_are_kept_and_enough(
 @pytest.mark.parametrize("boxes", [None, []])
 def test_pixels_of_an_image_without_boxes_are_let_go(boxes: list[dict[str, Any]] | None) -> None:
     kept = KeptPixels(2**30)
-    kept.keep(b"a", upright(10, 10))
+    kept.keep(b"a", upright(10, 10), b"file")
     assert CropBoxes(Crop(), Runtime.alone(), None, kept)(b"a", {"data": b"x"}, boxes) is None
     assert kept.total == 0
 
