@@ -310,6 +310,8 @@ def test_polling_for_metrics_sends_no_key() -> None:
         ("https://8.8.8.8/v1", KEY, False),
         ("http://8.8.8.8/v1", None, False),
         ("http://8.8.8.8/v1", KEY, True),
+        ("http://127.0.0.1:8000/v1,https://8.8.8.8/v1", KEY, False),
+        ("http://127.0.0.1:8000/v1,http://8.8.8.8/v1", KEY, True),
     ],
 )
 def test_a_key_does_not_leave_the_private_network_as_text(url: str, key: SecretStr | None, refused: bool) -> None:

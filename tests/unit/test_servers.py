@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from pydantic import SecretStr
 from rich.console import Console
 
 from pipeline import job as jobs
@@ -215,6 +216,30 @@ def test_the_probe_names_an_address_that_is_unlike_the_others(odd: Simulated, wo
         probe(settings(*urls), JOB)
     assert urls[1] in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_each_listed_model_server_gets_the_key_and_the_detector_none() -> None:
+    seen = list[tuple[str, str | None]]()
+
+    def note(request: web.Request) -> None:
+        seen.append((request.host, request.headers.get("Authorization")))
+
+    class Noting(Simulated):
+        async def list_models(self, request: web.Request) -> web.Response:
+            note(request)
+            return await super().list_models(request)
+
+        async def detect(self, request: web.Request) -> web.StreamResponse:
+            note(request)
+            return await super().detect(request)
+
+    with serve(Noting()) as detector, servers(Noting(), Noting()) as urls:
+        given = {"detector_url": detector.url, "api_key": SecretStr("sesame")}
+        probe(settings(*urls).model_copy(update=given), JOB)
+    hosts = [url.removeprefix("http://").removesuffix("/v1") for url in urls]
+    assert sorted(seen) == sorted(
+        [(host, "Bearer sesame") for host in hosts] + [(detector.url.removeprefix("http://"), None)],
+    )
 
 
 def test_all_away_is_the_error_of_one() -> None:
