@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import itertools
 import time
+from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
 
+from pipeline.errors import ClusterUnusable
 from pipeline.metrics.stage import ASK, READ, RunMetrics
 from pipeline.metrics.traces import TracedStep
 from pipeline.runners import RUNNERS
+from pipeline.runners.ray import checks
 from pipeline.runners.ray.measures import Measures
 from pipeline.runners.ray.shards import DEATHS, MOST, SUSPECTS, Shards
 from pipeline.runners.ray.shares import GRACE_S, Bound
-from pipeline.runners.ray.worker import reaches, shares_folder, versions
+from pipeline.runners.ray.worker import Facts, reaches, shares_folder, versions
 from pipeline.settings import Settings
 from pipeline.sources.listing import Source
 
@@ -190,3 +193,27 @@ def test_a_service_is_reached_when_anybody_answers(simulated: Any) -> None:
 def test_versions_name_what_is_missing() -> None:
     assert versions()["python"].count(".") == 1
     assert versions()["daft"] != "none"
+
+
+FACTS = Facts("node", versions(), 2, [], [])
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        (FACTS, None),
+        (replace(FACTS, versions=versions() | {"daft": "0.7.25"}), "daft 0.7.25, here"),
+        (replace(FACTS, versions=versions() | {"pillow": "none"}), "pillow none, here"),
+        (replace(FACTS, missing=["/data/a.jpg"]), "does not see /data/a.jpg: mount it"),
+        (replace(FACTS, unreachable=[("detector", "http://127.0.0.1:1")]), "cannot reach the detector at http://127"),
+    ],
+)
+def test_a_node_that_lacks_something_says_what(facts: Facts, said: str | None) -> None:
+    found = checks.fault(facts)
+    assert found is None if said is None else said in str(found)
+
+
+@pytest.mark.parametrize("address", ["ray://host:10001", "host", "host:many", "http://host:6379", ":6379"])
+def test_an_address_of_another_form_is_refused(address: str) -> None:
+    with pytest.raises(ClusterUnusable, match="give HOST:PORT"):
+        checks.see(address)

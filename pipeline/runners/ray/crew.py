@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 # A worker that the driver did not ask for so long ends itself; one that did not answer for longer counts as dead. In
 # between it sends no requests, so that its share of the bounds is free.
-LEASE_S, SILENT_S = 30.0, 45.0
+LEASE_S, SILENT_S = 60.0, 80.0
 # How long a worker may take to import and to make its flow.
 OPEN_S = 180.0
 # How long the first worker may wait for a free CPU; how long it may take to start where there is one (2 s on an idle
