@@ -18,18 +18,19 @@ from scripts.stack.process_engine import ProcessEngine
 
 def add_arguments(parser: ArgumentParser) -> None:
     """The command's own arguments."""
-    parser.add_argument("--bundle", type=Path, required=True, help="the bundle's folder")
+    parser.add_argument("--bundle", required=True, help="the bundle's folder")
 
 
-def run(settings: StackSettings, console: Console, bundle: Path) -> None:
+def run(settings: StackSettings, console: Console, bundle: str) -> None:
     """Load images and models.
 
     Raises:
         UsageError: the bundle is of another version than this checkout.
         StackError: they cannot be loaded.
     """
+    folder = Path(bundle)
     try:
-        manifest = install.read_manifest(bundle / install.MANIFEST)
+        manifest = install.read_manifest(folder / install.MANIFEST)
         here = install.read_manifest(ROOT / install.INSTALLED)
     except install.Refused as refused:
         raise UsageError(str(refused)) from refused
@@ -37,10 +38,10 @@ def run(settings: StackSettings, console: Console, bundle: Path) -> None:
         raise UsageError(f"{bundle} is of {manifest['revision']}, this folder of {here['revision']}: use install.sh")
     with one_at_a_time(settings, console):
         if images := install.takes_images(manifest):
-            archives.load_images(bundle, manifest["images"], console)
+            archives.load_images(folder, manifest["images"], console)
         # A model's place does not depend on the device.
         if "process" in manifest["engines"] or not images:
-            archives.load_models(bundle, manifest["models"], ProcessEngine(settings), console)
+            archives.load_models(folder, manifest["models"], ProcessEngine(settings), console)
         if images and manifest["models"]:
             compose = ComposeEngine(settings, "cuda" if "vllm-cuda" in str(manifest["images"]) else "cpu", "cpu")
-            archives.load_models(bundle, manifest["models"], compose, console)
+            archives.load_models(folder, manifest["models"], compose, console)

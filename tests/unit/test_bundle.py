@@ -16,9 +16,10 @@ from rich.console import Console
 
 from pipeline.errors import UsageError
 from scripts import environments
+from scripts.__main__ import parse
 from scripts.commands import fetch
 from scripts.models.model_files import locate_in_cache
-from scripts.release import archives, bundle, install
+from scripts.release import archives, bundle, install, unbundle
 from scripts.release.bundle import about, glibc_of
 from scripts.settings import StackSettings
 from scripts.stack.process_engine import ProcessEngine
@@ -309,3 +310,20 @@ def test_a_model_of_the_hub_goes_from_cache_to_cache(tmp_path: Path, monkeypatch
     files = [str(path.relative_to(target)) for path in target.rglob("*") if path.is_file() or path.is_symlink()]
     assert files == [f"{archives.cache_name(service.model)}/snapshots/{commit}/config.json"]
     assert not (target / files[0]).is_symlink()
+
+
+def test_the_command_line_loads_the_images_of_this_version_only(made: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    made.change(with_images)
+    made.docker("20.10")
+    assert made.install() == (0, [])
+    loaded: list[Path] = []
+    monkeypatch.setattr(unbundle, "ROOT", made.target)
+    monkeypatch.setattr(archives, "load_images", lambda folder, *_: loaded.append(folder / archives.IMAGES))
+    monkeypatch.delenv("STACK_ENGINE", raising=False)
+    name, given = parse(["--folder", str(made.target), "unbundle", "--bundle", "../bundle"])
+    settings = StackSettings(state=made.bin)
+    unbundle.run(settings, Console(quiet=True), **given)
+    assert (name, [path.resolve() for path in loaded]) == ("unbundle", [made.folder / archives.IMAGES])
+    made.change(lambda manifest: manifest.update(revision="def"))
+    with pytest.raises(UsageError, match="is of def, this folder of abc"):
+        unbundle.run(settings, Console(quiet=True), **given)
