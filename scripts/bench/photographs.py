@@ -164,8 +164,8 @@ def main() -> int:
     parser.add_argument("--sizes", nargs="+", type=parse_size, default=sizes, help="of images, in pixels")
     parser.add_argument("--boxes", nargs="+", type=int, default=[0, 1, 4, 20], help="numbers of boxes in an image")
     parser.option("--pictures", 24, "images of each size")
-    parser.option("--limit", 5.0, "highest ratio to the floor, of images of 8 megapixels and more")
-    parser.option("--memory", 1500.0, "highest memory, in MB")
+    parser.option("--limit", 3.0, "highest ratio to the floor, of images of 8 megapixels and more")
+    parser.option("--memory", 800.0, "highest memory, in MB")
     options = parser.parse_args()
     return command.run(lambda: measure(options))
 
