@@ -21,7 +21,7 @@ from typing import Any
 from rich.console import Console
 from rich.filesize import decimal
 
-from pipeline.errors import UsageError
+from pipeline.errors import InvalidSetting, NotFound, Unwritable
 from pipeline.version import version
 from scripts import environments, minimum_versions
 from scripts.checks.doctor.disk import existing
@@ -89,12 +89,12 @@ def run(
     """Write the bundle; an interrupted or failed one leaves nothing.
 
     Raises:
-        UsageError: the folder exists already, or this is no git clone.
+        UsageError: the folder exists already, the disk is too full, or this is no git clone.
         StackError: a part cannot be made.
     """
     folder = Path(output or ROOT / f"spotter-bundle-{version()}-{platform.machine()}").absolute()
     if folder.exists():
-        raise UsageError(f"{folder} exists: remove it, or give another folder with OUTPUT=")
+        raise InvalidSetting(f"{folder} exists: remove it, or give another folder with OUTPUT=")
     partial = folder.with_name(f"{folder.name}.partial")
     names = tracked(exclude=(folder, partial))
     with one_at_a_time(settings, console):
@@ -167,7 +167,7 @@ def refuse_full(folder: Path, contents: Contents) -> None:
     """Check that the disk has room for the bundle.
 
     Raises:
-        UsageError: it has not.
+        Unwritable: it has not.
     """
     sizes = [found.size for image in contents.images if (found := images.find(image.tag))]
     process = any(engine.name == "process" for engine in contents.engines)
@@ -175,7 +175,7 @@ def refuse_full(folder: Path, contents: Contents) -> None:
     needed += minimum_versions.CACHES_GIB["cuda"] * minimum_versions.GIB if contents.models else 0
     free = shutil.disk_usage(existing(folder)).free
     if free < needed:
-        raise UsageError(
+        raise Unwritable(
             f"{decimal(free)} are free at {existing(folder)}, expected about {decimal(needed)}: give OUTPUT="
         )
 
@@ -184,11 +184,11 @@ def tracked(exclude: Sequence[Path]) -> list[str]:
     """The files of this working tree, tracked or new, without what git ignores.
 
     Raises:
-        UsageError: this is no git clone.
+        NotFound: this is no git clone.
     """
     listed = images.git("ls-files", "--cached", "--others", "--exclude-standard")
     if not listed:
-        raise UsageError(f"{ROOT} is no git clone, which `make bundle` needs to list its files")
+        raise NotFound(f"{ROOT} is no git clone, which `make bundle` needs to list its files")
     files = [name for name in listed.splitlines() if (ROOT / name).is_file()]
     return [name for name in files if not any(place in (ROOT / name).parents for place in exclude)]
 

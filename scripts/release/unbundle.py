@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pipeline.errors import UsageError
+from pipeline.errors import InvalidSetting, Unreadable
 from scripts.commands.engines import one_at_a_time
 from scripts.docker.engine import ComposeEngine
 from scripts.environments import ROOT
@@ -33,9 +33,11 @@ def run(settings: StackSettings, console: Console, bundle: str) -> None:
         manifest = install.read_manifest(folder / install.MANIFEST)
         here = install.read_manifest(ROOT / install.INSTALLED)
     except install.Refused as refused:
-        raise UsageError(str(refused)) from refused
+        raise Unreadable(str(refused)) from refused
     if here["revision"] != manifest["revision"]:
-        raise UsageError(f"{bundle} is of {manifest['revision']}, this folder of {here['revision']}: use install.sh")
+        raise InvalidSetting(
+            f"{bundle} is of {manifest['revision']}, this folder of {here['revision']}: use install.sh"
+        )
     with one_at_a_time(settings, console):
         if images := install.takes_images(manifest):
             archives.load_images(folder, manifest["images"], console)

@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.filesize import decimal
 
-from pipeline.errors import UsageError
+from pipeline.errors import InvalidSetting, NotFound, Unreadable
 from scripts.commands import down
 from scripts.docker import images
 from scripts.environments import PYTHON, ROOT, STATE
@@ -84,14 +84,14 @@ def checked(folder: Path) -> install.Manifest:
         UsageError: it cannot.
     """
     if not (ROOT / install.INSTALLED).exists():
-        raise UsageError(
+        raise InvalidSetting(
             f"{ROOT} did not come from a bundle: give a git tag, or install the bundle in a new folder: "
             f"sh {folder}/install.sh FOLDER"
         )
     try:
         return install.check(folder, ROOT, replace=True)
     except install.Refused as refused:
-        raise UsageError("\n".join(str(refused).splitlines())) from refused
+        raise Unreadable(str(refused)) from refused
 
 
 def refuse_changed(to: str) -> None:
@@ -102,12 +102,14 @@ def refuse_changed(to: str) -> None:
     """
     if images.git("rev-parse", "--verify", "--quiet", f"{to}^{{commit}}") is None:
         known = (images.git("tag", "--list", "--sort=-version:refname") or "none").split()
-        raise UsageError(
+        raise NotFound(
             f"{to} is neither the folder of a bundle nor a version of this clone (tags: {', '.join(known[:5])}): "
             "`git fetch --tags` gets new ones"
         )
     if changed := images.git("status", "--porcelain", "--untracked-files=no"):
-        raise UsageError(f"{len(changed.splitlines())} files of this clone are changed: commit them, or `git stash`")
+        raise InvalidSetting(
+            f"{len(changed.splitlines())} files of this clone are changed: commit them, or `git stash`"
+        )
 
 
 def unpack(to: str, folder: Path, from_bundle: bool) -> None:
