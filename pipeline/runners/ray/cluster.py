@@ -66,11 +66,15 @@ def connect() -> None:
     elif address != "auto":
         see(address)
     environment = {"py_modules": [str(ROOT / "pipeline"), str(ROOT / "imaging")], "env_vars": VARIABLES}
+
+    def join() -> None:
+        ray.init(**options, log_to_driver=False, logging_level="FATAL", runtime_env=environment)
+
     try:
-        within(
-            3 * CONNECT_S if address == "local" else CONNECT_S,
-            lambda: ray.init(**options, log_to_driver=False, logging_level="FATAL", runtime_env=environment),
-        )
+        if address == "local":
+            join()  # in this thread: the processes of the cluster end with the thread that starts them
+        else:
+            within(CONNECT_S, join)
     except TimeoutError:
         raise refused(address, f"it did not answer within {CONNECT_S:g} s") from None
     except Exception as error:
