@@ -13,7 +13,7 @@ import aiohttp
 
 from pipeline.clients.circuit_breaker import CircuitBreaker
 from pipeline.clients.limiter import AdaptiveLimiter
-from pipeline.clients.network import describe, proxy_for, tls_context
+from pipeline.clients.network import describe_os, proxy_for, tls_context
 from pipeline.clients.rate_limit import RateLimit, pause
 from pipeline.clients.retries import WITHOUT_ANSWER, RateLimited, Refused, Temporary, error_in_good_answer, judge
 from pipeline.clients.sockets import make_socket
@@ -249,3 +249,14 @@ def add_served(before: Served, now: Served) -> Served:
             whole |= {"set_aside": one["set_aside"]} if "set_aside" in one else {}
         total[service] = list(known.values())
     return total
+
+
+def describe(error: BaseException) -> str:
+    """A connection's error in a few words."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return f"cannot connect: {describe_os(error.certificate_error)}"
+    if isinstance(error, aiohttp.ClientProxyConnectionError):
+        return f"cannot connect to the proxy: {describe_os(error.os_error)}"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return f"cannot connect: {describe_os(error.os_error)}"
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

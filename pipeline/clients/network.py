@@ -10,7 +10,6 @@ from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import aiohttp
 from yarl import URL
 
 from pipeline.errors import InvalidSetting
@@ -108,17 +107,6 @@ def opener(url: str, ca_file: Path | None = None) -> urllib.request.OpenerDirect
     proxies = {urlsplit(url).scheme: proxy} if proxy else {}
     https = urllib.request.HTTPSHandler(context=context if isinstance(context, ssl.SSLContext) else None)
     return urllib.request.build_opener(urllib.request.ProxyHandler(proxies), https)
-
-
-def describe(error: BaseException) -> str:
-    """A connection's error in a few words."""
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return f"cannot connect: {describe_os(error.certificate_error)}"
-    if isinstance(error, aiohttp.ClientProxyConnectionError):
-        return f"cannot connect to the proxy: {describe_os(error.os_error)}"
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return f"cannot connect: {describe_os(error.os_error)}"
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 def describe_os(error: BaseException) -> str:
