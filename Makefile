@@ -168,9 +168,9 @@ ladder: ## see one job get faster in five steps; 6 minutes
 	@$(BENCH).ladder $(OPTIONS)
 
 .PHONY: bench
-bench: ## measure Spotter against other clients; 5 minutes: OPTIONS=--quick
+bench: ## measure Spotter against other clients; 5 minutes: OPTIONS=--quick RIVALS=yes
 	@scripts/python.sh scripts/environments.py bench
-	@$(BENCH).compare $(OPTIONS)
+	@$(if $(RIVALS),$(BENCH).rivals,$(BENCH).compare) $(OPTIONS)
 
 .PHONY: sweep
 sweep: ## find the concurrency that the model server wants: OPTIONS=--write
