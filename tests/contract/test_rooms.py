@@ -55,7 +55,7 @@ ALLOWED: dict[str, set[str]] = {
         *SCRIPTS,
         *PIPELINE,
         *("samples", "examples", "services.detector"),
-        *prefixed("tests", "browser corpus doubles killed_runs large_run outages pictures"),
+        *prefixed("tests", "browser corpus doubles killed_runs large_run outages pictures ray_cluster"),
     },
     "scripts.lock": set(SCRIPTS),
     "scripts.release": {*SCRIPTS, *PIPELINE, "scripts.lock"},
