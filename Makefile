@@ -28,6 +28,9 @@ endif
 ifdef RUNNER
 export SPOTTER_RUNNER := $(RUNNER)
 endif
+ifdef WORKERS
+export STACK_RAY_WORKERS := $(WORKERS)
+endif
 ifdef LIMIT
 export SPOTTER_LIMIT := $(LIMIT)
 endif

@@ -10,8 +10,8 @@ trap 'rm -r "$merged"' EXIT
 
 for device in cpu gpu; do
 	# Without the user's .env: the defaults have to do.
-	$bin/docker-compose --file compose.yaml --file "services/compose/$device.yaml" --env-file /dev/null --profile '*' \
-		config >"$merged/$device.yaml"
+	$bin/docker-compose --file compose.yaml --file "services/compose/$device.yaml" --file services/compose/ray.yaml \
+		--env-file /dev/null --profile '*' config >"$merged/$device.yaml"
 done
 $bin/check-jsonschema --quiet --builtin-schema vendor.compose-spec compose.yaml services/compose/*.yaml "$merged"/*.yaml
 $bin/compose-lint check --quiet --skip-suppressed --fail-on low --strict-config \

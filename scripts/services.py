@@ -112,9 +112,13 @@ def kind_name(name: str) -> str:
 
 
 def kind_of(name: str) -> Kind:
-    """The entry of a service."""
-    return KINDS[kind_name(name)]
+    """The entry of a service, or of a node of the Ray cluster."""
+    return NODE if kind_name(name) == NODE.name else KINDS[kind_name(name)]
 
 
-# The image in which the job runs.
-PIPELINE = Image("pipeline", "pipeline", "the job", ("images/with_key.sh", "imaging", "pipeline", "pyproject.toml"))
+_JOB = ("images/with_key.sh", "imaging", "pipeline", "pyproject.toml")
+# The image in which the job runs; on a Ray cluster, that of the job and of all nodes.
+PIPELINE = Image("pipeline", "pipeline", "the job", _JOB)
+RAY = Image("ray", "pipeline", "the job on a Ray cluster, and its nodes", _JOB)
+# The head and the workers of that cluster; in containers only.
+NODE = Kind(name="ray", images={"cpu": RAY}, port=6379, stop_grace_s=10.0)

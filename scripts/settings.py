@@ -24,7 +24,10 @@ PREFIX = "STACK_"
 ENV_FILE = ROOT / ".env"
 
 # The job's settings on which the stack depends.
-OF_STACK = ("job", "images", "column", "boxes", "from_run", "model", "model_url", "detector_url", "api", "schema_form")
+OF_STACK = (
+    *("job", "images", "column", "boxes", "from_run", "runner"),
+    *("model", "model_url", "detector_url", "api", "schema_form"),
+)
 
 # STACK_OFFLINE in the words of pip, uv and the hub's client; scripts/python.sh tells pip and uv before this code runs.
 OFFLINE = {
@@ -144,6 +147,7 @@ class StackSettings(ServiceSettings):
         "0", description="the GPUs' numbers at nvidia-smi, such as 0,1,3, or all; each gets a vLLM"
     )
     replicas: int = Field(1, ge=1, description="on a CPU: the number of vLLM servers; on GPUs, STACK_GPUS decides")
+    ray_workers: int = Field(1, ge=1, description="compose: workers of the Ray cluster, for SPOTTER_RUNNER=ray")
     preset: str = Field(
         "auto", description="a preset of services/vllm/presets by its name, or a file; auto: by the GPU's memory"
     )
@@ -159,7 +163,7 @@ class StackSettings(ServiceSettings):
         # 300 scenes with 1,000 dogs took 0.5 GiB; large photographs take more.
         ByteSize(4 * 1024**3),
         gt=0,
-        description="compose: memory limit of the job",
+        description="compose: memory limit of the job, and of each Ray worker",
     )
     state: Path = Field(ROOT / ".spotter", description="folder for process ids, logs and caches")
 

@@ -23,7 +23,7 @@ import yaml
 from scripts import environments
 from scripts.docker.bases import BASE, DOCKERFILE
 from scripts.environments import LOCKS, ROOT
-from scripts.services import KINDS, PIPELINE, Image
+from scripts.services import KINDS, PIPELINE, RAY, Image
 
 POLICY = ROOT / "images" / "licences.yaml"
 THIRD_PARTY = ROOT / "THIRD_PARTY.md"
@@ -200,7 +200,7 @@ def component(pin: Pin, licence: str, policy: Policy) -> dict[str, Any]:
 
 def image_of(environment: str) -> Image | None:
     """The image of an environment; None for one that has none."""
-    images = (PIPELINE, *(image for kind in KINDS.values() for image in kind.images.values()))
+    images = (PIPELINE, RAY, *(image for kind in KINDS.values() for image in kind.images.values()))
     return next((image for image in images if image.name == environment), None)
 
 

@@ -43,6 +43,12 @@ def run(settings: StackSettings, console: Console) -> None:
         table.add_row(service.name, state, identifier, service.ready_url.rsplit("/", 1)[0], age, log)
     for name in surplus(engine, stack):
         table.add_row(name, "the settings name fewer servers: make up stops it", engine.describe(name)[0])
+    for name in engine.nodes():
+        identifier, age_s = engine.describe(name)
+        answering = "running" if engine.unhealthy(name) is None else "does not answer"
+        state = answering if engine.is_running(name) else "ended by itself"
+        age = "" if age_s is None else f"{age_s:.0f} s"
+        table.add_row(name, state, identifier, "", age, os.path.relpath(engine.log(name), ROOT))
     for kind in KINDS.values():
         for url in filter(None, settings.user_variables(kind.url_variable).get(kind.url_variable, "").split(",")):
             state = "answers" if answers(url.strip()) else "does not answer"

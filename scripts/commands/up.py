@@ -56,12 +56,15 @@ def up(settings: StackSettings, console: Console, job: JobCommand, *, runs_job: 
         for other in engines_in_use(settings):
             if other.name != engine.name:
                 raise OtherStack(f"the stack has services on the {other.name} engine: `make down` stops them")
-        if runs_job:
+        on_ray = job.settings.runner == "ray"
+        if runs_job or on_ray:
             engine.check_job(stack, job)
         for name in stop(engine, {name: kind_of(name).stop_grace_s for name in surplus(engine, whole)}):
             console.print(f"{name}: stopped, since the settings name fewer servers")
         missing = [service for service in stack.services if not engine.is_current(service)]
         if not missing and all(is_ready(engine.locate(service)) for service in stack.services):
+            if on_ray:
+                engine.start_cluster(stack, job, console)
             return stack, engine
         console.print(why)
         for service in whole.services:
@@ -74,6 +77,8 @@ def up(settings: StackSettings, console: Console, job: JobCommand, *, runs_job: 
             preflight.require(settings, console, in_containers=engine.name == "compose")
         obtain(here, engine, stack, missing, console)
         start(engine, stack, missing, console, job)
+        if on_ray:
+            engine.start_cluster(stack, job, console)
     return stack, engine
 
 

@@ -14,7 +14,7 @@ from python_on_whales.exceptions import NoSuchContainer
 
 from scripts.docker.client import ask, client, command
 from scripts.docker.project import CHECKOUT_LABEL, is_elsewhere, project_name
-from scripts.services import kind_of
+from scripts.services import NODE, kind_of
 from scripts.settings import StackSettings
 from scripts.stack.engine import Engine
 from scripts.stack.service import Service
@@ -45,6 +45,12 @@ class ContainerEngine(Engine):
         self.project = project_name(settings.state)
         self._seen: dict[str, tuple[float, Container | None]] = {}
         self._restarts: dict[str, int] = {}
+
+    def names(self) -> list[str]:
+        return [*super().names(), *self.nodes()]
+
+    def nodes(self) -> list[str]:
+        return sorted(path.stem for path in self.records.glob(f"{NODE.name}-*.json"))
 
     def started(self, name: str) -> Started | None:
         return self.record(name, Started)

@@ -22,15 +22,15 @@ from rich.console import Console
 
 from pipeline import settings as job_settings
 from scripts import files as whole_file
+from scripts.docker import cluster, images
 from scripts.docker import gpu as docker_gpu
 from scripts.docker import host as docker_host
-from scripts.docker import images
 from scripts.docker.client import PROXIES, ask, command
 from scripts.docker.containers import ContainerEngine, Started
 from scripts.docker.files import VLLM_CACHE, ComposeFiles, hand_over
 from scripts.docker.project import left_over, other_checkout, volumes
 from scripts.environments import ROOT
-from scripts.services import PIPELINE, Image, kind_of
+from scripts.services import RAY, Image, kind_of
 from scripts.settings import (
     InvalidStackSetting,
     JobCommand,
@@ -240,7 +240,8 @@ class ComposeEngine(ContainerEngine):
         if not any(self.find(name) for name in names):
             stopped = [str(self.log(name)) for name in names if self.log(name).exists()]
             raise NotRunning(f"nothing is running; the last logs: {', '.join(stopped) or 'none'}")
-        become(self.files.command("logs", "--tail", "100", *(["--follow"] if follow else []), *names))
+        also = (cluster.OVERLAY, self.files.cluster) if self.nodes() else ()
+        become(self.files.command("logs", "--tail", "100", *(["--follow"] if follow else []), *names, also=also))
 
     def open_shell(self, service: Service) -> NoReturn:
         if not self.is_running(service.name):
@@ -248,7 +249,28 @@ class ComposeEngine(ContainerEngine):
         become(self.files.command("exec", service.name, "/bin/sh"))
 
     def check_job(self, stack: Stack, job: JobCommand) -> None:
+        if job.settings.runner == "ray" and (address := self.settings.environment.get("RAY_ADDRESS")):
+            raise InvalidStackSetting(
+                f"RAY_ADDRESS={address}: the job's container joins the cluster of STACK_RAY_WORKERS alone: unset it, "
+                "or set STACK_ENGINE=process"
+            )
         self.tell_job(stack, job)
+
+    def start_cluster(self, stack: Stack, job: JobCommand, console: Console) -> None:
+        wanted = cluster.nodes(self.settings.ray_workers)
+        self.ensure_images([RAY])
+        for name in set(self.nodes()) - set(wanted):
+            self.stop(name, kind_of(name).stop_grace_s)
+            console.print(f"{name}: stopped, since STACK_RAY_WORKERS is less")
+        before = {name: self.describe(name)[0] for name in wanted}
+        for name in wanted:
+            self.write_record(name, Started("", ""))  # `down` finds also those of a start that fails
+        cluster.up(self.files, self.tell_job(stack, job), len(wanted) - 1, self.settings.start_timeout_s)
+        for name in wanted:
+            self.forget(name)
+        began = [name for name in wanted if self.describe(name)[0] != before[name]]
+        if began:
+            console.print(f"the Ray cluster is up: started {', '.join(began)}")
 
     def tell_job(self, stack: Stack, job: JobCommand) -> job_container.Told:
         """Make what Compose is told of the job; raises as `check_job`."""
@@ -266,7 +288,7 @@ class ComposeEngine(ContainerEngine):
         """
         from scripts.docker import job as job_container
 
-        self.ensure_images([PIPELINE])
+        self.ensure_images([images.of_job(self.settings)])
         if stack.key_file:
             key = api_key.ensure(stack.key_file)
         else:  # the model server is elsewhere: its key must not replace that of a server here
@@ -277,8 +299,9 @@ class ComposeEngine(ContainerEngine):
         name = f"spotter-job-{uuid.uuid4().hex[:12]}"
         overlay = self.jobs / f"{name}.json"  # its own: another job may run
         whole_file.write(overlay, json.dumps(told.overlay).encode(), 0o600)
+        over = (cluster.OVERLAY,) if job.settings.runner == "ray" else ()
         try:
-            compose = self.files.command(also=(overlay,))
+            compose = self.files.command(also=(*over, overlay))
             sys.exit(job_container.run(compose, name, told.arguments, self.settings.pipeline_memory))
         finally:
             overlay.unlink(missing_ok=True)

@@ -36,7 +36,7 @@ VLLM_CACHE = PurePosixPath("/cache/vllm")
 HUB_DOWNLOAD = ROOT / "scripts" / "models" / "hub_download.py"
 
 # The compose files' variables that change nothing about a running service.
-PASSING = frozenset({"START_PERIOD", "MEMORY_PIPELINE", "FETCH_IMAGE"})
+PASSING = frozenset({"START_PERIOD", "MEMORY_PIPELINE", "FETCH_IMAGE", "RAY_TOKEN_FILE"})
 
 
 class ComposeFiles:
@@ -62,6 +62,8 @@ class ComposeFiles:
         self.images = {kind.name: placed(settings, kind, device)[1].tag for kind in KINDS.values()}
         self.fetch_image = self.images["vllm"]
         self.key_file = self.state / "secrets" / "api_key"
+        self.token_file = self.state / "secrets" / "ray_token"
+        self.cluster = self.state / "ray.json"
 
     def variables(self) -> dict[str, str]:
         """The compose files' variables."""
@@ -76,6 +78,7 @@ class ComposeFiles:
             "VLLM_ARGUMENTS": " ".join(shlex.quote(each) for each in start_arguments(self.settings)),
             **{f"{kind.prefix}ENV": str(self.state / f"{kind.name}.env") for kind in KINDS.values()},
             "API_KEY_FILE": str(self.key_file),
+            "RAY_TOKEN_FILE": str(self.token_file),
             "START_PERIOD": f"{math.ceil(self.settings.start_timeout_s)}s",
             **{f"MEMORY_{name.upper()}": str(self.settings.memory(name) or "") for name in KINDS},
             "MEMORY_PIPELINE": str(self.settings.pipeline_memory),
@@ -145,7 +148,8 @@ class ComposeFiles:
         unset = [part for name in self.variables() for part in ("-u", name)]
         return DockerClient(
             config=docker_host.client_config(),
-            client_call=["env", *unset, "docker"],
+            # A command may leave out the overlay of the Ray cluster, whose containers are no orphans for that.
+            client_call=["env", *unset, "COMPOSE_IGNORE_ORPHANS=1", "docker"],
             compose_files=[*self.files, *also],
             compose_project_name=self.project,
             compose_project_directory=ROOT,

@@ -19,9 +19,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from pipeline.settings import PREFIX
 from scripts.docker.client import ask, client, command
 from scripts.environments import LOCKS, ROOT
-from scripts.services import KINDS, PIPELINE, Image
+from scripts.services import KINDS, PIPELINE, RAY, Image
 from scripts.settings import BuildFailed, StackSettings
 from scripts.stack.plain_lines import PlainLines
 from scripts.stack.services import images_of
@@ -29,6 +30,8 @@ from scripts.vllm.startup_causes import remedy_for
 
 DOCKERFILE = ROOT / "images" / "Dockerfile"
 SOURCES_LABEL = "spotter.sources"
+# The job's variable for where its rows are made.
+RUNNER = f"{PREFIX}RUNNER"
 
 # How often a builder's log is read.
 POLL_S = 0.5
@@ -40,12 +43,18 @@ COMPILER_BASE = "spotter-cuda-base"
 
 
 # All images, by name.
-IMAGES = {image.name: image for kind in KINDS.values() for image in kind.images.values()} | {PIPELINE.name: PIPELINE}
+IMAGES = {image.name: image for kind in KINDS.values() for image in kind.images.values()}
+IMAGES |= {image.name: image for image in (PIPELINE, RAY)}
 
 
 def of_stack(settings: StackSettings, device: str) -> tuple[Image, ...]:
     """The images of a stack on a device, and the job's."""
-    return (*images_of(settings, device), PIPELINE)
+    return (*images_of(settings, device), of_job(settings))
+
+
+def of_job(settings: StackSettings) -> Image:
+    """The job's image, by its runner."""
+    return RAY if settings.user_variables(RUNNER).get(RUNNER) == "ray" else PIPELINE
 
 
 def fingerprint(image: Image, root: Path = ROOT) -> str:

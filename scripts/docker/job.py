@@ -48,6 +48,8 @@ class Told:
     """A compose file over the others: what the container sees of this host, and as which user it runs."""
     arguments: list[str]
     """Of `docker compose run`, from the variables on to the job's own options."""
+    access: dict[str, str]
+    """Variables by which a Ray worker, too, reaches images: those of proxies and of a bucket."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ def tell(job: JobCommand, environment: Mapping[str, str], secrets: Path) -> Told
         InvalidStackSetting: a service's address leads nowhere from a container, or the job needs what its image lacks.
         UsageError: images or runs' folder do not exist, or a container or its user cannot reach them.
     """
-    settings, arguments = job.settings, list[str]()
+    settings, arguments, access = job.settings, list[str](), dict[str, str]()
     if settings.every is not None:
         raise InvalidStackSetting(
             f"SPOTTER_EVERY={settings.every}: the job's image has no PyAV: set STACK_ENGINE=process (docs/videos.md)"
@@ -88,7 +90,7 @@ def tell(job: JobCommand, environment: Mapping[str, str], secrets: Path) -> Told
     for name, value in sorted(environment.items()):
         # A proxy at the host's own loopback address cannot be reached from a container.
         if name.upper() in PROXIES and value and urlsplit(value).hostname not in LOOPBACK:
-            arguments += ["--env", f"{name.upper()}={value}"]
+            access[name.upper()] = value
     folders, runs = image_folders(settings), runs_folder(settings)
     user = owner_of(runs)
     mounts = [Mount(folder, folder, read_only=True) for folder in sorted(folders - {runs})]
@@ -110,8 +112,9 @@ def tell(job: JobCommand, environment: Mapping[str, str], secrets: Path) -> Told
     if any(map(is_object, places_read)) or has_entries(settings.images):
         refuse_loopback("the S3 server's address", settings.endpoint or "")
         seen = store_access.files(environment, secrets, user)
-        arguments += [f"--env={name}={value}" for name, value in store_access.variables(environment, seen).items()]
+        access |= store_access.variables(environment, seen)
         mounts += [Mount(here, there, read_only=True) for here, there in seen.items()]
+    arguments += [f"--env={name}={value}" for name, value in access.items()]
     # The last of an option counts; `~` would be another folder in the container.
     places: list[str] = []
     for name in ("job", "work", "images", "output"):
@@ -120,7 +123,7 @@ def tell(job: JobCommand, environment: Mapping[str, str], secrets: Path) -> Told
     for name in ("ca_file", "boxes", "truth", "from_run"):
         if given := str(getattr(settings, name) or ""):
             places += [f"--{name.replace('_', '-')}", given if is_object(given) else str(Path(given).expanduser())]
-    return Told(overlay(user, Path.cwd(), mounts), [*arguments, "pipeline", *job.options, *places])
+    return Told(overlay(user, Path.cwd(), mounts), [*arguments, "pipeline", *job.options, *places], access)
 
 
 def overlay(user: User, folder: Path, mounts: list[Mount]) -> dict[str, Any]:

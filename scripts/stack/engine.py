@@ -9,6 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
 
+from rich.console import Console
+
 from scripts.services import KINDS
 from scripts.settings import JobCommand, StackSettings
 from scripts.stack.service import Service
@@ -45,6 +47,10 @@ class Engine(ABC):
         """The services that may be there: each kind's first server, and further ones that were started."""
         further = [path.stem for name in KINDS for path in sorted(self.records.glob(f"{name}-[0-9]*.json"))]
         return [*KINDS, *further]
+
+    def nodes(self) -> list[str]:
+        """The nodes of the Ray cluster that may be there."""
+        return []
 
     def record(self, name: str, kind: type[Record]) -> Record | None:
         """Read a service's record; None where there is none."""
@@ -174,6 +180,10 @@ class Engine(ABC):
 
     def check_job(self, stack: Stack, job: JobCommand) -> None:
         """Check that the job can reach its images, folders and services, before anything starts for it."""
+        return
+
+    def start_cluster(self, stack: Stack, job: JobCommand, console: Console) -> None:
+        """Start the Ray cluster that a job on the stack asks for; return when every node answers."""
         return
 
     @abstractmethod

@@ -26,7 +26,15 @@ from scripts import environments
 from scripts.environments import ROOT
 from scripts.models.model_files import hub_cache
 from scripts.services import KINDS
-from scripts.settings import BuildFailed, JobCommand, NotRunning, PortTaken, ServiceDied, StackSettings
+from scripts.settings import (
+    BuildFailed,
+    InvalidStackSetting,
+    JobCommand,
+    NotRunning,
+    PortTaken,
+    ServiceDied,
+    StackSettings,
+)
 from scripts.stack import api_key
 from scripts.stack.engine import Engine
 from scripts.stack.hosts import refuse_host
@@ -179,6 +187,13 @@ class ProcessEngine(Engine):
         shell = os.environ.get("SHELL", "/bin/sh")
         path = f"{environments.folder(service.environment) / 'bin'}:{os.environ.get('PATH', '')}"
         os.execve(shell, [shell], {**environment_of(service), "PATH": path})
+
+    def check_job(self, stack: Stack, job: JobCommand) -> None:
+        if job.settings.runner == "ray" and self.settings.ray_workers > 1:
+            raise InvalidStackSetting(
+                f"STACK_RAY_WORKERS={self.settings.ray_workers}: as processes a cluster of this host has one worker, "
+                "which uses all cores: set STACK_ENGINE=compose, or RAY_ADDRESS for a cluster of several hosts"
+            )
 
     def run_job(self, stack: Stack, job: JobCommand) -> NoReturn:
         name = job_environment(job.settings)

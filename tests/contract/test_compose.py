@@ -15,20 +15,22 @@ from typing import Any
 import pytest
 import yaml
 from pydantic import SecretStr
+from rich.console import Console
 
 from pipeline.errors import InvalidSetting, NotFound, Unwritable
 from pipeline.settings import Settings
 from pipeline.sources.listing import list_images
+from scripts.docker import cluster, images
 from scripts.docker import gpu as docker_gpu
 from scripts.docker import host as docker_host
-from scripts.docker import images
 from scripts.docker.engine import ComposeEngine
 from scripts.docker.files import COMPOSE_FILE, OVERLAY_OF_DEVICE, OVERLAYS, ComposeFiles, publish_overlay
 from scripts.docker.job import Mount, Told, overlay, place_to_mount, tell
 from scripts.docker.job_user import User
 from scripts.docker.project import project_name
-from scripts.services import KINDS
-from scripts.settings import InvalidStackSetting, JobCommand, StackSettings
+from scripts.services import KINDS, NODE, kind_name
+from scripts.settings import InvalidStackSetting, JobCommand, ServiceDied, StackSettings
+from scripts.stack.process_engine import ProcessEngine
 from scripts.stack.services import make_stack, presets_of
 from scripts.stack.vllm_server import PRESETS as VLLM_PRESETS
 from scripts.stack.vllm_server import model_servers, preset_file
@@ -80,6 +82,99 @@ def test_every_container_is_hardened(stack: tuple[str, dict[str, Any]]) -> None:
             key for key, value in service.items() if value
         }, name
         assert service.get("network_mode", "none") == "none", name
+
+
+def test_a_ray_cluster_is_hardened_like_the_job_and_publishes_nothing() -> None:
+    alone, content = config("cpu.yaml"), config("cpu.yaml", "ray.yaml")
+    job = alone["services"]["pipeline"]
+    assert {name for name in content["services"] if kind_name(name) == NODE.name} == set(cluster.nodes(1))
+    hardened = {"read_only", "cap_drop", "security_opt", "init", "tmpfs", "pids_limit", "pull_policy", "logging"}
+    for name in cluster.nodes(1):
+        node = content["services"][name]
+        assert {key: node.get(key) for key in hardened} == {key: job[key] for key in hardened}, name
+        assert not {"ports", "privileged", "cap_add", "pid", "ipc", "devices", "network_mode"} & set(node), name
+        assert int(node["mem_limit"]) >= 2**30
+        assert node["restart"] == "unless-stopped"
+        assert node["stop_grace_period"] == f"{NODE.stop_grace_s:.0f}s"
+        assert node["healthcheck"]["test"][:2] == ["CMD", "python3"]
+        ports = [part for part in node["entrypoint"] + node["command"] if "port=" in part]
+        assert len(ports) == (9 if name == cluster.HEAD else 8), "each port is fixed"
+    head, worker = (content["services"][name] for name in cluster.nodes(1))
+    assert (set(head["networks"]), set(worker["networks"])) == ({"inside"}, {"inside", "outside"})
+    assert f"--port={NODE.port}" in head["command"]
+    assert f"--address={cluster.HEAD}:{NODE.port}" in worker["command"]
+    driver = content["services"]["pipeline"]
+    assert driver["environment"]["RAY_ADDRESS"] == f"{cluster.HEAD}:{NODE.port}"
+    for service in (head, worker, driver):
+        assert service["image"] == images.IMAGES["ray"].tag
+        assert "ray_token" in {secret["source"] for secret in service["secrets"]}
+        assert service["environment"]["RAY_AUTH_MODE"] == "token"
+        assert service["environment"]["RAY_AUTH_TOKEN_PATH"] == "/run/secrets/ray_token"
+    changed = {"image", "shm_size", "secrets", "environment", "entrypoint"}
+    assert {key for key in {*job, *driver} if driver.get(key) != job.get(key)} == changed
+    others = set(alone["services"]) - {"pipeline"}
+    assert {name: content["services"][name] for name in others} == {name: alone["services"][name] for name in others}
+
+
+def test_ray_workers_see_what_the_job_sees(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    command = JobCommand(Settings(images=str(tmp_path / "photos"), output=str(tmp_path / "runs")))
+    told = tell(command, {"HTTPS_PROXY": "http://proxy.example:3128"}, tmp_path / "secrets")
+    (given := tmp_path / "ray.json").write_text(json.dumps(cluster.workers_overlay(told, 3)))
+    (job := tmp_path / "job.json").write_text(json.dumps(told.overlay))
+    services = config("cpu.yaml", "ray.yaml", given, job)["services"]
+    assert {name for name in services if kind_name(name) == NODE.name} == set(cluster.nodes(3))
+    for name in cluster.nodes(3)[1:]:
+        for key in ("volumes", "user", "working_dir"):
+            assert services[name][key] == services["pipeline"][key], (name, key)
+        assert services[name]["environment"]["HTTPS_PROXY"] == "http://proxy.example:3128"
+        assert services[name]["environment"]["RAY_AUTH_MODE"] == "token"
+        assert services[name] == services[cluster.WORKER] | {"hostname": name}
+
+
+def test_a_cluster_elsewhere_is_not_for_containers_and_workers_are_for_them_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = JobCommand(Settings(runner="ray", output=str(tmp_path / "runs")))
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    settings = StackSettings(state=tmp_path, ray_workers=2)
+    stack = make_stack(settings, "cpu", "cpu", {})
+    with pytest.raises(InvalidStackSetting, match=r"^RAY_ADDRESS=10.0.0.1:6379: .*STACK_ENGINE=process"):
+        ComposeEngine(settings, "cpu", "cpu").check_job(stack, job)
+    with pytest.raises(InvalidStackSetting, match=r"^STACK_RAY_WORKERS=2: .*STACK_ENGINE=compose"):
+        ProcessEngine(settings, "cpu").check_job(stack, job)
+    ProcessEngine(settings, "cpu").check_job(stack, JobCommand(Settings()))
+    ProcessEngine(StackSettings(state=tmp_path), "cpu").check_job(stack, job)
+
+
+def test_a_cluster_that_does_not_start_is_told_and_known_to_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "ensure", lambda *_, **__: None)
+    settings = StackSettings(state=tmp_path, ray_workers=2)
+    engine = ComposeEngine(settings, "cpu", "cpu")
+    stack = make_stack(settings, "cpu", "cpu", {})
+    job = JobCommand(Settings(runner="ray", output=str(tmp_path / "runs")))
+    told = "echo began; echo container ray-head-1 exited >&2; exit 1"
+    monkeypatch.setattr(ComposeFiles, "command", lambda *_, **__: ["sh", "-c", told])
+    monkeypatch.setattr(ComposeEngine, "find", lambda *_: None)
+    with pytest.raises(ServiceDied, match=r"^the Ray cluster does not start: container ray-head-1 exited: .*make logs"):
+        engine.start_cluster(stack, job, Console(quiet=True))
+    assert set(engine.nodes()) == set(cluster.nodes(2))
+    assert set(engine.nodes()) <= set(engine.names())
+    token = engine.files.token_file
+    assert (token.stat().st_mode & 0o777, token.parent.stat().st_mode & 0o777) == (0o444, 0o700)
+    before = token.read_text()
+    assert len(before) == 64
+    monkeypatch.setattr(ComposeFiles, "command", lambda *_, **__: ["true"])
+    engine.start_cluster(stack, job, Console(quiet=True))
+    assert token.read_text() == before
+
+
+def test_the_jobs_image_is_that_of_its_runner(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [image.name for image in images.of_stack(StackSettings(), "cpu")][-1] == "pipeline"
+    on_ray = StackSettings().for_job(Settings(runner="ray"))
+    assert [image.name for image in images.of_stack(on_ray, "cpu")][-1] == "ray"
 
 
 def test_services_have_no_way_out_and_no_published_port(stack: tuple[str, dict[str, Any]]) -> None:
@@ -637,5 +732,5 @@ def test_the_job_is_told_of_the_proxies_that_it_can_reach(tmp_path: Path) -> Non
         "NO_PROXY": "10.0.0.0/8",
     }
     told = tell(JobCommand(Settings(output=str(tmp_path / "runs"))), given, tmp_path / "secrets").arguments
-    assert {"HTTPS_PROXY=http://proxy.example:3128", "NO_PROXY=10.0.0.0/8"} <= set(told)
-    assert not any(each.startswith("HTTP_PROXY=") for each in told)
+    assert {"--env=HTTPS_PROXY=http://proxy.example:3128", "--env=NO_PROXY=10.0.0.0/8"} <= set(told)
+    assert not any(each.startswith("--env=HTTP_PROXY=") for each in told)

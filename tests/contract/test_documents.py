@@ -207,7 +207,7 @@ def test_every_setting_is_explained_in_a_page() -> None:
 
 def test_short_names_lead_to_settings() -> None:
     of_the_job = {"IMAGES", "EVERY", "OUTPUT", "JOB", "FROM", "LIMIT", "SAMPLE", "SHARD", "TRUTH", "RUNNER"}
-    assert set(SHORT_NAMES) == {*of_the_job, "DEVICE", "PRESET", "START", "OFFLINE"}
+    assert set(SHORT_NAMES) == {*of_the_job, "DEVICE", "PRESET", "START", "OFFLINE", "WORKERS"}
     assert set(SHORT_NAMES.values()) <= VARIABLES
 
 
