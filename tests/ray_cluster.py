@@ -112,6 +112,11 @@ class Cluster:
         """Of its head."""
         return f"127.0.0.1:{self.port}"
 
+    @property
+    def settings(self) -> dict[str, str]:
+        """The environment variables of a run on it."""
+        return {**VARIABLES, "RAY_ADDRESS": self.address, **self.variables}
+
     def add(self, **variables: str) -> Node:
         """Start a node whose processes have these variables; the first is the head.
 
@@ -161,7 +166,7 @@ class Cluster:
         return subprocess.Popen(
             [self.python, "-c", driver, "--runner=ray", "--annotated=none", *options],
             cwd=ROOT,
-            env={**os.environ, **VARIABLES, "RAY_ADDRESS": self.address, **self.variables, **variables},
+            env={**os.environ, **self.settings, **variables},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
