@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from examples.ladder.servers import question
-from pipeline.errors import UsageError
+from pipeline.errors import InvalidSetting
 from scripts.bench import command, compare, machine, running
 from scripts.bench.clients import read_crops, right
 from scripts.bench.compare import OURS, Result
@@ -129,7 +129,7 @@ def measure(options: argparse.Namespace) -> list[str]:
     console.print(", ".join(f"{name} {value}" for name, value in machine.describe().items()))
     named = [name for name in ASKERS if getattr(options, name)]
     if not named:
-        raise UsageError("no rival is named: give --ray the python of an environment with ray[data]")
+        raise InvalidSetting("no rival is named: give --ray the python of an environment with ray[data]")
     for name in ASKERS.keys() - set(named):
         console.print(f"not measured: {ASKERS[name][0]}; name its python with --{name}")
     with tempfile.TemporaryDirectory() as scratch:

@@ -48,7 +48,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - PARTS.keys():
         parser.error(f"no such part: {', '.join(sorted(unknown))}; the parts are {', '.join(PARTS)}")
-    host, console = host_of(arguments), Console(stderr=True)
+    host, console = host_of(arguments), Console(stderr=True, markup=False)
     if host is None:
         print("error: nvidia-smi finds no GPU: nothing was checked; --rehearse runs on the CPU", file=sys.stderr)
         return 1

@@ -162,7 +162,7 @@ def one(preset: str, service: Service, model: str, host: Host, state: Path) -> d
     engine.prepare([service])
     engine.start(service)
     try:
-        warmup.wait(engine, [service], 1800.0, Console(stderr=True), state=state)
+        warmup.wait(engine, [service], 1800.0, Console(stderr=True, markup=False), state=state)
         url, headers = f"{service.ready_url.rpartition('/')[0]}/v1", api_key.headers(service.key_file)
         sizes = IN_FLIGHT[host.device]
         speed = [asyncio.run(ask_for(url, model, each, SECONDS[host.device], headers)) for each in sizes]
