@@ -69,4 +69,4 @@ def test_references_within_the_schema_give_the_type_of_what_they_name() -> None:
     struct = tables.answer_struct(asked.properties)
     assert [(field.name, field.type) for field in struct] == [("z", INTEGER), ("a", INTEGER), ("m", NUMBER)]
     columns = tables.detections_schema(asked.properties)
-    assert columns.names[8:12] == ["z", "a", "m", "raw_answer"]
+    assert columns.names[11:15] == ["z", "a", "m", "raw_answer"]

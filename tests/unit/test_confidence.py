@@ -121,10 +121,10 @@ def job(**properties: Any) -> Job:
 
 def test_columns_are_those_of_listed_values() -> None:
     names = tables.detections_schema(job().properties).names
-    assert names[8:14] == ["breed", "ok", "note", "breed_confidence", "ok_confidence", "raw_answer"]
+    assert names[11:17] == ["breed", "ok", "note", "breed_confidence", "ok_confidence", "raw_answer"]
     taken = job(breed={"enum": BREEDS}, Breed_Confidence={"type": "number"})
     schema = tables.detections_schema(taken.properties)
-    assert schema.names[8:11] == ["breed", "Breed_Confidence", "raw_answer"]
+    assert schema.names[11:14] == ["breed", "Breed_Confidence", "raw_answer"]
     assert tables.confidences_in(schema) == []
     either = {"anyOf": [{"enum": BREEDS}, {"type": "null"}]}
     assert tables.confidence_columns(job(a=either, b={"const": 1}, c={"type": "integer"}).properties) == {
