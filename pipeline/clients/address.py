@@ -122,13 +122,13 @@ class Address:
         return rests or self.aside is not None or self.breaker.since is not None or self.rate_limit.holds
 
     def blocked_s(self) -> float:
-        """For how long it takes no request."""
+        """Since how many seconds it takes no request."""
         since = self.breaker.since
         away_s = 0.0 if since is None else time.monotonic() - since
         return math.inf if self.aside is not None else max(away_s, self.rate_limit.refuses_s)
 
     def others_s(self) -> float:
-        """For how long no other address takes a request; infinite where there is no other."""
+        """Since how many seconds all other addresses refuse requests; infinite without others."""
         return min((each.blocked_s() for each in self.others), default=math.inf)
 
     def answered(self, latency_s: float) -> None:

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -293,14 +293,19 @@ class HttpClient(InProcess):
         """Have at most so many of the limit's requests in flight from now on; callable from another thread."""
         self.share = share
         if self.connection is not None:
-            self.connection.loop.call_soon_threadsafe(self.connection.turns.grant, share)
+            self._call(self.connection.turns.grant, share)
 
     def hear_queue(self, url: str, running: float, waiting: float) -> None:
         """An address says how many requests it runs and how many wait there; to be called from another thread."""
         if self.connection is not None:
             (address,) = (each for each in self.addresses if each.url == url)
+            self._call(address.limiter.queue, running, waiting)
+
+    def _call(self, function: Callable[..., None], *arguments: float) -> None:
+        """Call on the connection's loop, from another thread."""
+        if self.connection is not None:
             with contextlib.suppress(RuntimeError):  # the loop was closed: the run is at its end
-                self.connection.loop.call_soon_threadsafe(address.limiter.queue, running, waiting)
+                self.connection.loop.call_soon_threadsafe(function, *arguments)
 
     async def aclose(self) -> None:
         """Close the connections, on the loop that opened them; the client cannot be used again."""

@@ -47,7 +47,7 @@ class RateLimit:
         cancellation: CancellationToken,
         others_s: Callable[[], float] = lambda: math.inf,
     ) -> None:
-        """`others_s`: for how long no other address of the service takes requests; infinite where there is none."""
+        """`others_s`: since how many seconds all other addresses refuse requests; infinite without others."""
         self.name = name
         self.limit_s = limit_s
         self.cancellation = cancellation

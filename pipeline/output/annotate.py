@@ -124,7 +124,7 @@ def annotate_all(
     redone: set[str],
     advance: Callable[[], None],
 ) -> None:
-    """Annotate the images of `found`, on their small copies; a source is read where there is none.
+    """Annotate the images of `found`, on their small copies. Without a small copy, the source is read.
 
     An annotated copy from an earlier call is kept unless its image is in `redone`. An image that has gone since, or a
     copy that cannot be written, is left out: the rows are safe already. `advance` is called after each image.

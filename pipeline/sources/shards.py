@@ -35,9 +35,9 @@ def folder_name(run: str, shard: str | None) -> str:
 def share(listing: Listing, settings: Settings) -> list[Source]:
     """The images that a run does.
 
-    A share is a run of neighbours in the listing, whose order is the same on every host; shares differ by one image at
-    most. Neighbours, because the rows of a table are read from front to back, and because a file that is added later
-    moves one image between two shares, not all of them.
+    The listing has the same order on every host. A share is a range of neighbours in it, and ranges differ in length by
+    one image at most. Rows of a table are then read from front to back, and a file that is added later moves one image
+    between two shares, not all of them.
 
     Raises:
         InvalidSetting: the setting is no shard.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from argparse import ArgumentParser
 
 from rich.console import Console
 
 from scripts.commands import down
+from scripts.commands.confirm import confirm
 from scripts.docker import host as docker_host
 from scripts.docker import images
 from scripts.docker import project as compose_project
@@ -59,13 +59,8 @@ def run(settings: StackSettings, console: Console, caches: bool, confirmed: bool
         console.print(
             "and compile caches of earlier settings; keeps models and the current cache: CACHES=1 removes them too"
         )
-    if not confirmed:
-        if not sys.stdin.isatty():
-            console.print("nothing was removed: to do it without a question, YES=1")
-            return 1
-        if console.input("go on? [y/N] ").strip().lower() not in ("y", "yes"):
-            console.print("nothing was removed")
-            return 1
+    if not (confirmed or confirm(console, "nothing was removed")):
+        return 1
     down.run(settings, console)
     if not caches:
         prune_compile_caches(settings, console)

@@ -113,8 +113,9 @@ def save_model(
     archive = folder / "models" / f"{name}.tar"
     archive.parent.mkdir(exist_ok=True)
     commit = f"$(cat {name}/refs/{shlex.quote(revision)} 2>/dev/null || echo {shlex.quote(revision)})"
-    listed = f"ls -d {name}/refs {name}/snapshots/$commit {name}/trees/$commit.json 2>/dev/null || true"
+    listed = f"ls -d {name}/refs {name}/snapshots/$commit {name}/trees/$commit.json 2>/dev/null"
     with archive.open("wb") as file:  # -h: the cache has links to blobs, which a disk for carrying may not know
+        # Of what is listed, some may be absent; tar refuses when all are.
         script = f"commit={commit}; tar -ch $({listed})"
         done = subprocess.run(engine.in_models(script), stdout=file, stderr=subprocess.PIPE, text=True)
     if done.returncode:

@@ -19,6 +19,7 @@ from rich.filesize import decimal
 
 from pipeline.errors import InvalidSetting, NotFound, Unreadable
 from scripts.commands import down
+from scripts.commands.confirm import confirm
 from scripts.docker import images
 from scripts.environments import PYTHON, ROOT, STATE
 from scripts.release import bundle, install
@@ -61,13 +62,8 @@ def run(settings: StackSettings, console: Console, to: str, confirmed: bool) -> 
         console.print(f"disk: up to {disk} beside this version, {free} are free")
     else:
         console.print(f"disk: the next start makes changed environments or images anew, {free} are free here")
-    if not confirmed:
-        if not sys.stdin.isatty():
-            console.print("nothing was changed: to do it without a question, YES=1")
-            return 1
-        if console.input("go on? [y/N] ").strip().lower() not in ("y", "yes"):
-            console.print("nothing was changed")
-            return 1
+    if not (confirmed or confirm(console, "nothing was changed")):
+        return 1
     down.run(settings, console)
     if manifest is None:
         return check_out(to, console)

@@ -25,7 +25,7 @@ class Book:
 
 
 class Claims(SeenContent):
-    """`SeenContent` whose memory is the book."""
+    """`SeenContent` of all workers together: the book remembers the contents."""
 
     def __init__(self, book: Any) -> None:
         super().__init__()

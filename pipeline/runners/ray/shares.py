@@ -40,7 +40,7 @@ class Bound:
         return changes
 
     def told(self, name: str, share: int) -> None:
-        """A worker is told to hold so many; one that is to hold less holds the old share until `holds`."""
+        """A worker is told its new share; of two, the larger counts until the worker confirms by `holds`."""
         self.held[name] = max(self.held.get(name, 0), share)
 
     def holds(self, name: str, share: int) -> None:
