@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from email.message import Message
 from email.parser import HeaderParser
@@ -22,6 +22,7 @@ import yaml
 
 from scripts import environments
 from scripts.docker.bases import BASE, DOCKERFILE
+from scripts.docker.client import ask
 from scripts.environments import LOCKS, ROOT
 from scripts.services import KINDS, PIPELINE, RAY, Image
 
@@ -218,17 +219,35 @@ def in_image(image: Image, policy: Policy) -> list[dict[str, Any]]:
     return [{"type": "container", "bom-ref": base, "name": name, "version": tag, **hashes}, *models]
 
 
-def bill(environment: str, version: str, policy: Policy, licence_of: Mapping[Package, str]) -> dict[str, Any]:
-    """The CycloneDX 1.6 bill of materials of an environment, and of the image that holds it.
+def of_debian(image: Image) -> list[dict[str, Any]]:
+    """The Debian packages of an image as CycloneDX has them; none where this host's engine has no such image."""
+    query = ("--entrypoint=dpkg-query", image.tag, "-W", "-f", "${Package} ${Version} ${Architecture}\n")
+    listed, _ = ask("run", "--rm", "--network=none", "--pull=never", *query, timeout_s=60)
+    found = []
+    for name, version, architecture in map(str.split, (listed or "").splitlines()):
+        purl = f"pkg:deb/debian/{name}@{quote(version)}?arch={architecture}"
+        found.append({"type": "library", "bom-ref": purl, "name": name, "version": version, "purl": purl})
+    return found
 
-    It is the same whenever it is made of the same locks: it has no time, and its number follows from its content.
+
+def bill(
+    environment: str,
+    version: str,
+    policy: Policy,
+    licence_of: Mapping[Package, str],
+    debian: Sequence[dict[str, Any]] = (),
+) -> dict[str, Any]:
+    """The CycloneDX 1.6 bill of materials of an environment, and of the image that holds it, with its Debian packages.
+
+    It is the same whenever it is made of the same locks and image: it has no time, and its number follows from its
+    content.
     """
     image = image_of(environment)
     beside = in_image(image, policy) if image else []
     found = [component(pin, licence_of[pin.package], policy) for pin in pins(LOCKS / f"{environment}.lock")]
     kind = "container" if image else "application"
     name = f"spotter-{environment}"
-    number = uuid.uuid5(uuid.NAMESPACE_OID, repr((name, version, beside, found)))
+    number = uuid.uuid5(uuid.NAMESPACE_OID, repr((name, version, beside, found, *debian)))
     return {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
         "bomFormat": "CycloneDX",
@@ -236,5 +255,5 @@ def bill(environment: str, version: str, policy: Policy, licence_of: Mapping[Pac
         "serialNumber": f"urn:uuid:{number}",
         "version": 1,
         "metadata": {"component": {"type": kind, "bom-ref": name, "name": name, "version": version}},
-        "components": [*beside, *found],
+        "components": [*beside, *found, *debian],
     }

@@ -45,10 +45,14 @@ def run(settings: StackSettings, console: Console, *, output: str | None) -> int
     folder = Path(output).expanduser() if output else settings.state / "sbom"
     folder.mkdir(parents=True, exist_ok=True)
     for name in environments.NAMES:
-        content = licences.bill(name, version(), policy, licence_of)
+        image = licences.image_of(name)
+        debian = licences.of_debian(image) if image else []
+        content = licences.bill(name, version(), policy, licence_of, debian)
         whole_file.write(folder / f"{name}.cdx.json", (json.dumps(content, indent=2) + "\n").encode(), 0o644)
-        packages = sum(each["type"] == "library" for each in content["components"])
-        inside = "; its image's base, without the packages of that" if licences.image_of(name) else ""
+        packages = sum(each["type"] == "library" for each in content["components"]) - len(debian)
+        inside = "; its image's base, without the packages of that: this host does not have the image" if image else ""
+        if debian:
+            inside = f"; {len(debian)} Debian packages of its image"
         say(f"{folder / name}.cdx.json: {packages} packages{inside}")
     say(VULNERABILITIES)
     return 1 if refused else 0

@@ -40,6 +40,7 @@ from scripts.stack.engine import Engine
 from scripts.stack.process_engine import ProcessEngine
 from scripts.stack.service import Service
 from scripts.stack.services import make_stack
+from scripts.stack.vllm_server import PRESETS
 
 HERE = Path(__file__).parent
 ENGINES = ("process", "compose", "both")
@@ -160,7 +161,8 @@ def device_of(settings: StackSettings, preset: str | None) -> tuple[str, str]:
     name = preset or settings.preset
     if settings.device != "auto":
         return settings.device, name
-    return "cuda" if name in dict(devices.PRESETS) else "cpu", name
+    bundled = (PRESETS / f"{name}.yaml").exists()  # a user's own preset is for this host's device
+    return "cuda" if name != "cpu" and (bundled or devices.find_gpus(settings)) else "cpu", name
 
 
 def refuse_full(folder: Path, contents: Contents) -> None:

@@ -21,9 +21,10 @@ from pipeline.errors import InvalidSetting, NotFound, Unreadable
 from scripts.commands import down
 from scripts.commands.confirm import confirm
 from scripts.docker import images
+from scripts.docker.client import ask
 from scripts.environments import PYTHON, ROOT, STATE
 from scripts.release import bundle, install
-from scripts.release.differences import differences
+from scripts.release.differences import changed_images, differences, text
 from scripts.settings import StackSettings
 
 # A version that came from a bundle is kept here, by its revision.
@@ -56,12 +57,18 @@ def run(settings: StackSettings, console: Console, to: str, confirmed: bool) -> 
         }
         for line in differences(ROOT, new, own):
             console.print(line, markup=False, soft_wrap=True)
+        anew = made_anew(new) if manifest is None else {}
     free = decimal(shutil.disk_usage(ROOT).free)
     if manifest is not None:
         disk = decimal(sum(manifest["disk"].values()))
         console.print(f"disk: up to {disk} beside this version, {free} are free")
     else:
-        console.print(f"disk: the next start makes changed environments or images anew, {free} are free here")
+        each = ", ".join(f"{name} {decimal(size)}" for name, size in anew.items()) or "nothing is made anew"
+        console.print(
+            f"disk: about {decimal(sum(anew.values()))}, by present sizes: {each}. Environments replace the present "
+            f"ones, images stand beside them; models are not counted. {free} are free",
+            soft_wrap=True,
+        )
     if not (confirmed or confirm(console, "nothing was changed")):
         return 1
     down.run(settings, console)
@@ -116,6 +123,22 @@ def unpack(to: str, folder: Path, from_bundle: bool) -> None:
     archive = subprocess.run(["git", "-C", str(ROOT), "archive", to], capture_output=True, check=True).stdout
     with tarfile.open(fileobj=io.BytesIO(archive)) as packed:
         packed.extractall(folder, filter="data")
+
+
+def made_anew(new: Path) -> dict[str, int]:
+    """The environments and images of this host that a version makes anew, with their present sizes in bytes."""
+    found = {}
+    for home in sorted((STATE / "envs").glob("*/spotter.stamp")):
+        name = home.parent.name
+        files = ("scripts/environments.py", f"images/locks/{name}.lock")
+        if any(text(ROOT, file) != text(new, file) for file in files):
+            sizes = (path.lstat().st_size for path in home.parent.rglob("*"))
+            found[f"environment {name}"] = sum(sizes)
+    for name in changed_images(ROOT, new):
+        size, _ = ask("image", "inspect", "--format", "{{.Size}}", images.IMAGES[name].tag)
+        if size is not None:
+            found[f"image {name}"] = int(size)
+    return found
 
 
 def check_out(to: str, console: Console) -> int:

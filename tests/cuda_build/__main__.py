@@ -18,11 +18,13 @@ from scripts.checks.gpu import model as gpu_model
 from scripts.docker import images
 from scripts.docker.host import find_engine
 from scripts.stack.devices import PRESETS
-from tests.cuda_build import containers, packages
+from tests.cuda_build import containers, packages, served
 from tests.cuda_build.containers import DEFAULT_FOLDER
 from tests.cuda_build.packages import Site
 from tests.cuda_build.report import NotPossible, Report
 
+# Presets that no card gets by itself.
+BY_NAME = sorted(set(packages.gpu_presets()) - {name for name, _ in PRESETS})
 # Only a GPU can show these.
 NOT_CHECKED = (
     "kernels on a GPU: attention, CUDA graphs, torch.compile",
@@ -38,6 +40,8 @@ def check_environments(report: Report, site: Site, write: bool) -> dict[str, Pat
         report.step("detector: imports", site.detector)
         report.step("detector: files", site.overwritten, "detector-cuda")
     report.step("preflight: no false alarm", packages.no_false_alarms)
+    for preset in BY_NAME:
+        report.step(f"{preset}: served on the CPU", served.answer, preset, site.folder / "served")
     if not ready:
         return {}
     report.step("vLLM: files", site.overwritten, "vllm-cuda")

@@ -1,4 +1,4 @@
-"""The real vLLM server with a production preset and a tiny Gemma-3n checkpoint, on a CPU."""
+"""The real vLLM server with a preset for GPUs and a tiny checkpoint of its model's architecture, on a CPU."""
 
 from __future__ import annotations
 
@@ -22,13 +22,15 @@ from tests.ports import free_port
 MODELS = Path(__file__).resolve().parent.parent / "models"
 SHIM = MODELS / "shim"
 BUILDER = MODELS / "build_gemma3n.py"
+# The presets with other architectures.
+NEWER_BUILDER = MODELS / "build_newer_models.py"
+NEWER = ("gemma-4-e4b", "qwen3-vl-4b")
 CHAT_TEMPLATE = MODELS / "gemma3n_chat_template.jinja"
 # What the tokenizer learns its pieces from: the job's question and answers become a few tokens each, as in production.
 CORPUS = environments.ROOT / "pipeline" / "jobs" / "dog_breeds.yaml"
 # timm and torchvision, which the image for GPUs holds and vLLM's environment for CPUs does not.
 LOCK = environments.LOCKS / "gemma3n-test.lock"
 
-PRESET = "l4"
 # What the CPU forces to be otherwise than in the preset, and nothing else.
 OVERRIDES = (
     # torch.compile takes minutes on a CPU.
@@ -81,11 +83,15 @@ def prepare_overlay(vllm_python: Path, uv: Path, cache_dir: Path) -> Path:
     return overlay
 
 
-def prepare_checkpoint(vllm_python: Path, env: dict[str, str], cache_dir: Path) -> Path:
-    """The folder of the checkpoint, built unless it is there."""
-    checkpoint = cache_dir / f"gemma3n-{fingerprint(BUILDER, CHAT_TEMPLATE, CORPUS, LOCK)}"
+def prepare_checkpoint(vllm_python: Path, env: dict[str, str], cache_dir: Path, preset: str) -> Path:
+    """The folder of the preset's checkpoint, built unless it is there."""
+    sources, name, program = [BUILDER, CHAT_TEMPLATE, CORPUS, LOCK], "gemma3n", [BUILDER]
+    if preset in NEWER:
+        sources, name, program = [*sources, NEWER_BUILDER], preset, [NEWER_BUILDER, Path(preset)]
+    checkpoint = cache_dir / f"{name}-{fingerprint(*sources)}"
     if not checkpoint.is_dir():
-        run([vllm_python, BUILDER, checkpoint, CORPUS], env, "building the checkpoint")
+        python_path = {"PYTHONPATH": f"{env['PYTHONPATH']}:{environments.ROOT}"}  # one builder imports the other
+        run([vllm_python, *program, checkpoint, CORPUS], {**env, **python_path}, "building the checkpoint")
     return checkpoint
 
 
@@ -100,22 +106,24 @@ def wait_until_ready(engine: ProcessEngine, service: Service) -> None:
 
 
 @contextlib.contextmanager
-def serve(vllm_python: Path, uv: Path, cache_dir: Path) -> Iterator[Server]:
+def serve(vllm_python: Path, uv: Path, cache_dir: Path, preset: str = "l4") -> Iterator[Server]:
     """Start the server, wait until it answers, and stop it in the end."""
     with environments.exclusive("gemma3n-test"):
         overlay = prepare_overlay(vllm_python, uv, cache_dir)
         python_path = {"PYTHONPATH": f"{SHIM}:{overlay}"}
-        checkpoint = prepare_checkpoint(vllm_python, {**environments.uv_environment(), **python_path}, cache_dir)
+        checkpoint = prepare_checkpoint(
+            vllm_python, {**environments.uv_environment(), **python_path}, cache_dir, preset
+        )
 
     port = free_port()
     variables = {
-        **read_variables(VLLM_PRESETS / f"{PRESET}.env"),
+        **read_variables(VLLM_PRESETS / f"{preset}.env"),
         **VARIABLES,
         **python_path,
         "VLLM_CACHE_ROOT": str(cache_dir / "vllm"),
     }
     listen = ("--host", "127.0.0.1", "--port", str(port))
-    config = ("--config", str(VLLM_PRESETS / f"{PRESET}.yaml"))
+    config = ("--config", str(VLLM_PRESETS / f"{preset}.yaml"))
     service = Service(
         name="gemma3n",
         environment="vllm-cpu",

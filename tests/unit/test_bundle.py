@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -283,6 +285,7 @@ def test_a_bundle_holds_what_its_presets_and_engine_need(tmp_path: Path) -> None
     models = {service.model for _, service in contents.models}
     assert models == {"google/gemma-3n-E4B-it", "ustc-community/dfine-xlarge-obj2coco"}
     assert contents.images == ()
+    assert bundle.choose(given, None, ["gemma-4-e4b"]).device == "cuda"  # on a host without a GPU
 
 
 def test_a_model_of_the_hub_goes_from_cache_to_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,6 +313,36 @@ def test_a_model_of_the_hub_goes_from_cache_to_cache(tmp_path: Path, monkeypatch
     files = [str(path.relative_to(target)) for path in target.rglob("*") if path.is_file() or path.is_symlink()]
     assert files == [f"{archives.cache_name(service.model)}/snapshots/{commit}/config.json"]
     assert not (target / files[0]).is_symlink()
+
+
+def test_a_bundle_with_python_installs_where_there_is_none(
+    made: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """uv's build of Python goes along; a link to this host's library keeps the stand-in for it small."""
+    build = tmp_path / "state" / "python-builds" / "cpython-3.11.99-linux-x86_64-gnu"
+    (build / "bin").mkdir(parents=True)
+    (build / "lib").mkdir()
+    home = Path(sys.base_prefix)
+    shutil.copy(home / "bin" / f"python{environments.PYTHON}", build / "bin")
+    (build / "lib" / f"python{environments.PYTHON}").symlink_to(home / "lib" / f"python{environments.PYTHON}")
+    uv = environments.uv()
+    monkeypatch.setattr(environments, "uv", lambda: uv)
+    monkeypatch.setattr(environments, "STATE", tmp_path / "state")
+    monkeypatch.setattr(environments, "ensure_uv", lambda: None)
+    monkeypatch.setenv("UV_OFFLINE", "1")
+    name = bundle.bring_python(made.folder)
+    assert name == f"python/{build.name}.tar.gz"
+    made.change(lambda manifest: manifest.update(python=name))
+    made.change(lambda manifest: manifest["files"].update({name: about(made.folder / name)}))
+    made.change(lambda manifest: manifest["host"].update(python="3.11 of the bundle"))  # this host's is not asked for
+    for tool in ("sh", "dirname", "mktemp", "tar", "gzip", "ls", "rm"):
+        (made.bin / tool).symlink_to(shutil.which(tool) or tool)
+    assert made.install(PATH=str(made.bin)) == (0, [])
+    python = made.target / ".spotter" / "python" / "bin" / f"python{environments.PYTHON}"
+    said = subprocess.run([python, "-c", "import sys; print(sys.prefix)"], capture_output=True, text=True, check=True)
+    assert Path(said.stdout.strip()) == python.parent.parent
+    monkeypatch.setattr(environments, "STATE", tmp_path / "without")
+    assert bundle.bring_python(tmp_path) is None
 
 
 def test_the_command_line_loads_the_images_of_this_version_only(made: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

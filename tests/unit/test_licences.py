@@ -13,6 +13,7 @@ from scripts import __main__ as spotter
 from scripts import environments, lock
 from scripts.checks import licences
 from scripts.checks.licences import Package, Policy
+from scripts.services import PIPELINE
 from scripts.stack.vllm_server import PRESETS
 from services.detector.settings import Settings as DetectorSettings
 from tests.conftest import ROOT
@@ -158,8 +159,15 @@ def test_the_command_writes_bills_and_refuses_a_licence(
     page.write_text(licences.THIRD_PARTY.read_text())
     monkeypatch.setattr(licences, "THIRD_PARTY", page)
     monkeypatch.setattr(licences, "sites", list)
+    listed = {PIPELINE.tag: "libc6 2.36-9+deb12u10 amd64\ntzdata 2025b-0+deb12u1 all"}
+    monkeypatch.setattr(licences, "ask", lambda *asked, **_: (next(filter(None, map(listed.get, asked)), None), ""))
     assert spotter.main(["sbom", "--output", str(tmp_path / "bills")]) == 0
-    assert "packages, as before" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "packages, as before" in said
+    assert "pipeline.cdx.json: 37 packages; 2 Debian packages of its image" in said
+    assert "without the packages of that: this host does not have the image" in said
+    bill = json.loads((tmp_path / "bills" / "pipeline.cdx.json").read_text())
+    assert bill["components"][-2]["purl"] == "pkg:deb/debian/libc6@2.36-9%2Bdeb12u10?arch=amd64"
     made = {path.name for path in (tmp_path / "bills").iterdir()}
     assert made == {f"{name}.cdx.json" for name in environments.NAMES}
     page.write_text(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -96,6 +97,7 @@ def test_a_clone_changes_to_a_tag_after_a_yes_and_back(tree: Path, monkeypatch: 
     assert asked.returncode == 1, asked.stderr
     for each in CHANGES:
         assert each in asked.stdout
+    assert re.search(r"disk: about [\d.]+ .*, by present sizes: .*are free", asked.stdout)
     assert "nothing was changed" in asked.stdout
     assert git(tree, "rev-parse", "HEAD") == git(tree, "rev-parse", f"v{OLD}")
     (tree / "LICENSE").write_text("mine")
@@ -150,6 +152,25 @@ def test_a_bundle_replaces_what_a_bundle_installed_and_back(tree: Path, tmp_path
     for name in names:
         assert (tree / name).read_bytes() == (ROOT / name).read_bytes(), name
     assert (tree / "my notes.txt").read_text() == "stay"
+
+
+def test_what_a_tag_makes_anew_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the environments and images of this host, those of which a lock or a source changes."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    for name in ("kept", "changed"):
+        for tree in (old, new):
+            (tree / "images" / "locks").mkdir(parents=True, exist_ok=True)
+            (tree / "images" / "locks" / f"{name}.lock").write_text("1")
+        home = tmp_path / "envs" / name
+        home.mkdir(parents=True)
+        (home / "spotter.stamp").write_text("x" * 1000)
+    (new / "images" / "locks" / "changed.lock").write_text("2")
+    monkeypatch.setattr(upgrade, "ROOT", old)
+    monkeypatch.setattr(upgrade, "STATE", tmp_path)
+    monkeypatch.setattr(upgrade, "changed_images", lambda *_: ["pipeline", "ray"])
+    has = {images.IMAGES["ray"].tag: "77"}
+    monkeypatch.setattr(upgrade, "ask", lambda *asked: (has.get(asked[-1]), ""))
+    assert upgrade.made_anew(new) == {"environment changed": 1000, "image ray": 77}
 
 
 def test_equal_versions_differ_in_nothing() -> None:

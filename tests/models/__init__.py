@@ -1,0 +1,1 @@
+"""Builders of tiny checkpoints for tests."""
