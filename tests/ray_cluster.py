@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,15 +117,15 @@ class Cluster:
         """The environment variables of a run on it."""
         return {**VARIABLES, "RAY_ADDRESS": self.address, **self.variables}
 
-    def add(self, **variables: str) -> Node:
-        """Start a node whose processes have these variables; the first is the head.
+    def add(self, variables: Mapping[str, str] | None = None, before: Sequence[str] = (), cpus: int = 1) -> Node:
+        """Start a node whose processes have these variables, through the program `before`; the first is the head.
 
         Raises:
             TimeoutError: it does not start.
         """
         for _ in range(TRIES):
             known = self._agents()
-            node, deadline = Node(self._start(variables)), time.monotonic() + START_S
+            node, deadline = Node(self._start([*before], cpus, variables or {})), time.monotonic() + START_S
             while time.monotonic() < deadline and node.process.poll() is None:
                 if self._agents() - known and node.raylet:
                     self.nodes.append(node)
@@ -138,12 +138,13 @@ class Cluster:
         """A file of each node's last agent, which is there when it has started."""
         return set(self.folder.glob("session_2*/dashboard_agent_listen_port_*"))
 
-    def _start(self, variables: dict[str, str]) -> subprocess.Popen[bytes]:
+    def _start(self, before: list[str], cpus: int, variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
         place = [f"--address={self.address}"] if self.nodes else ["--head", f"--port={self.port}"]
         return subprocess.Popen(
             [
+                *before,
                 *(self.python.with_name("ray"), "start", "--block", "--node-ip-address=127.0.0.1"),
-                *("--num-cpus=1", f"--object-store-memory={STORE_BYTES}", "--disable-usage-stats", *place),
+                *(f"--num-cpus={cpus}", f"--object-store-memory={STORE_BYTES}", "--disable-usage-stats", *place),
                 *("--include-log-monitor=false", "--no-monitor"),
                 *([] if self.nodes else ["--include-dashboard=false", f"--temp-dir={self.folder}"]),
             ],
@@ -153,6 +154,12 @@ class Cluster:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+
+    def remove(self, node: Node) -> None:
+        """Kill a node, and wait until the others know it."""
+        node.end()
+        self.nodes.remove(node)
+        time.sleep(2)
 
     def end(self) -> None:
         """Kill all nodes."""
@@ -175,10 +182,10 @@ class Cluster:
 
 
 @contextmanager
-def cluster(nodes: int, **variables: str) -> Iterator[Cluster]:
+def cluster(nodes: int, python: Path | None = None, **variables: str) -> Iterator[Cluster]:
     """A cluster of so many nodes until the block ends."""
     environments.prepare("ray")
-    made = Cluster(environments.python("ray"), variables)
+    made = Cluster(python or environments.python("ray"), variables)
     try:
         for _ in range(nodes):
             made.add()

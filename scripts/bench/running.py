@@ -17,7 +17,21 @@ from pipeline.settings import Settings
 from scripts import settings as stack_settings
 from scripts.stack import api_key
 from scripts.stack.devices import choose, find_gpus
-from scripts.stack.services import make_stack
+from scripts.stack.services import Stack, make_stack
+
+
+def stack() -> Stack:
+    """This host's stack as its settings have it.
+
+    Raises:
+        InvalidSetting: a setting is invalid.
+    """
+    try:
+        given = stack_settings.load()
+        device, preset, _ = choose(given, find_gpus(given))
+        return make_stack(given, device, preset, given.user_variables(job_settings.PREFIX))
+    except stack_settings.StackError as error:
+        raise InvalidSetting(str(error)) from error
 
 
 def settings() -> Settings:
@@ -26,19 +40,13 @@ def settings() -> Settings:
     Raises:
         InvalidSetting: a setting of the job or the stack is invalid.
     """
-    given = job_settings.load([])
-    try:
-        of_stack = stack_settings.load()
-        device, preset, _ = choose(of_stack, find_gpus(of_stack))
-        stack = make_stack(of_stack, device, preset, of_stack.user_variables(job_settings.PREFIX))
-    except stack_settings.StackError as error:
-        raise InvalidSetting(str(error)) from error
+    given, of = job_settings.load([]), stack()
     here: dict[str, Any] = {
-        name: read_addresses(stack.job_variables[job_settings.PREFIX + name.upper()])
+        name: read_addresses(of.job_variables[job_settings.PREFIX + name.upper()])
         for name in ("detector_url", "model_url")
     }
-    if stack.key_file and stack.key_file.exists():
-        here["api_key"] = SecretStr(api_key.ensure(stack.key_file))
+    if of.key_file and of.key_file.exists():
+        here["api_key"] = SecretStr(api_key.ensure(of.key_file))
     return given.model_copy(update=here)
 
 

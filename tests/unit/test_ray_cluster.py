@@ -67,7 +67,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     token = tmp_path_factory.mktemp("ray") / "token"
     token.write_text("a" * 64)
     with cluster(1, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token)) as made:
-        made.add(**BLIND)
+        made.add(BLIND)
         yield made
 
 

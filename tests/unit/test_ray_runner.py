@@ -72,7 +72,7 @@ def test_a_suspect_is_alone_at_its_last_death() -> None:
         begun = shards.next("w0", 1)
         assert begun is not None
         together = len(shards.begun[begun[0]].sources)
-        assert together == (64, SUSPECTS, 1)[deaths]
+        assert together == (50, SUSPECTS, 1)[deaths]
         assert (shards.next("w0", 1) is None) == bool(deaths), "nothing else is beside a suspect"
         list(shards.lost("w0", suspect=True))
     assert list(shards.deaths.values()).count(DEATHS) == 1

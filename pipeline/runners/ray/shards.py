@@ -12,8 +12,9 @@ from pipeline.sources.listing import Source
 
 # Shards of a worker at once: one begins while the last rows of the other end.
 AT_ONCE = 2
-# Sources of a shard. To begin one costs 0.1 s of CPU; a worker that dies costs at most what it had begun.
-LEAST, MOST = 64, 500
+# Sources of a shard. To begin one costs 20 ms of CPU. The last ones are small, so that all workers end together: with
+# 64 images of 50 ms each, one worker worked for 2 s while the others had nothing to do.
+LEAST, MOST = 16, 500
 # After so many deaths of its workers an image has failed. Its shards get smaller: after the first death it is in one of
 # SUSPECTS, after the second alone, so that at the third it is clear which image it was.
 DEATHS = 3
