@@ -59,7 +59,7 @@ def photo(number: int, size: tuple[int, int]) -> Image.Image:
 
 def different(pictures: int, size: tuple[int, int]) -> Iterator[Image.Image]:
     """Different images; only a few are drawn, because drawing takes longest."""
-    drawn = [photo(number, size) for number in range(min(pictures, 20))]
+    drawn = [photo(number, size) for number in range(min(pictures, 8))]
     for number in range(pictures):
         picture = drawn[number % len(drawn)]
         # One block of pixels makes them different.

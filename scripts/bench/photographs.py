@@ -1,13 +1,14 @@
 """Measure what a photograph costs: CPU time by stage and peak memory, against the least that it can cost.
 
     python -m scripts.bench.photographs                          2, 12 and 48 megapixels with 0, 1, 4 and 20 boxes
-    python -m scripts.bench.photographs --sizes 4000x3000 --boxes 4
+    python -m scripts.bench.photographs --sizes 4000x3000 --boxes 4 --folder FOLDER   keeps the images for another turn
 
 The pipeline is `python -m pipeline` as a user runs it; both services are simulated. `read` and `crop` are the stages'
 own CPU time. `detector` is the CPU time that the detector service takes to decode what it was sent. `all` is the CPU
 time of the whole process and of the detector's decoding, with the report; what a run of one image takes is taken off.
 The floor is one pass through the file's entropy-coded data (a decode at 1/8) and the cutting of the crops out of an
-image that is decoded already. The exit code is 1 when a ratio passes --limit or the memory --memory.
+image that is decoded already. Of large images fewer are taken, see --megapixels. The exit code is 1 when a ratio passes
+--limit or the memory --memory.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from PIL import Image
@@ -82,25 +84,31 @@ def cpu_ms(work: Callable[[], object], repeats: int = 5) -> float:
     return 1000 * min(costs)
 
 
+def decoded(data: bytes, scale: int) -> Image.Image:
+    """A JPEG at 1/scale of its size."""
+    image = Image.open(io.BytesIO(data))
+    image.draft(None, (image.width // scale, image.height // scale))
+    image.load()
+    return image
+
+
+@cache
+def entropy_ms(data: bytes) -> float:
+    """One entropy decode."""
+    return cpu_ms(lambda: decoded(data, 8))
+
+
 def floor_ms(data: bytes, number: int) -> float:
     """One entropy decode, and the crops cut out of a decoded image that is just large enough for each."""
     size = Image.open(io.BytesIO(data)).size
     crop = Crop()
-
-    def entropy() -> None:
-        image = Image.open(io.BytesIO(data))
-        image.draft(None, (size[0] // 8, size[1] // 8))
-        image.load()
-
     boxes = boxes_of(number, *size)
     scale = 1
     while boxes and min(max(x2 - x1, y2 - y1) for x1, y1, x2, y2 in boxes) / (2 * scale) >= crop.max_side:
         scale *= 2
-    image = Image.open(io.BytesIO(data))
-    image.draft(None, (size[0] // scale, size[1] // scale))
-    image.load()
+    image = decoded(data, scale)
     small = [[value * image.width / size[0] for value in box] for box in boxes]
-    return cpu_ms(entropy) + cpu_ms(lambda: [cut(image, box, crop.margin, crop.max_side) for box in small])
+    return entropy_ms(data) + cpu_ms(lambda: [cut(image, box, crop.margin, crop.max_side) for box in small])
 
 
 def run(images: Path, runs: Path, simulated: Simulated) -> tuple[float, float, Profile]:
@@ -119,7 +127,7 @@ def run(images: Path, runs: Path, simulated: Simulated) -> tuple[float, float, P
 
 def measure_one(folder: Path, size: tuple[int, int], number: int, pictures: int) -> Cost:
     """The cost of images of one size with so many boxes."""
-    images, alone = folder / f"{size[0]}x{size[1]}", folder / f"{size[0]}x{size[1]}-alone"
+    images, alone = (folder / f"{size[0]}x{size[1]}-{count}" for count in (pictures, 1))
     for place, count in ((images, pictures), (alone, 1)):
         if not place.is_dir():
             make_pictures(place, count, size)
@@ -142,9 +150,11 @@ def measure(options: argparse.Namespace) -> list[str]:
     said = []
     table = command.figures("image, boxes", ("read ms", "crop ms", "detector ms", "all ms", "floor ms", "ratio", "MB"))
     with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
         for size in options.sizes:
+            pictures = options.pictures or min(max(options.megapixels * 1_000_000 // (size[0] * size[1]), 8), 60)
             for number in options.boxes:
-                cost = measure_one(Path(temporary), size, number, options.pictures)
+                cost = measure_one(folder.absolute(), size, number, pictures)
                 values = (cost.read, cost.crop, cost.detector, cost.all, cost.floor)
                 name = f"{size[0]} x {size[1]}, {number}"
                 row = [*(f"{value:.0f}" for value in values), f"{cost.ratio:.2f}", f"{cost.peak_mb:.0f}"]
@@ -163,7 +173,9 @@ def main() -> int:
     sizes = [(1632, 1224), (4000, 3000), (8000, 6000)]
     parser.add_argument("--sizes", nargs="+", type=parse_size, default=sizes, help="of images, in pixels")
     parser.add_argument("--boxes", nargs="+", type=int, default=[0, 1, 4, 20], help="numbers of boxes in an image")
-    parser.option("--pictures", 24, "images of each size")
+    parser.option("--megapixels", 720, "of the images of a size together, which are 8 to 60")
+    parser.add_argument("--pictures", type=int, help="images of each size (default: by --megapixels)")
+    parser.add_argument("--folder", type=Path, help="keep images and runs here (default: a temporary folder)")
     parser.option("--limit", 3.0, "highest ratio to the floor, of images of 8 megapixels and more")
     parser.option("--memory", 800.0, "highest memory, in MB")
     options = parser.parse_args()
