@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from scripts.checks.gpu import model as gpu_model
+from scripts.checks.gpu.model import STAND_IN, stand_in
 from scripts.docker import images
 from scripts.docker.host import find_engine
 from scripts.stack.devices import PRESETS
@@ -23,8 +23,6 @@ from tests.cuda_build.containers import DEFAULT_FOLDER
 from tests.cuda_build.packages import Site
 from tests.cuda_build.report import NotPossible, Report
 
-# Presets that no card gets by itself.
-BY_NAME = sorted(set(packages.gpu_presets()) - {name for name, _ in PRESETS})
 # Only a GPU can show these.
 NOT_CHECKED = (
     "kernels on a GPU: attention, CUDA graphs, torch.compile",
@@ -40,22 +38,24 @@ def check_environments(report: Report, site: Site, write: bool) -> dict[str, Pat
         report.step("detector: imports", site.detector)
         report.step("detector: files", site.overwritten, "detector-cuda")
     report.step("preflight: no false alarm", packages.no_false_alarms)
-    for preset in BY_NAME:
+    for preset in packages.BY_NAME:
         report.step(f"{preset}: served on the CPU", served.answer, preset, site.folder / "served")
     if not ready:
         return {}
     report.step("vLLM: files", site.overwritten, "vllm-cuda")
     presets: dict[str, Path] = {}
 
-    def make_stand_in() -> str:
-        made = gpu_model.stand_in(site.folder, site.python("vllm-cuda"))
-        presets.update(packages.with_stand_in([name for name, _ in PRESETS], made, site.folder))
-        return "gemma-3n-E4B's sizes, without weights"
+    def make_stand_ins() -> str:
+        made = stand_in(site.folder / "models", site.python("vllm-cuda"))
+        models = {name: made for name, _ in PRESETS} | site.small_models(made)
+        presets.update(packages.with_stand_in(models, site.folder))
+        return f"of {len(set(models.values()))} models: the sizes, without weights"
 
-    if not (report.step("driver without a GPU", site.make_driver) and report.step("stand-in", make_stand_in)):
+    if not report.step("driver without a GPU", site.make_driver):
         return {}
     report.step("vLLM: parser", site.parse)
-    report.step("vLLM: weights", site.sizes)
+    if not (report.step("vLLM: weights", site.sizes) and report.step("stand-ins", make_stand_ins)):
+        return {}
     report.step("vLLM: imports, Triton, presets", site.inside, list(presets.values()))
     report.step("vLLM: tables", site.check_tables, write)
     report.step("vLLM: full preflight", site.check_presets, presets)
@@ -72,10 +72,8 @@ def check_images(report: Report, site: Site, presets: dict[str, Path], keep: boo
         if name == "detector-cuda":
             report.step("image detector-cuda: service", containers.serve_detector)
         elif presets:
-            stand_in = site.folder / gpu_model.STAND_IN
-            files = list(presets.values())
-            report.step("image vllm-cuda: imports, Triton, presets", containers.inside, site, files, stand_in)
-            report.step("image vllm-cuda: server", containers.serve_vllm, site, stand_in)
+            report.step("image vllm-cuda: imports, Triton, presets", containers.inside, site, list(presets.values()))
+            report.step("image vllm-cuda: server", containers.serve_vllm, site, site.folder / "models" / STAND_IN)
         if not keep and name not in there:
             containers.remove([name])
 

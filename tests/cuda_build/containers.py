@@ -78,22 +78,22 @@ def look(name: str) -> str:
     )
 
 
-def inside(site: Site, presets: list[Path], stand_in: Path) -> str:
+def inside(site: Site, presets: list[Path]) -> str:
     """Imports, Triton's compiler and the presets in the image of vLLM, with the driver mounted for this run only."""
-    mounts = [*mounted(site, stand_in), f"--volume={IN_BUILD}:/check.py:ro"]
+    mounts = [*mounted(site), f"--volume={IN_BUILD}:/check.py:ro"]
     mounts += [f"--volume={preset}:/presets/{preset.name}:ro" for preset in presets]
     tag = images.IMAGES["vllm-cuda"].tag
     program = ("--entrypoint=python", tag, "-P", "/check.py", *(f"/presets/{preset.name}" for preset in presets))
     return told(run(command("run", "--rm", *HARDENED, *OFFLINE, CACHE, *mounts, *program)))
 
 
-def mounted(site: Site, stand_in: Path) -> list[str]:
-    """The driver and the stand-in, at their own paths."""
+def mounted(site: Site) -> list[str]:
+    """The driver, and the stand-ins at their own paths."""
     return [
         f"--volume={site.driver}:/driver:ro",
         "--env=LD_LIBRARY_PATH=/driver",
         "--env=TRITON_CACHE_DIR=/cache/vllm/triton",
-        f"--volume={stand_in}:{stand_in}:ro",
+        f"--volume={site.folder / 'models'}:{site.folder / 'models'}:ro",
     ]
 
 
@@ -139,7 +139,7 @@ def serve_vllm(site: Site, stand_in: Path) -> str:
     (secrets / "api_key").chmod(0o644)
     (secrets / "api_key").write_text(KEY)
     server = ("launch", "render", str(stand_in), "--host=127.0.0.1", "--port=8000")
-    with container(CACHE, secret, *mounted(site, stand_in), tag, *server) as name:
+    with container(CACHE, secret, *mounted(site), tag, *server) as name:
         seconds = healthy(name, "http://127.0.0.1:8000/health")
         facts, _ = ask("exec", name, "ls", "/cache/vllm/modelinfos")
         kept = {each.name for each in (ROOT / "services" / "vllm" / "tables" / "modelinfos").iterdir()}

@@ -28,6 +28,7 @@ from scripts.stack.vllm_server import STARTS, preset_file
 from scripts.vllm import tables
 from scripts.vllm.checker import in_environment
 from tests.cuda_build.report import StepFailed
+from tests.services import gemma3n_server
 
 IN_BUILD = Path(__file__).with_name("in_build.py")
 SIZES = Path(__file__).with_name("sizes.py")
@@ -188,6 +189,27 @@ class Site:
             f"{model.rpartition('/')[2]} {parts['weights_gib']:.2f} GiB" for model, parts in counted.items()
         )
 
+    def small_models(self, stand_in: Path) -> dict[str, Path]:
+        """For each preset that no card gets by itself its model's sizes, with the files of a tiny model; by preset."""
+        made = {}
+        for preset in BY_NAME:
+            made[preset] = folder = self.folder / "models" / preset
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.parent.mkdir(exist_ok=True)
+            if preset in gemma3n_server.NEWER:
+                env = {**os.environ, "PYTHONPATH": str(ROOT)}
+                builder = (gemma3n_server.NEWER_BUILDER, preset, folder, gemma3n_server.CORPUS)
+                run([self.python("vllm-cuda"), *builder], env)
+                (folder / "model.safetensors").unlink()
+            else:
+                shutil.copytree(stand_in, folder)
+            model = yaml.safe_load(preset_file(preset).read_text())["model"].rpartition("/")[2]
+            full = json.loads((self.folder / "sizes" / model / "config.json").read_text())
+            small = json.loads((folder / "config.json").read_text())
+            ids = {name: value for name, value in small.items() if "_token_i" in name}  # those of the tokenizer
+            (folder / "config.json").write_text(json.dumps({**full, **ids}, indent=2))
+        return made
+
     def check_presets(self, presets: Mapping[str, Path]) -> str:
         """The full preflight of each preset with its stand-in: options, files, renderer, grammar."""
         asked, found = command.asked_of(jobs.load(JOB), {}), []
@@ -218,6 +240,10 @@ def gpu_presets() -> list[str]:
     return sorted(file.stem for file in FOLDER_OF_PRESETS.glob("*.yaml") if file.stem != "cpu")
 
 
+# Presets that no card gets by itself.
+BY_NAME = sorted(set(gpu_presets()) - {name for name, _ in PRESETS})
+
+
 def told(said: str) -> str:
     """The line of JSON that in_build.py printed, for people."""
     seen: dict[str, Any] = json.loads(said.splitlines()[-1])
@@ -227,10 +253,10 @@ def told(said: str) -> str:
     return "\n".join(lines)
 
 
-def with_stand_in(names: list[str], stand_in: Path, folder: Path) -> dict[str, Path]:
-    """Copies of presets that name the stand-in in place of the model of the hub."""
+def with_stand_in(models: Mapping[str, Path], folder: Path) -> dict[str, Path]:
+    """Copies of presets that name a stand-in in place of the model of the hub."""
     copies = {}
-    for name in names:
+    for name, stand_in in models.items():
         file = preset_file(name)
         content = {**yaml.safe_load(file.read_text()), "model": str(stand_in)}
         content.pop("revision", None)
