@@ -21,6 +21,8 @@ from typing import Any
 
 import aiohttp
 import daft
+import pyarrow as pa
+import pyarrow.compute
 
 from pipeline import job as jobs
 from pipeline.clients.http import HttpClient, Limits
@@ -60,10 +62,9 @@ def spotter(url: str, rows: int, concurrency: int, crop: bytes, client: ModelCli
     detection = daft.functions.to_struct(jpeg=daft.lit(crop), label=daft.lit(client.job.label))
     frame = ask(numbers.with_column("detection", detection), client)
     ended = failed = 0
-    for batch in frame.select("answer").to_arrow_iter():
-        for row in batch.to_pylist():
-            ended += 1
-            failed += row["answer"]["failure"] is not None
+    for batch in frame.select(daft.col("answer")["failure"].is_null().alias("answered")).to_arrow_iter():
+        ended += batch.num_rows
+        failed += batch.num_rows - pa.compute.sum(batch["answered"]).as_py()
     client.http.close()
     if (ended, failed) != (rows, 0):
         raise command.BenchFailed(f"{ended} of {rows} rows ended, {failed} failed")
