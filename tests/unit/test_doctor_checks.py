@@ -35,11 +35,13 @@ from scripts.checks.doctor import (
     proxy,
 )
 from scripts.checks.doctor.context import Context
+from scripts.docker import gpu as docker_gpu
 from scripts.docker import host as docker_host
 from scripts.docker import project as compose_project
 from scripts.environments import LOCKS, ROOT
 from scripts.findings import Finding, exit_code
 from scripts.settings import ChecksFailed, StackSettings
+from scripts.vllm import compile_cache
 from tests.configurations import cache_model
 from tests.disks import read_only, small_disk
 from tests.ports import free_port, taken_port
@@ -57,9 +59,10 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
-    # What this machine's own Docker answered is kept for the process.
-    for name in ("fault", "client_config"):
-        monkeypatch.setattr(docker_host, name, cache(getattr(docker_host, name).__wrapped__))
+    # What this machine's own programs answered is kept for the process, and so would be what these answer.
+    cached = (docker_host, "fault"), (docker_host, "client_config"), (docker_gpu, "driver"), (compile_cache, "gpu")
+    for module, name in cached:
+        monkeypatch.setattr(module, name, cache(getattr(module, name).__wrapped__))
 
     def install(**scripts: str) -> None:
         for name, script in scripts.items():
