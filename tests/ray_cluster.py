@@ -26,6 +26,7 @@ VARIABLES = {
     "RAY_agent_register_timeout_ms": f"{START_S * 1000:.0f}",
     "RAY_AUTH_MODE": "disabled",  # else a token in this user's home turns it on
     "RAY_worker_niceness": "0",
+    "RAY_prestart_worker_first_driver": "0",  # a process that no run uses: its environment is another
 }
 # Parts are small, and a worker that is silent is given up soon. An image that holds POISON kills its worker, and a
 # worker on a BLIND node cannot write a file.

@@ -50,16 +50,18 @@ class Faults:
         good = run.returncode == 2 and took < REFUSED_S and more <= 1 and said in error and error.count("\n") == 0
         self.check(what, good, f"exit code {run.returncode} after {took:.1f} s: {error}")
 
-    def asked(self, share: float) -> None:
-        """Wait until the model has had this share of a run's questions."""
-        due = self.bench.seen()["model"]["requests"] + share * PICTURES * BOXES
+    def begun(self, nodes: Cluster) -> subprocess.Popen[str]:
+        """A run that has asked a third of its questions."""
+        due = self.bench.seen()["model"]["requests"] + PICTURES * BOXES / 3
+        run = self.bench.begin(nodes)
         while self.bench.seen()["model"]["requests"] < due:
+            assert run.poll() is None, run.communicate()[1]
             time.sleep(0.05)
+        return run
 
     def interrupt(self, nodes: Cluster) -> None:
         """Ctrl-C."""
-        run = self.bench.begin(nodes)
-        self.asked(0.3)
+        run = self.begun(nodes)
         run.send_signal(signal.SIGINT)
         began = time.monotonic()
         code, took = run.wait(), time.monotonic() - began
@@ -70,8 +72,7 @@ class Faults:
         self.bench.begin(None).wait()
         native = content(self.bench.folder)
         before = self.bench.seen()["model"]["requests"]
-        run = self.bench.begin(nodes)
-        self.asked(0.3)
+        run = self.begun(nodes)
         worker = nodes.nodes[-1].worker()
         assert worker is not None
         worker.suspend()
@@ -86,8 +87,7 @@ class Faults:
 
     def full_disk(self, nodes: Cluster, node: Node) -> None:
         """The crops' folder is on a disk of 64 KiB for one node's worker."""
-        run = self.bench.begin(nodes)
-        self.asked(0.3)
+        run = self.begun(nodes)
         worker = node.worker()
         assert worker is not None
         crops = self.bench.folder / "crops"

@@ -1,6 +1,6 @@
 """Runs on a Ray cluster of separate `ray start` processes: the native runner's rows, whatever dies.
 
-One cluster serves all tests of this file: a node costs 5 s of CPU to start, a run on it 5 s more than a native one.
+One cluster serves all tests of this file, and grows in their order: a node costs 4 s of CPU to start, a worker 3 s.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from scripts.commands.smoke import free_port
 from tests.conftest import ROOT
 from tests.doubles.faults import grid
 from tests.doubles.simulated import Simulated, serve
@@ -30,7 +29,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 BOUNDS = {"detector": 8, "model": 16}
 BOXES = 2
-PICTURES = 180
+PICTURES = 100
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +62,10 @@ def reference(servers: Simulated, photos: Path, tmp_path_factory: pytest.TempPat
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Two nodes that want a token; workers of the second cannot write a file."""
+    """A node that wants a token."""
     token = tmp_path_factory.mktemp("ray") / "token"
     token.write_text("a" * 64)
     with cluster(1, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token)) as made:
-        made.add(BLIND)
         yield made
 
 
@@ -130,6 +128,10 @@ def ended(run: subprocess.Popen[str]) -> tuple[int, str]:
     return run.returncode, printed
 
 
+def cpu_s(run: subprocess.Popen[str]) -> float:
+    return sum(psutil.Process(run.pid).cpu_times()[:2])
+
+
 def bounds_held(servers: Simulated) -> bool:
     return (
         0 < servers.detector.peak_in_flight <= BOUNDS["detector"]
@@ -142,37 +144,23 @@ def error_line(printed: str) -> str:
     return line
 
 
-def test_tables_crops_and_requests_are_the_native_runner_s(
-    servers: Simulated, nodes: Cluster, photos: Path, reference: tuple[Path, int, int], tmp_path: Path
-) -> None:
-    """Crops of the node whose workers cannot write come through the driver."""
-    folder = tmp_path / "ray"
-    code, printed = ended(nodes.run(options(photos, folder), servers.settings))
-    assert code == 0, printed
-    assert tables(folder) == tables(reference[0])
-    assert crops(folder) == crops(reference[0])
-    assert (servers.detector.requests, servers.model.requests) == reference[1:]
-    assert bounds_held(servers)
-    profile = json.loads((folder / "profile" / "profile.json").read_text())
-    images = [worker["images"] for worker in profile["workers"]]
-    assert (len(images), sum(images)) == (2, PICTURES + 4)
-    assert all(images), "each worker did a share"
-
-
 def test_an_interrupted_run_and_a_killed_driver_go_on_anywhere(
     servers: Simulated, nodes: Cluster, photos: Path, reference: tuple[Path, int, int], tmp_path: Path
 ) -> None:
     servers.latency_s = 0.3
     folder = tmp_path / "ray"
     run = nodes.run(options(photos, folder), servers.settings)
-    wait_for(lambda: servers.model.requests > 100, run)
+    wait_for(lambda: servers.model.requests > 60, run)
+    driver, used = psutil.Process(run.pid), [cpu_s(run)]
     run.send_signal(signal.SIGINT)
-    began = time.monotonic()
+    while driver.status() != psutil.STATUS_ZOMBIE:
+        used.append(cpu_s(run))
+        time.sleep(0.05)
     code, printed = ended(run)
     assert code == 130, printed
-    assert time.monotonic() - began < 30, "5 s where nothing else computes"
+    assert used[-1] - used[0] < 5, "seconds of its own; python -m tests.ray_faults has those on the clock"
     run = nodes.run(options(photos, folder), servers.settings)
-    wait_for(lambda: servers.model.requests > 200, run)
+    wait_for(lambda: servers.model.requests > 120, run)
     run.kill()
     run.wait()
     assert bounds_held(servers)
@@ -196,63 +184,77 @@ def test_what_stops_a_worker_stops_the_run(simulated: Simulated, nodes: Cluster,
     assert (images["failed"], detections["failed"]) == (0, 0)
 
 
-def test_a_wrong_token_and_a_wrong_address_are_one_line(
-    servers: Simulated, nodes: Cluster, photos: Path, tmp_path: Path
-) -> None:
+def test_a_wrong_token_is_one_line(servers: Simulated, nodes: Cluster, photos: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.write_text("b" * 64)
-    nowhere = f"127.0.0.1:{free_port()}"
-    for variables, said in (
-        ({"RAY_AUTH_TOKEN_PATH": str(other)}, "RAY_AUTH_TOKEN_PATH is the cluster's token"),
-        ({"RAY_ADDRESS": nowhere}, f"no cluster answers at RAY_ADDRESS={nowhere}"),
-    ):
-        code, printed = ended(nodes.run(options(photos, tmp_path / "run"), servers.settings | variables))
-        assert code == 2, printed
-        assert said in error_line(printed)
-    assert servers.model.requests <= 2, "the probes"
+    variables = servers.settings | {"RAY_AUTH_TOKEN_PATH": str(other)}
+    code, printed = ended(nodes.run(options(photos, tmp_path / "run"), variables))
+    assert code == 2, printed
+    assert "RAY_AUTH_TOKEN_PATH is the cluster's token" in error_line(printed)
+    assert servers.model.requests <= 1, "the probe"
+
+
+def test_tables_crops_and_requests_are_the_native_runner_s(
+    servers: Simulated, nodes: Cluster, photos: Path, reference: tuple[Path, int, int], tmp_path: Path
+) -> None:
+    """A node joins, whose worker cannot write: its crops come through the driver."""
+    folder = tmp_path / "ray"
+    servers.hold = lambda traffic, number: traffic is servers.model and number > 40
+    run = nodes.run(options(photos, folder), servers.settings)
+    wait_for(lambda: servers.model.requests > 40, run)
+    nodes.add(BLIND)
+    wait_for(lambda: (folder / "run.log").read_text().count("is up") == 2, run)
+    servers.hold = lambda traffic, number: False
+    code, printed = ended(run)
+    assert code == 0, printed
+    assert tables(folder) == tables(reference[0])
+    assert crops(folder) == crops(reference[0])
+    assert (servers.detector.requests, servers.model.requests) == reference[1:]
+    assert bounds_held(servers)
+    profile = json.loads((folder / "profile" / "profile.json").read_text())
+    images = [worker["images"] for worker in profile["workers"]]
+    assert (len(images), sum(images)) == (2, PICTURES + 4)
+    assert all(images), "each worker did a share"
 
 
 def test_rows_are_the_native_runner_s_whatever_dies(
     servers: Simulated, nodes: Cluster, photos: Path, reference: tuple[Path, int, int], tmp_path: Path
 ) -> None:
-    """A node joins, a worker is killed, one is frozen, a node dies, and one image kills each of its workers."""
-    poison = photos / "150.jpg"
+    """A node dies, a worker is frozen, and one image kills each of its workers."""
+    if len(nodes.nodes) < 2:
+        nodes.add()
+    poison = photos / "090.jpg"
     picture = poison.read_bytes()
     log = tmp_path / "ray" / "run.log"
-    servers.hold = lambda traffic, number: traffic is servers.model and number > 60
     try:
         poison.write_bytes(picture + POISON)
         run = nodes.run(options(photos, tmp_path / "ray"), servers.settings, most=24)
         wait_for(lambda: servers.model.requests > 60, run)
-        newcomer = worker_of(nodes.add(), run)
-        wait_for(lambda: log.read_text().count("is up") == 3, run)
-        servers.hold = lambda traffic, number: False
-        worker_of(nodes.nodes[1], run).kill()
-        newcomer.suspend()
         raylet = nodes.nodes[1].raylet
         assert raylet is not None
-        wait_for(lambda: servers.model.requests > 120, run)
         raylet.kill()
+        frozen = worker_of(nodes.nodes[0], run)
+        frozen.suspend()
+        wait_for(lambda: "did not answer for" in log.read_text(), run)
+        frozen.resume()
         code, printed = ended(run)
     finally:
         poison.write_bytes(picture)
-        servers.hold = lambda traffic, number: False
     assert code == 0, printed
     folder = tmp_path / "ray"
     before, after = tables(reference[0]), tables(folder)
     failed = [row for row in after["images"] if row["outcome"] == "failed"]
-    assert [Path(str(row["path"])).name for row in failed] == ["150.jpg", "broken.jpg"]
+    assert [Path(str(row["path"])).name for row in failed] == ["090.jpg", "broken.jpg"]
     assert "3 workers died at this image" in str(failed[0]["reason"])
 
     def others(rows: list[dict[str, object]]) -> list[dict[str, object]]:
-        return [row for row in rows if Path(str(row["path"])).name != "150.jpg"]
+        return [row for row in rows if Path(str(row["path"])).name != "090.jpg"]
 
     assert others(after["images"]) == others(before["images"])
     assert others(after["detections"]) == others(before["detections"])
     assert {(name, crops(reference[0])[name]) for name in crops(folder)} == set(crops(folder).items())
     assert bounds_held(servers)
-    assert "did not answer for" in log.read_text(), "the frozen worker"
     deaths = log.read_text().count("worker gone")
-    assert deaths >= 5
+    assert deaths >= 4
     again = servers.model.requests - reference[2] + BOXES
     assert again <= deaths * BOXES * 2 * 24, "what the dead workers had not ended"

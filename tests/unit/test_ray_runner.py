@@ -217,3 +217,8 @@ def test_a_node_that_lacks_something_says_what(facts: Facts, said: str | None) -
 def test_an_address_of_another_form_is_refused(address: str) -> None:
     with pytest.raises(ClusterUnusable, match="give HOST:PORT"):
         checks.see(address)
+
+
+def test_an_address_where_nobody_listens_is_refused() -> None:
+    with pytest.raises(ClusterUnusable, match=r"no cluster answers at RAY_ADDRESS=127\.0\.0\.1:1"):
+        checks.see("127.0.0.1:1")

@@ -63,8 +63,10 @@ def connect() -> None:
     if address == "local":
         options |= {"num_cpus": len(os.sched_getaffinity(0)), "object_store_memory": STORE_BYTES}
         options |= {"include_dashboard": False}
-    elif address != "auto":
-        see(address)
+    else:
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # else each try of a wrong token is a line of its own
+        if address != "auto":
+            see(address)
     environment = {"py_modules": [str(ROOT / "pipeline"), str(ROOT / "imaging")], "env_vars": VARIABLES}
 
     def join() -> None:

@@ -1,13 +1,11 @@
-"""The contents that were seen, for all workers together: a picture is asked about once."""
+"""The contents that were seen, for all workers together: a picture is asked about once.
+
+The actor's process imports this module: nothing heavy is imported here.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
-
-import ray
-
-from pipeline.stages.read import SeenContent
 
 
 class Book:
@@ -22,16 +20,3 @@ class Book:
     def claim(self, key: str, path: bytes) -> bool:
         """Whether the content is this image's to ask about."""
         return self.owner.setdefault(key, path) == path
-
-
-class Claims(SeenContent):
-    """`SeenContent` of all workers together: the book remembers the contents."""
-
-    def __init__(self, book: Any) -> None:
-        super().__init__()
-        self.book = book
-
-    def add(self, key: str, path: bytes) -> bool:
-        """See `SeenContent.add`."""
-        mine: bool = ray.get(self.book.claim.remote(key, path))
-        return mine

@@ -26,7 +26,7 @@ LEASE_S, SILENT_S = 60.0, 80.0
 OPEN_S = 180.0
 # How long the first worker may wait for a free CPU; how long it may take to start where there is one (2 s on an idle
 # host); and how long the others may take after it.
-FREE_S, START_S, OTHERS_S = 12.0, 90.0, 4.0
+FREE_S, START_S, OTHERS_S = 6.0, 90.0, 4.0
 # How often the cluster's nodes are looked at.
 LOOK_S = 1.0
 # A worker's answer is waited for so long where it has nothing to say.

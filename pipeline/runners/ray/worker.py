@@ -181,7 +181,7 @@ class Worker:
         daft.set_runner_native()  # Daft sees that it is in Ray, and would plan there
         from pipeline.flow import Flow
         from pipeline.metrics.stage import RunMetrics
-        from pipeline.runners.ray.contents import Claims
+        from pipeline.runners.ray.claims import Claims
         from pipeline.runtime.cancellation import CancellationToken
         from pipeline.runtime.garbage import collect_rarely
         from pipeline.runtime.memory_budget import MemoryBudget
