@@ -152,6 +152,8 @@ class JobRun:
         if self.profiler.enabled:
             for name, server in self.runner.load.servers.items():
                 server.listeners.append(self.profiler.servers[name].add)
+                for page in server.pages if len(server.pages) > 1 else ():
+                    page.listeners.append(self.profiler.heard(name, page.base_url))
         self.collector = Collector(parts, Progress(total=todo), self.runtime)
         self.watchdog = Watchdog(
             self.folder / run_folder.STALL,

@@ -86,6 +86,8 @@ class Page:
         """The last reading; empty where it failed."""
         self.known: Reading = {}
         """The last one that did not."""
+        self.listeners: list[Callable[[Reading], None]] = []
+        """Called with each reading of this address, in the thread that polls."""
         self.failures = 0
         self.cpu_s = 0.0
 
@@ -135,6 +137,9 @@ class Server:
         if self.steer is not None:
             for page in self.pages:
                 self.steer(page.base_url, page.now)
+        for page in self.pages:
+            for listen in page.listeners:
+                listen(page.now)
         reading = together(self.pages)
         for listen in self.listeners:
             listen(reading)

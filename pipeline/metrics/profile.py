@@ -174,6 +174,8 @@ class Profile(Shape):
     services: dict[str, dict[str, float]] = Field(default_factory=dict)
     """What the services' own metrics changed over the run, by service and metric: time to first token, tokens per
     second, cache hits, batch sizes ... in the units that the names say."""
+    addresses: dict[str, dict[str, dict[str, float]]] = Field(default_factory=dict)
+    """The same of each address, by service and address, of services that have several."""
     samples: Samples
     spans: list[Span] = Field(default_factory=list)
     diagnosis: Diagnosis

@@ -45,7 +45,9 @@ class Profiler:
         self.started = datetime.now(UTC).isoformat(timespec="seconds")
         self.metrics = RunMetrics.disabled()
         self.servers = {"model": services.model_server(), "detector": services.detector()}
-        """Take the readings of the servers' metrics."""
+        """Take the readings of the servers' metrics, of all addresses of a service together."""
+        self.addresses: dict[str, dict[str, services.ServerSeries]] = {name: {} for name in self.servers}
+        """The same by service and address, of those that have several."""
         self.workers: Callable[[float], list[WorkerProfile]] = lambda zero: []
         """What each worker of a cluster did, with times since the beginning."""
         self._phases: list[tuple[str, float]] = []
@@ -79,8 +81,7 @@ class Profiler:
             return
         self._sampler = Sampler(self.metrics, self.servers, allowed, self.zero, Gpus(), clock, others)
         self._sampler.start()
-        for server in self.servers.values():
-            server.flowing = True
+        self._flowing(True)
         self.metrics.stages[READ].arrive(time.perf_counter(), images)
         self._main_cpu_s = time.thread_time()
 
@@ -89,9 +90,18 @@ class Profiler:
         if self._sampler is not None:
             self.metrics.stages[COLLECT].count(0, cpu_s=time.thread_time() - self._main_cpu_s)
             self._sampler.stop()
-            for server in self.servers.values():
-                server.flowing = False
+            self._flowing(False)
         self.phase(WRITE)
+
+    def _flowing(self, flowing: bool) -> None:
+        for name, server in self.servers.items():
+            for series in (server, *self.addresses[name].values()):
+                series.flowing = flowing
+
+    def heard(self, service: str, url: str) -> Callable[[services.Reading], None]:
+        """Takes the readings of one address of a service that has several."""
+        series = self.addresses[service][url] = services.ServerSeries(self.servers[service].gauges)
+        return series.add
 
     def finish(self) -> None:
         """The rows are written."""
@@ -116,10 +126,9 @@ class Profiler:
         cost_s = {phase.name: phase.end_s - phase.start_s for phase in phases if phase.name != FLOW}
         memory = psutil.virtual_memory().total
         machine = Machine(cpus=cores(), memory_bytes=memory, gpus=self._sampler.gpus.names)
-        reports = {
-            "model": services.of_model(self.servers["model"], self.metrics.stages[ASK].busy_s or wall_s),
-            "detector": services.of_detector(self.servers["detector"]),
-        }
+        asked_s = self.metrics.stages[ASK].busy_s or wall_s
+        report = {"model": lambda series: services.of_model(series, asked_s), "detector": services.of_detector}
+        reports = {name: report[name](server) for name, server in self.servers.items()}
         samples = self._sampler.series.result()
         steps = self.metrics.traces.steps()
         evidence = Evidence(
@@ -154,6 +163,11 @@ class Profiler:
             stages=stages,
             workers=self.workers(self.zero),
             services={name: values for name, values in reports.items() if values},
+            addresses={
+                name: {url: report[name](series) for url, series in several.items()}
+                for name, several in self.addresses.items()
+                if several
+            },
             samples=samples,
             spans=spans,
             diagnosis=diagnose(evidence),

@@ -71,10 +71,14 @@ class Figures:
 class Bench:
     """Runs over one folder of pictures, in a folder of their own."""
 
-    def __init__(self, url: str, images: Path, pictures: int, output: Path) -> None:
+    def __init__(self, url: str, images: Path, pictures: int, output: Path, *, step: int = 0) -> None:
+        """Each picture's file is so many bytes longer than the one before: photographs have different sizes."""
         self.url, self.images, self.output = url, images, output
         self.runs = 0
         write_plain(images, pictures)
+        for number, path in enumerate(sorted(images.iterdir()) if step else ()):
+            with path.open("ab") as file:
+                file.write(bytes(number * step))
 
     def seen(self) -> dict[str, dict[str, int]]:
         """What both servers saw so far."""
@@ -178,6 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, and print ratios."""
     parser = argparse.ArgumentParser(prog="cluster", description=__doc__)
     parser.add_argument("--images", type=int, default=2000, help="pictures of a run, of 3 boxes each")
+    parser.add_argument("--step", type=int, default=16, help="bytes that a file is longer than the one before; 0: none")
     parser.add_argument("--pairs", type=int, default=5, help="interleaved pairs of a native run and one on two nodes")
     parser.add_argument("--nodes", type=int, default=3, help="most nodes of the cluster")
     parser.add_argument("--slow", type=int, default=2400, help="pictures that take 50 ms more to read; 0: leave out")
@@ -187,12 +192,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
 
-        def bench(pictures: int, boxes: int) -> Bench:
+        def bench(pictures: int, boxes: int, step: int = 0) -> Bench:
             url = stack.enter_context(simulated_process(latency=0.05, boxes=boxes))
-            return Bench(url, folder / f"images{pictures}-{boxes}", pictures, folder / "runs")
+            return Bench(url, folder / f"images{pictures}-{boxes}", pictures, folder / "runs", step=step)
 
         nodes = stack.enter_context(cluster(1))
-        usual = bench(given.images, 3) if given.pairs else None
+        usual = bench(given.images, 3, given.step) if given.pairs else None
         slow = bench(given.slow, 1) if given.slow else None  # one box, so that to read is the work
         alone = 0.0
         for number in range(1, given.nodes + 1):

@@ -243,10 +243,10 @@ class ComposeEngine(ContainerEngine):
         also = (cluster.OVERLAY, self.files.cluster) if self.nodes() else ()
         become(self.files.command("logs", "--tail", "100", *(["--follow"] if follow else []), *names, also=also))
 
-    def open_shell(self, service: Service) -> NoReturn:
-        if not self.is_running(service.name):
-            raise NotRunning(f"{service.name} does not run: `make up` starts it")
-        become(self.files.command("exec", service.name, "/bin/sh"))
+    def open_shell(self, stack: Stack, name: str) -> NoReturn:
+        if not self.is_running(name):
+            raise NotRunning(f"{name} does not run: `make up` starts it")
+        become(self.files.command("exec", name, "/bin/sh"))
 
     def check_job(self, stack: Stack, job: JobCommand) -> None:
         if job.settings.runner == "ray" and (address := self.settings.environment.get("RAY_ADDRESS")):

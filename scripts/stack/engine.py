@@ -175,8 +175,12 @@ class Engine(ABC):
         """Become a program that shows the services' logs."""
 
     @abstractmethod
-    def open_shell(self, service: Service) -> NoReturn:
-        """Become a shell where the service runs."""
+    def open_shell(self, stack: Stack, name: str) -> NoReturn:
+        """Become a shell where the service of this name runs.
+
+        Raises:
+            NotRunning: it does not run, or runs elsewhere.
+        """
 
     def check_job(self, stack: Stack, job: JobCommand) -> None:
         """Check that the job can reach its images, folders and services, before anything starts for it."""

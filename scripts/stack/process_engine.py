@@ -182,8 +182,11 @@ class ProcessEngine(Engine):
             raise NotRunning("no logs yet: start the stack with `make up`")
         os.execvp("tail", ["tail", "-n", "100", *(["-F"] if follow else []), *present])
 
-    def open_shell(self, service: Service) -> NoReturn:
+    def open_shell(self, stack: Stack, name: str) -> NoReturn:
         """Become a shell with the service's variables, and its environment first in PATH."""
+        service = next((each for each in stack.services if each.name == name), None)
+        if service is None:
+            raise NotRunning(f"{name} runs elsewhere: an address is set for it")
         shell = os.environ.get("SHELL", "/bin/sh")
         path = f"{environments.folder(service.environment) / 'bin'}:{os.environ.get('PATH', '')}"
         os.execve(shell, [shell], {**environment_of(service), "PATH": path})

@@ -15,7 +15,7 @@ from pipeline.metrics.traces import TracedStep
 from pipeline.runners import RUNNERS
 from pipeline.runners.ray import checks
 from pipeline.runners.ray.measures import Measures
-from pipeline.runners.ray.shards import DEATHS, MOST, SUSPECTS, Shards
+from pipeline.runners.ray.shards import DEATHS, MOST, SUSPECTS, Shards, alone
 from pipeline.runners.ray.shares import GRACE_S, Bound
 from pipeline.runners.ray.worker import Facts, reaches, shares_folder, versions
 from pipeline.settings import Settings
@@ -108,6 +108,12 @@ def test_shards_are_smaller_near_the_end() -> None:
     assert sizes[0] == MOST
     assert sizes == sorted(sizes, reverse=True)
     assert sum(sizes) == 5000
+
+
+def test_only_a_file_of_its_own_size_is_known_to_be_new() -> None:
+    sizes = {b"a": 1, b"b": 2, b"copy of b": 2, b"c": None, b"d": None, b"e": 3}
+    listed = [Source(path, f"1-{size}" if size else None) for path, size in sizes.items()]
+    assert alone(listed) == {b"a", b"e"}
 
 
 @pytest.mark.parametrize("most", [1, 16, 64])

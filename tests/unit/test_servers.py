@@ -255,8 +255,11 @@ def test_the_servers_metrics_add_up() -> None:
     heard, steered = list[dict[str, float]](), list[tuple[str, float]]()
     server = Server(["http://a", "http://b"], pages.pop, lambda url, now: steered.append((url, now.get("b", 0.0))))
     server.listeners.append(lambda reading: heard.append(dict(reading)))
+    alone = list[dict[str, float]]()
+    server.pages[1].listeners.append(lambda reading: alone.append(dict(reading)))
     server.poll()
     server.poll()  # neither can be read
+    assert alone == [{"a_total": 10.0, "b": 20.0, "c_perc": 0.4}, {}]
     assert heard == [{"a_total": 11.0, "b": 22.0, "c_perc": 0.5}, {}]
     assert steered == [("http://a", 2.0), ("http://b", 20.0), ("http://a", 0.0), ("http://b", 0.0)]
 

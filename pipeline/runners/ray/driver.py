@@ -25,7 +25,7 @@ from pipeline.runners.ray import cluster
 from pipeline.runners.ray.contents import Book
 from pipeline.runners.ray.crew import LEASE_S, Crew, Member
 from pipeline.runners.ray.measures import Measures
-from pipeline.runners.ray.shards import Shards
+from pipeline.runners.ray.shards import Shards, alone
 from pipeline.runners.ray.shares import Bound
 from pipeline.runners.ray.worker import Needs, Reply
 from pipeline.runtime.runtime import Runtime
@@ -53,6 +53,8 @@ class Cluster:
         self.load = clients.load
         self.work, self.plan, self.runtime = work, plan, runtime
         self.shards = Shards(plan.sources)
+        # With contents of an earlier start, whose files may have had any size, all are asked about.
+        self.alone = alone(plan.sources) if not plan.seen.keys else set()
         self.measures = Measures(runtime.metrics)
         self.clock, self.usage, self.workers = self.measures.clock, self.measures.usage, self.measures.profiles
         self.allowed = {name: (lambda name=name: self._allowed(name)) for name in (DETECT, ASK)}
@@ -109,7 +111,8 @@ class Cluster:
         for member in up:
             if all(bound.held.get(member.name, 0) for bound in self.crew.bounds.values()):
                 while (shard := self.shards.next(member.name, len(up))) is not None:
-                    member.actor.begin.remote(*shard)
+                    number, sources = shard
+                    member.actor.begin.remote(number, sources, self.alone & {source.path for source in sources})
 
     def _taken(self, member: Member, reply: Reply) -> Iterator[dict[str, Any]]:
         """What a worker sent: records before rows, crops before the rows that name them."""

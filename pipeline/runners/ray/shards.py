@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -125,3 +125,9 @@ def died(source: Source) -> dict[str, Any]:
         "detect_attempts": None,
         "image_failure": {"stage": READ, "reason": reason, "attempts": DEATHS},
     }
+
+
+def alone(sources: Sequence[Source]) -> set[bytes]:
+    """The paths of the files whose size no other file has."""
+    sizes = Counter(source.size for source in sources)
+    return {source.path for source in sources if source.size is not None and sizes[source.size] == 1}

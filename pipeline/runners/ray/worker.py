@@ -220,8 +220,9 @@ class Worker:
         while not self.clients.within(shares) and self.runtime.cancellation.reason is None:
             time.sleep(0.02)
 
-    def begin(self, number: int, sources: list[Source]) -> None:
-        """Begin a shard."""
+    def begin(self, number: int, sources: list[Source], alone: set[bytes]) -> None:
+        """Begin a shard; `alone`: paths of images that nobody else can have seen."""
+        self.seen.alone |= alone
         threading.Thread(target=self._work, args=(number, sources), name=f"shard {number}", daemon=True).start()
 
     def _work(self, number: int, sources: list[Source]) -> None:
