@@ -138,7 +138,9 @@ def pyav() -> Any:
     try:
         import av
     except ImportError as error:
-        raise InvalidSetting(f"SPOTTER_EVERY: PyAV cannot be loaded ({error}): see docs/videos.md") from error
+        raise InvalidSetting(
+            f"SPOTTER_EVERY: PyAV cannot be loaded ({error}): unset RUNNER and use the process engine (docs/videos.md)"
+        ) from error
     return av
 
 

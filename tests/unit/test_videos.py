@@ -543,5 +543,5 @@ def test_pyav_is_where_videos_are_wanted(tmp_path: Path) -> None:
 def test_without_pyav_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_video(tmp_path / "a.mp4")
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(InvalidSetting, match=r"SPOTTER_EVERY: PyAV cannot be loaded .*: see docs/videos\.md"):
+    with pytest.raises(InvalidSetting, match=r"SPOTTER_EVERY: PyAV cannot be loaded .*: unset RUNNER and use"):
         listed(path, "1s")
