@@ -53,7 +53,8 @@ def encoded(frame: Any, scaler: Any) -> bytes:
     elif frame.colorspace == UNSPECIFIED and frame.height > STANDARD_HEIGHT:
         options = {"src_colorspace": "ITU709"}
     image: Image.Image = scaler.reformat(frame, format="rgb24", **options).to_image()
-    for each in frame.side_data:
+    # Not frame.side_data: it keeps the frame in a cycle, which a rare garbage collector frees late (0.25 MB a frame).
+    for each in pyav().sidedata.sidedata.SideDataContainer(frame):
         if each.type.name == "DISPLAYMATRIX":
             matrix = struct.unpack("=9i", bytes(each))
             signs = tuple((matrix[at] > 0) - (matrix[at] < 0) for at in (0, 1, 3, 4))

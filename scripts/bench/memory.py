@@ -37,8 +37,7 @@ from tests.doubles.faults import grid
 from tests.doubles.simulated import Simulated, serve
 
 SAMPLE_S = 0.1
-# Frames come faster than they are detected, so memory grows until they fill the budget: of the default's 512 MiB some
-# 2,000 frames. A small one shows sooner that memory is flat then.
+# Frames are read faster than they are detected: a small budget is full soon, and memory is flat from then on.
 VIDEO_BUDGET = "64MiB"
 
 

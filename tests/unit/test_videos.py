@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import os
@@ -79,6 +80,20 @@ def test_which_frames_are_taken(tmp_path: Path, every: str, taken: list[int]) ->
     assert numbers(sources) == taken
     assert [source.shown for source in sources] == [f"{tmp_path}/a.mp4#{number:08}" for number in taken]
     assert [source.time_s for source in sources] == pytest.approx([number / 30 for number in taken], abs=1e-4)
+
+
+def test_frames_are_freed_without_the_garbage_collector(tmp_path: Path) -> None:
+    cursor = Cursor(str(write_video(tmp_path / "a.mp4")), Every.of("1f"))
+    gc.collect()
+    before = sum(isinstance(each, av.VideoFrame) for each in gc.get_objects())
+    gc.disable()
+    try:
+        for number in range(40):
+            cursor.get(number)
+        held = sum(isinstance(each, av.VideoFrame) for each in gc.get_objects())
+    finally:
+        gc.enable()
+    assert held - before <= 4
 
 
 @pytest.mark.parametrize("text", ["", "1", "0s", "0f", "-1s", "1.5f", "1 s", "keys", "s"])
