@@ -17,6 +17,7 @@ import ray
 
 from pipeline.errors import ClusterUnusable
 from pipeline.runners.ray.checks import ADDRESS, CONNECT_S, see
+from pipeline.runtime import library_messages
 
 T = TypeVar("T")
 
@@ -63,10 +64,8 @@ def connect() -> None:
     if address == "local":
         options |= {"num_cpus": len(os.sched_getaffinity(0)), "object_store_memory": STORE_BYTES}
         options |= {"include_dashboard": False}
-    else:
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # else each try of a wrong token is a line of its own
-        if address != "auto":
-            see(address)
+    elif address != "auto":
+        see(address)
     environment = {"py_modules": [str(ROOT / "pipeline"), str(ROOT / "imaging")], "env_vars": VARIABLES}
 
     def join() -> None:
@@ -76,7 +75,8 @@ def connect() -> None:
         if address == "local":
             join()  # in this thread: the processes of the cluster end with the thread that starts them
         else:
-            within(CONNECT_S, join)
+            with library_messages.logged():  # each try of a wrong token is a line of Ray's
+                within(CONNECT_S, join)
     except TimeoutError:
         raise refused(address, f"it did not answer within {CONNECT_S:g} s") from None
     except Exception as error:
