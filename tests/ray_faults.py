@@ -133,8 +133,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hides = f'mount -t tmpfs tmpfs {faults.bench.images} && exec "$@"'
         node = nodes.add(before=[*OWN_MOUNTS, "sh", "-c", hides, "sh"])
         faults.refused("a hidden folder", nodes, "does not see")
-        nodes.remove(node)
-        nodes.add()
+        nodes.end()
+        nodes = stack.enter_context(cluster(1))
         node = nodes.add(before=OWN_MOUNTS)
         faults.interrupt(nodes)
         faults.full_disk(nodes, node)
