@@ -11,7 +11,7 @@ from pipeline.runners.ray.worker import Facts, versions
 # Of Ray's own variable, the address of a cluster that is there.
 ADDRESS = "RAY_ADDRESS"
 # How long the cluster may take to answer.
-CONNECT_S = 10.0
+CONNECT_S = 8.0
 
 
 def see(address: str) -> None:
