@@ -37,6 +37,7 @@ echo "routes: $(ip route | wc -l), images: $(docker images --quiet | wc -l), pyt
 
 time -p sh "$bundle/install.sh" "$folder"
 cd "$folder"
-for engine in $(sed -n '/"engines"/,/]/s/^  "\(.*\)".*/\1/p' "$bundle/manifest.json"); do
-	time -p make smoke STACK_ENGINE=$engine OFFLINE=1
+engines=$(sed -n '/"engines"/,/]/s/^  "\(.*\)".*/\1/p' "$bundle/manifest.json")
+for engine in $engines; do
+	time -p make smoke STACK_ENGINE="$engine" OFFLINE=1
 done
