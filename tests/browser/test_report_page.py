@@ -371,8 +371,8 @@ def test_it_fits_a_phone_and_the_dark(open_page: Open, folder: Path, scheme: str
     )
     assert background == ("#000000" if scheme == "light" else "#ffffff")
     opened.locator("figure button").nth(10).click()
+    opened.get_by_role("button", name="close").wait_for(state="visible")
     assert opened.evaluate("document.documentElement.scrollWidth") <= width
-    assert opened.get_by_role("button", name="close").is_visible()
 
 
 @pytest.mark.slow

@@ -114,21 +114,17 @@ def test_a_death_is_told_at_once_with_the_last_lines(engine: ProcessEngine, wait
 
 
 @pytest.mark.slow
-def test_a_death_is_told_at_once_also_of_a_service_that_was_ready(engine: ProcessEngine, tmp_path: Path) -> None:
-    """While another is waited for: it is killed when the wait has said that it is ready."""
-
-    class Told(io.StringIO):
-        def write(self, text: str) -> int:
-            if "toy: ready after" in text:
-                engine.children["toy"].kill()
-            return super().write(text)
-
+def test_a_death_is_told_at_once_also_of_a_service_that_was_ready(
+    engine: ProcessEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While another is waited for: it is killed when it has become ready."""
+    monkeypatch.setattr(warmup.Start, "tell_ready", lambda start, console: engine.children["toy"].kill())
     first, second = service(SERVER), replace(service("import time; time.sleep(600)"), name="slow")
     try:
         for each in (first, second):
             engine.start(each)
         with pytest.raises(ServiceDied, match=r"toy .* -9 "):
-            warmup.wait(engine, [first, second], 60, Console(file=Told(), width=200))
+            warmup.wait(engine, [first, second], 60, Console(file=io.StringIO(), width=200))
     finally:
         engine.stop("slow", grace_s=0)
 
