@@ -32,7 +32,7 @@ from pipeline.stages.store import store
 from pipeline.stages.stored import stored_crops
 
 # Of the memory budget: so much again may be taken by pixels between reading and cutting.
-KEPT_SHARE = 2
+KEPT_SHARE = 4
 
 
 @dataclass(frozen=True, slots=True)
