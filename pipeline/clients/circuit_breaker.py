@@ -20,9 +20,8 @@ class CircuitBreaker:
     """Open while a server is away. One task looks for it while all requests wait, so that a restart meets no rush.
 
     `is_back` asks the server for a sign of life. After `limit_s` seconds without one the run is cancelled: the rows
-    that wait would all fail for the same reason, and a later run does them. `others_s`: since how many
-    seconds all other addresses of the service refuse requests (infinite without others); while one takes them, nobody
-    waits.
+    that wait would all fail for the same reason, and a later run does them. `others_s`: since how many seconds all
+    other addresses of the service refuse requests (infinite without others); while one takes them, nobody waits.
     """
 
     def __init__(

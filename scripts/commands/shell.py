@@ -7,7 +7,7 @@ from argparse import ArgumentParser
 from rich.console import Console
 
 from scripts.commands.engines import known, plan
-from scripts.settings import StackSettings
+from scripts.settings import NotRunning, StackSettings
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -24,4 +24,7 @@ def run(settings: StackSettings, console: Console, *, service: str) -> None:
         NotRunning: the service does not run, or runs elsewhere.
     """
     stack, engine, _ = plan(settings)
-    engine.open_shell(stack, known(engine, stack, service))
+    name = known(engine, stack, service)
+    if name not in (*(each.name for each in stack.services), *engine.nodes()):
+        raise NotRunning(f"{name} runs elsewhere: an address is set for it")
+    engine.open_shell(stack, name)

@@ -240,13 +240,16 @@ class ComposeEngine(ContainerEngine):
         if not any(self.find(name) for name in names):
             stopped = [str(self.log(name)) for name in names if self.log(name).exists()]
             raise NotRunning(f"nothing is running; the last logs: {', '.join(stopped) or 'none'}")
-        also = (cluster.OVERLAY, self.files.cluster) if self.nodes() else ()
-        become(self.files.command("logs", "--tail", "100", *(["--follow"] if follow else []), *names, also=also))
+        become(self._command("logs", "--tail", "100", *(["--follow"] if follow else []), *names))
 
     def open_shell(self, stack: Stack, name: str) -> NoReturn:
         if not self.is_running(name):
             raise NotRunning(f"{name} does not run: `make up` starts it")
-        become(self.files.command("exec", name, "/bin/sh"))
+        become(self._command("exec", name, "/bin/sh"))
+
+    def _command(self, *arguments: str) -> list[str]:
+        """A command of Compose about services, and nodes of the Ray cluster where it was started."""
+        return self.files.command(*arguments, also=(cluster.OVERLAY, self.files.cluster) if self.nodes() else ())
 
     def check_job(self, stack: Stack, job: JobCommand) -> None:
         if job.settings.runner == "ray" and (address := self.settings.environment.get("RAY_ADDRESS")):

@@ -148,7 +148,7 @@ class ComposeFiles:
         unset = [part for name in self.variables() for part in ("-u", name)]
         return DockerClient(
             config=docker_host.client_config(),
-            # A command may leave out the overlay of the Ray cluster, whose containers are no orphans for that.
+            # Without the overlay of the Ray cluster, Compose takes the cluster's containers for orphans.
             client_call=["env", *unset, "COMPOSE_IGNORE_ORPHANS=1", "docker"],
             compose_files=[*self.files, *also],
             compose_project_name=self.project,

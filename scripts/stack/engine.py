@@ -176,10 +176,10 @@ class Engine(ABC):
 
     @abstractmethod
     def open_shell(self, stack: Stack, name: str) -> NoReturn:
-        """Become a shell where the service of this name runs.
+        """Become a shell where this service of the stack, or node of its cluster, runs.
 
         Raises:
-            NotRunning: it does not run, or runs elsewhere.
+            NotRunning: it does not run.
         """
 
     def check_job(self, stack: Stack, job: JobCommand) -> None:

@@ -184,9 +184,7 @@ class ProcessEngine(Engine):
 
     def open_shell(self, stack: Stack, name: str) -> NoReturn:
         """Become a shell with the service's variables, and its environment first in PATH."""
-        service = next((each for each in stack.services if each.name == name), None)
-        if service is None:
-            raise NotRunning(f"{name} runs elsewhere: an address is set for it")
+        service = next(each for each in stack.services if each.name == name)
         shell = os.environ.get("SHELL", "/bin/sh")
         path = f"{environments.folder(service.environment) / 'bin'}:{os.environ.get('PATH', '')}"
         os.execve(shell, [shell], {**environment_of(service), "PATH": path})

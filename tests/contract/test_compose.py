@@ -20,16 +20,18 @@ from rich.console import Console
 from pipeline.errors import InvalidSetting, NotFound, Unwritable
 from pipeline.settings import Settings
 from pipeline.sources.listing import list_images
+from scripts.commands import shell
 from scripts.docker import cluster, images
 from scripts.docker import gpu as docker_gpu
 from scripts.docker import host as docker_host
+from scripts.docker.containers import Started
 from scripts.docker.engine import ComposeEngine
 from scripts.docker.files import COMPOSE_FILE, OVERLAY_OF_DEVICE, OVERLAYS, ComposeFiles, publish_overlay
 from scripts.docker.job import Mount, Told, overlay, place_to_mount, tell
 from scripts.docker.job_user import User
 from scripts.docker.project import project_name
 from scripts.services import KINDS, NODE, kind_name
-from scripts.settings import InvalidStackSetting, JobCommand, ServiceDied, StackSettings
+from scripts.settings import InvalidStackSetting, JobCommand, NotRunning, ServiceDied, StackSettings
 from scripts.stack.process_engine import ProcessEngine
 from scripts.stack.services import make_stack, presets_of
 from scripts.stack.vllm_server import PRESETS as VLLM_PRESETS
@@ -145,6 +147,26 @@ def test_a_cluster_elsewhere_is_not_for_containers_and_workers_are_for_them_alon
         ProcessEngine(settings, "cpu").check_job(stack, job)
     ProcessEngine(settings, "cpu").check_job(stack, JobCommand(Settings()))
     ProcessEngine(StackSettings(state=tmp_path), "cpu").check_job(stack, job)
+
+
+def test_a_shell_opens_in_a_node_of_the_cluster_and_not_in_what_runs_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = StackSettings(state=tmp_path)
+    engine = ComposeEngine(settings, "cpu", "cpu")
+    became: list[list[str]] = []
+    monkeypatch.setattr("scripts.docker.engine.become", became.append)
+    monkeypatch.setattr(ComposeFiles, "command", lambda _, *asked, also=(): [*map(str, also), *asked])
+    monkeypatch.setattr(ComposeEngine, "is_running", lambda *_: True)
+    elsewhere = make_stack(settings, "cpu", "cpu", {"SPOTTER_MODEL_URL": "http://10.0.0.1:8000/v1"})
+    monkeypatch.setattr(shell, "plan", lambda _: (elsewhere, engine, ""))
+    with pytest.raises(NotRunning, match=r"^vllm runs elsewhere"):
+        shell.run(settings, Console(quiet=True), service="vllm")
+    engine.write_record(cluster.WORKER, Started("", ""))
+    shell.run(settings, Console(quiet=True), service=cluster.WORKER)
+    (command,) = became
+    assert command[-3:] == ["exec", cluster.WORKER, "/bin/sh"]
+    assert str(cluster.OVERLAY) in command, "without it Compose knows no such service"
 
 
 def test_a_cluster_that_does_not_start_is_told_and_known_to_down(

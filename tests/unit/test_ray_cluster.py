@@ -42,7 +42,7 @@ def servers() -> Iterator[Simulated]:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures of different content, copies of three of them, and a file that is none."""
+    """Pictures of different content, copies of three of them, and a file that is not a picture."""
     folder = tmp_path_factory.mktemp("photos")
     for number in range(PICTURES):
         (folder / f"{number:03}.jpg").write_bytes(encoded(gradient(96 + number, 80)))

@@ -40,7 +40,7 @@ class Bound:
         return changes
 
     def told(self, name: str, share: int) -> None:
-        """A worker is told its new share; of two, the larger counts until the worker confirms by `holds`."""
+        """A worker gets a new share; until it confirms by `holds`, the larger of the old and the new one counts."""
         self.held[name] = max(self.held.get(name, 0), share)
 
     def holds(self, name: str, share: int) -> None:
