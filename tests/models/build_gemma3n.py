@@ -70,14 +70,35 @@ def byte_pairs(corpus: Sequence[str], size: int) -> tuple[dict[str, int], list[t
     return {piece: index for index, piece in enumerate([*reserved, *pieces])}, merges
 
 
-def build_tokenizer(corpus: Sequence[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer of Gemma's make, with pieces learnt from `corpus`."""
+def pieces_of(corpus: Sequence[str]) -> Tokenizer:
+    """A byte-pair tokenizer of Gemma's make, without special tokens."""
     # Bytes and special tokens take 260 of the ids, the markers another 4.
     vocabulary, merges = byte_pairs(corpus, size=640)
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token=UNKNOWN, byte_fallback=True))
     tokenizer.normalizer = normalizers.Replace(" ", SPACE)
     tokenizer.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
+    return tokenizer
 
+
+def with_template(tokenizer: Tokenizer, named: dict[str, str], template: str) -> PreTrainedTokenizerFast:
+    """A tokenizer as a checkpoint holds it, with special tokens by the names that its processor asks for."""
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        extra_special_tokens=named,
+        model_max_length=MAX_POSITIONS,
+        clean_up_tokenization_spaces=False,
+        padding_side="left",
+        chat_template=template,
+    )
+
+
+def build_tokenizer(corpus: Sequence[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer of Gemma's make, with pieces learnt from `corpus`."""
+    tokenizer = pieces_of(corpus)
     tokenizer.add_special_tokens([PAD, EOS, BOS, UNKNOWN, START_OF_TURN, END_OF_TURN, START_OF_IMAGE, START_OF_AUDIO])
     for block, size, names in (
         ("text", TEXT_VOCABULARY, []),
@@ -95,25 +116,15 @@ def build_tokenizer(corpus: Sequence[str]) -> PreTrainedTokenizerFast:
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[bos]
     )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=BOS,
-        eos_token=EOS,
-        pad_token=PAD,
-        unk_token=UNKNOWN,
-        extra_special_tokens={
-            "image_token": IMAGE,
-            "boi_token": START_OF_IMAGE,
-            "eoi_token": END_OF_IMAGE,
-            "audio_token": AUDIO,
-            "boa_token": START_OF_AUDIO,
-            "eoa_token": END_OF_AUDIO,
-        },
-        model_max_length=MAX_POSITIONS,
-        clean_up_tokenization_spaces=False,
-        padding_side="left",
-        chat_template=CHAT_TEMPLATE.read_text(),
-    )
+    named = {
+        "image_token": IMAGE,
+        "boi_token": START_OF_IMAGE,
+        "eoi_token": END_OF_IMAGE,
+        "audio_token": AUDIO,
+        "boa_token": START_OF_AUDIO,
+        "eoa_token": END_OF_AUDIO,
+    }
+    return with_template(tokenizer, named, CHAT_TEMPLATE.read_text())
 
 
 def build_config(tokenizer: PreTrainedTokenizerFast) -> Gemma3nConfig:

@@ -16,16 +16,14 @@ from pathlib import Path
 
 import torch
 import transformers as hf
-from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers.models.gemma4.feature_extraction_gemma4 import Gemma4AudioFeatureExtractor
 from transformers.models.gemma4.video_processing_gemma4 import Gemma4VideoProcessor
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
-from tests.models.build_gemma3n import BOS, EOS, PAD, SPACE, UNKNOWN, byte_pairs
+from tests.models.build_gemma3n import BOS, EOS, MAX_POSITIONS, PAD, UNKNOWN, pieces_of, with_template
 
 VOCABULARY = 1024
-MAX_POSITIONS = 4096
 
 GEMMA_4 = {
     "image_token": "<|image|>",
@@ -64,33 +62,24 @@ TEMPLATE = """{%- for turn in messages -%}
 
 def tokenizer(corpus: Sequence[str], named: dict[str, str], image: str, role: str) -> hf.PreTrainedTokenizerFast:
     """A tokenizer with these special tokens, and the model's template."""
-    vocabulary, merges = byte_pairs(corpus, size=640)
-    made = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token=UNKNOWN, byte_fallback=True))
-    made.normalizer = normalizers.Replace(" ", SPACE)
-    made.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
+    made = pieces_of(corpus)
     made.add_special_tokens([PAD, EOS, BOS, UNKNOWN, *named.values()])
     template = TEMPLATE
     for name, value in (("SOT", named["sot_token"]), ("EOT", named["eot_token"]), ("IMAGE", image), ("ROLE", role)):
         template = template.replace(name, f'"{value}"')
-    return hf.PreTrainedTokenizerFast(
-        tokenizer_object=made,
-        bos_token=BOS,
-        eos_token=EOS,
-        pad_token=PAD,
-        unk_token=UNKNOWN,
-        extra_special_tokens=named,
-        model_max_length=MAX_POSITIONS,
-        clean_up_tokenization_spaces=False,
-        padding_side="left",
-        chat_template=template,
-    )
+    return with_template(made, named, template)
+
+
+def specials(tokens: hf.PreTrainedTokenizerFast) -> dict[str, int]:
+    """The ids that each part of a configuration takes."""
+    return {f"{name}_token_id": getattr(tokens, f"{name}_token_id") for name in ("bos", "pad", "eos")}
 
 
 def gemma_4(corpus: Sequence[str]) -> tuple[hf.PreTrainedModel, hf.ProcessorMixin]:
     """Gemma 4: per-layer inputs, sliding and full attention, shared KV layers; its vision tower, its audio tower."""
     tokens = tokenizer(corpus, GEMMA_4, GEMMA_4["image_token"], "model")
     identify = tokens.convert_tokens_to_ids
-    special = {"bos_token_id": identify(BOS), "pad_token_id": identify(PAD), "eos_token_id": identify(EOS)}
+    special = specials(tokens)
     text = hf.Gemma4TextConfig(
         vocab_size=VOCABULARY,
         vocab_size_per_layer_input=VOCABULARY,
@@ -137,7 +126,7 @@ def qwen3_vl(corpus: Sequence[str]) -> tuple[hf.PreTrainedModel, hf.ProcessorMix
     image = QWEN3_VL["vision_start_token"] + QWEN3_VL["image_token"] + QWEN3_VL["vision_end_token"]
     tokens = tokenizer(corpus, QWEN3_VL, image, "assistant")
     identify = tokens.convert_tokens_to_ids
-    special = {"bos_token_id": identify(BOS), "pad_token_id": identify(PAD), "eos_token_id": identify(EOS)}
+    special = specials(tokens)
     text = hf.Qwen3VLTextConfig(
         vocab_size=VOCABULARY,
         hidden_size=64,
